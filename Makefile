@@ -1,0 +1,47 @@
+# make demo   set up, then run the whole job on the embedded defaults
+# make test   set up, then run the tests
+# On the open internet a CPU-only machine takes PyTorch from its own index:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+PYTHON ?= python3.11
+TORCH_INDEX ?=
+DEMO_DIR ?= demo
+BIN := .venv/bin
+
+.PHONY: setup demo test lint format compile constraints clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name a Python 3.11: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools wheel -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^torch==' constraints.txt) -c constraints.txt \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,pipelines,demo,dev]' -c constraints.txt
+	@touch $@
+
+demo: setup
+	$(BIN)/stabn demo --dir $(DEMO_DIR)
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+compile: setup
+	$(BIN)/python -m pipelines compile --output build/pipelines
+
+constraints: setup
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.partial
+	(head -n 1 constraints.txt; cat constraints.partial) > constraints.new && mv constraints.new constraints.txt && rm constraints.partial
+
+clean:
+	rm -rf .venv $(DEMO_DIR) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

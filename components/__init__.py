@@ -1,0 +1,1 @@
+"""KFP components: one stage per file, one call into stabn."""

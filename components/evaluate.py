@@ -1,0 +1,43 @@
+"""Component evaluate: predictions, per-class accuracy and confusion of one checkpoint on one split."""
+
+from kfp import dsl
+
+from components.images import TRAINER_IMAGE
+
+
+@dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
+def evaluate(
+    checkpoint: dsl.Input[dsl.Model],
+    manifest: dsl.Input[dsl.Dataset],
+    split: str,
+    attention: str,
+    name: str,
+    preset: str,
+    overrides: str,
+    predictions: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
+):
+    """Recognise every video of a split, each counted once.
+
+    Args:
+        checkpoint: The network.
+        manifest: The videos.
+        split: train or validation.
+        attention: as_is, spatial_inverted (eq. 7) or temporal_inverted.
+        name: Which network this is, such as before or after; part of the run's name in MLflow.
+        preset: Named settings.
+        overrides: Settings that differ from the preset, section.name=value.
+        predictions: One row per video: true class, five best classes with scores, both branches.
+        metrics: Top-1, top-5 and loss.
+        confusion: Confusion matrix, of the most confused classes where there are many.
+    """
+    from stabn.evaluation.predict import confusion_for_display, evaluate
+    from stabn.presets import resolve
+
+    result = evaluate(
+        checkpoint.path, manifest.path, split, attention, predictions.path, resolve(preset, overrides), name=name
+    )
+    for key, value in result.metrics.items():
+        metrics.log_metric(key, value)
+    confusion.log_confusion_matrix(*confusion_for_display(result.predictions))

@@ -1,0 +1,44 @@
+"""Component finetune: both branches with the edited temporal attention."""
+
+from kfp import dsl
+
+from components.images import TRAINER_IMAGE
+
+
+@dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
+def finetune(
+    checkpoint: dsl.Input[dsl.Model],
+    manifest: dsl.Input[dsl.Dataset],
+    edits: dsl.Input[dsl.Dataset],
+    storage_uri: str,
+    preset: str,
+    overrides: str,
+    gamma: float,
+    name: str,
+    finetuned: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Fine-tune with eq. 5 and 6; an interrupted run goes on from its last checkpoint.
+
+    Args:
+        checkpoint: The trained network.
+        manifest: The manifest it was trained on.
+        edits: Edit table of import-edits.
+        storage_uri: Folder or s3:// prefix that keeps the checkpoints of the run.
+        preset: Named settings.
+        overrides: Settings that differ from the preset, section.name=value.
+        gamma: Weight of the temporal attention loss; 0 is the control run.
+        name: Name of the run in MLflow.
+        finetuned: The network with the best validation top-1, with the metrics of every epoch.
+        metrics: Metrics of the best epoch.
+    """
+    from stabn.presets import resolve
+    from stabn.training.train import finetune_into
+
+    config = resolve(preset, overrides, finetune__gamma=gamma)
+    result = finetune_into(
+        checkpoint.path, manifest.path, edits.path, config, storage_uri, finetuned.path, name=name
+    )
+    finetuned.metadata["uri"] = result.best_uri
+    for key, value in result.metrics.items():
+        metrics.log_metric(key, value)

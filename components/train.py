@@ -1,0 +1,33 @@
+"""Component train: ST-ABN or its baseline on the training split."""
+
+from kfp import dsl
+
+from components.images import TRAINER_IMAGE
+
+
+@dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
+def train(
+    manifest: dsl.Input[dsl.Dataset],
+    storage_uri: str,
+    preset: str,
+    overrides: str,
+    checkpoint: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Train a network; an interrupted run goes on from its last checkpoint.
+
+    Args:
+        manifest: Manifest of extract-frames.
+        storage_uri: Folder or s3:// prefix that keeps the checkpoints of the run.
+        preset: Named settings.
+        overrides: Settings that differ from the preset, section.name=value.
+        checkpoint: The network with the best validation top-1, with the metrics of every epoch.
+        metrics: Metrics of the best epoch.
+    """
+    from stabn.presets import resolve
+    from stabn.training.train import train_into
+
+    result = train_into(manifest.path, resolve(preset, overrides), storage_uri, checkpoint.path)
+    checkpoint.metadata["uri"] = result.best_uri
+    for name, value in result.metrics.items():
+        metrics.log_metric(name, value)

@@ -1,0 +1,1 @@
+"""KFP pipelines: graphs only, no I/O."""

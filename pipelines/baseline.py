@@ -1,0 +1,91 @@
+"""Pipeline baseline: from videos to an editing round."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import PipelineTask
+
+from components.evaluate import evaluate
+from components.export_attention import export_attention
+from components.extract_frames import extract_frames
+from components.select_classes import select_classes
+from components.train import train
+from pipelines.settings import default, describe
+
+
+class TrainedTasks(NamedTuple):
+    """The tasks that later ones take their inputs from."""
+
+    extract: PipelineTask
+    train: PipelineTask
+    select: PipelineTask
+
+
+def train_and_select(
+    videos_uri: str,
+    labels_uri: str,
+    dataset_version: str,
+    storage_uri: str,
+    preset: str,
+    overrides: str,
+    select_threshold: float,
+    select_max_classes: int,
+) -> TrainedTasks:
+    """Add the stages from extract-frames to select-classes to the pipeline being defined."""
+    settings = {"preset": preset, "overrides": overrides}
+    extracted = extract_frames(
+        videos_uri=videos_uri,
+        labels_uri=labels_uri,
+        storage_uri=storage_uri,
+        dataset_version=dataset_version,
+        **settings,
+    )
+    manifest = extracted.outputs["manifest"]
+    trained = train(manifest=manifest, storage_uri=storage_uri, **settings)
+    predictions = {}
+    for split in ("train", "validation"):
+        evaluated = evaluate(
+            checkpoint=trained.outputs["checkpoint"],
+            manifest=manifest,
+            split=split,
+            attention="as_is",
+            name="baseline",
+            **settings,
+        )
+        evaluated.set_display_name(f"evaluate on {split}")
+        predictions[f"{split}_predictions"] = evaluated.outputs["predictions"]
+    selected = select_classes(threshold=select_threshold, max_classes=select_max_classes, **settings, **predictions)
+    return TrainedTasks(extracted, trained, selected)
+
+
+def export(tasks: TrainedTasks, storage_uri: str, preset: str, overrides: str) -> PipelineTask:
+    """Add export-attention of the selected videos to the pipeline being defined."""
+    return export_attention(
+        checkpoint=tasks.train.outputs["checkpoint"],
+        manifest=tasks.extract.outputs["manifest"],
+        selection=tasks.select.outputs["selection"],
+        storage_uri=storage_uri,
+        preset=preset,
+        overrides=overrides,
+    )
+
+
+def _baseline(
+    videos_uri: str,
+    labels_uri: str,
+    storage_uri: str,
+    preset: str = "ssv2_r50_32",
+    overrides: str = "",
+    dataset_version: str = "",
+    select_threshold: float = default("select.threshold"),
+    select_max_classes: int = default("select.max_classes"),
+):
+    """Train ST-ABN, find the actions it recognises badly, and export their attention for editing."""
+    tasks = train_and_select(
+        videos_uri, labels_uri, dataset_version, storage_uri, preset, overrides, select_threshold, select_max_classes
+    )
+    with dsl.If(tasks.select.outputs["outcome"] == "selected", name="actions selected"):
+        export(tasks, storage_uri, preset, overrides)
+
+
+baseline = dsl.pipeline(name="st-abn-baseline", display_name="ST-ABN baseline")(describe(_baseline))

@@ -1,0 +1,182 @@
+"""The whole job on the mini dataset: what `make demo` and `stabn demo` run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from stabn.config import fingerprint
+from stabn.errors import StabnError
+from stabn.local_services import local_object_store, prepare_mlflow
+from stabn.progress import Progress
+
+# The tasks of the pipeline `full` in the order of the local runner, and about how long each takes on two cores, in
+# seconds: only their proportions count, for the time left.
+TASKS = {
+    "extract-frames": 15,
+    "train": 110,
+    "evaluate": 8,
+    "evaluate-2": 7,
+    "select-classes": 4,
+    "export-attention": 20,
+    "edits": 4,
+    "import-edits": 4,
+    "finetune": 25,
+    "finetune-2": 25,
+    "evaluate-3": 7,
+    "evaluate-4": 7,
+    "evaluate-5": 7,
+    "evaluate-6": 7,
+    "evaluate-7": 7,
+    "report": 15,
+    "promote": 5,
+}
+SETTINGS = {"preset": "mini", "select_max_classes": "4", "edit_source": "segments", "model_name": "st-abn-mini"}
+STARTED = re.compile(r"Executing task \S*?'([\w-]+)'")
+CACHED = re.compile(r"[Cc]ache")
+
+
+def demo(folder: Path, size: int = 0, seed: int = 0, overrides: str = "") -> None:
+    """Make the mini dataset and run the pipeline `full` on it with KFP's local runner.
+
+    Everything lies in one folder. Run again, it goes on where it was interrupted and reuses what is done.
+
+    Args:
+        folder: gets the dataset, the S3 server's data, MLflow's database, KFP's artifacts, and the report.
+        size: videos of the dataset; 0: the size the demo is tuned for.
+        seed: seed of the dataset.
+        overrides: settings that differ from the preset `mini`, section.name=value.
+
+    Raises:
+        StabnError: a stage failed; the end of its log is shown.
+    """
+    from stabn.data.mini import DEMO_VIDEOS, make_mini_dataset
+
+    started = time.monotonic()
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"The whole job on generated videos; everything goes into {folder}\n")
+    progress = Progress(size or DEMO_VIDEOS, "mini dataset")
+    done = 0
+
+    def show(now: int, total: int) -> None:
+        nonlocal done
+        progress.update(now - done)
+        done = now
+
+    dataset = make_mini_dataset(folder / "dataset", size or "demo", seed, progress=show)
+    progress.close()
+    tracking_uri = prepare_mlflow(folder / "mlflow")
+    with local_object_store(folder / "storage") as store:
+        parameters = {
+            "videos_uri": dataset.videos_dir,
+            "labels_uri": dataset.labels_dir,
+            "dataset_version": f"{dataset.num_videos}-{seed}",
+            "edit_segments_uri": dataset.segments_path,
+            "storage_uri": store.uri("data"),
+            "overrides": overrides,
+            **SETTINGS,
+        }
+        command = [sys.executable, "-m", "pipelines", "run", "full", "--dir", str(folder / "kfp")]
+        for name, value in parameters.items():
+            command += ["--param", f"{name}={value}"]
+        environment = {
+            **os.environ,
+            "MLFLOW_TRACKING_URI": tracking_uri,
+            "STABN_EXPERIMENT": "st-abn-mini",
+            "STABN_RUN_ID": f"demo-{fingerprint({name: str(value) for name, value in parameters.items()})}",
+            "PYTHONUNBUFFERED": "1",
+        }
+        _run(command, environment, folder / "demo.log")
+    _finish(folder, time.monotonic() - started)
+
+
+def _run(command: list[str], environment: dict[str, str], log_path: Path) -> None:
+    """Run the pipeline as a process; show its stages and their progress, and keep the whole output in a log."""
+    with log_path.open("a") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+        assert process.stdout is not None
+        try:
+            for line in readable(_logged(process.stdout, log)):
+                print(line, flush=True)
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait(timeout=30)
+            raise
+    if code:
+        tail = [line.rstrip() for line in log_path.read_text(errors="replace").splitlines() if line.strip()][-12:]
+        raise StabnError("the pipeline failed:\n" + "\n".join(tail) + f"\nwhole log: {log_path}; run again to go on")
+
+
+def _logged(lines: Iterable[str], log: object) -> Iterator[str]:
+    for line in lines:
+        log.write(line)  # type: ignore[attr-defined]
+        yield line.rstrip("\n")
+
+
+def readable(lines: Iterable[str]) -> Iterator[str]:
+    """Turn the output of KFP's local runner into a heading per stage and the stage's own lines.
+
+    KFP's own lines and the executor's input in JSON are left out.
+    """
+    started = time.monotonic()
+    total, number, in_json = sum(TASKS.values()), 0, False
+    for line in lines:
+        if match := STARTED.search(line):
+            number += 1
+            elapsed = time.monotonic() - started
+            before = sum(list(TASKS.values())[: number - 1])
+            left = f", about {_clock(elapsed / before * (total - before))} left" if before and elapsed > 5 else ""
+            yield f"\n[{number:2}/{len(TASKS)}] {match[1]}   ({_clock(elapsed)} so far{left})"
+        elif CACHED.search(line) and "INFO" in line:
+            yield "    done before with the same inputs, reused"
+        elif "Got executor_input" in line:
+            in_json = True
+        elif in_json:
+            in_json = line != "    }"
+        elif line.startswith("    ") and "[KFP Executor" not in line and line.strip():
+            yield line
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def _finish(folder: Path, seconds: float) -> None:
+    """Put the report where people find it, print the two tables, and say what to do next."""
+    pages = sorted((folder / "kfp" / "artifacts").glob("*/report/page"), key=lambda path: path.stat().st_mtime)
+    if not pages:
+        print(
+            f"\nNo action was below the threshold on both splits, so there was nothing to correct; "
+            f"the networks and predictions are in {folder}"
+        )
+        return
+    newest = pages[-1].parent
+    shutil.copyfile(newest / "page", folder / "report.html")
+    shutil.copytree(newest / "figures", folder / "figures", dirs_exist_ok=True)
+    print("\n" + (newest / "tables").read_text().replace("```", "").strip())
+    manifests = sorted((folder / "kfp" / "artifacts").glob("*/import-edits/manifest"), key=lambda p: p.stat().st_mtime)
+    imported = os.path.relpath(manifests[-1].parent)
+    bin_dir = Path(sys.executable).parent
+    where = bin_dir.relative_to(Path.cwd()) if bin_dir.is_relative_to(Path.cwd()) else bin_dir
+    folder = Path(os.path.relpath(folder))
+    print(
+        f"""
+Done in {_clock(seconds)}.
+  report    {folder}/report.html   (open it in a browser)
+  figures   {folder}/figures/
+  log       {folder}/demo.log
+
+Compare the runs in MLflow:
+  {where}/mlflow ui --backend-store-uri sqlite:///{folder}/mlflow/mlflow.db
+Rerun a stage, for example the evaluation with inverted temporal attention:
+  {where}/stabn local --dir {folder} -- stabn evaluate --preset mini --attention temporal_inverted \\
+    --checkpoint {imported}/checkpoint --manifest {imported}/manifest --output {folder}/predictions.parquet"""
+    )

@@ -1,0 +1,73 @@
+"""Pipeline finetune: from a corrected round to the before/after report."""
+
+from kfp import dsl
+from kfp.dsl import PipelineTask
+
+from components.edits import import_edits
+from components.evaluate import evaluate
+from components.finetune import finetune as finetune_component
+from components.promote import promote
+from components.report import report
+from pipelines.settings import default, describe
+
+
+def finetune_and_report(
+    imported: PipelineTask, storage_uri: str, preset: str, overrides: str, gamma: float, model_name: str
+) -> PipelineTask:
+    """Add the stages that follow import-edits to the pipeline being defined."""
+    settings = {"preset": preset, "overrides": overrides}
+    manifest, checkpoints = imported.outputs["manifest"], {"before": imported.outputs["checkpoint"]}
+    for name, weight in (("after", gamma), ("control", 0.0)):
+        tuned = finetune_component(
+            checkpoint=checkpoints["before"],
+            manifest=manifest,
+            edits=imported.outputs["edits"],
+            storage_uri=storage_uri,
+            gamma=weight,
+            name="finetune" if name == "after" else "finetune-control",
+            **settings,
+        )
+        tuned.set_display_name("finetune" if name == "after" else "finetune, control (gamma 0)")
+        checkpoints[name] = tuned.outputs["finetuned"]
+    predictions = {}
+    for name, attention in (
+        ("before", "as_is"),
+        ("before", "spatial_inverted"),
+        ("after", "as_is"),
+        ("after", "spatial_inverted"),
+        ("control", "as_is"),
+    ):
+        evaluated = evaluate(
+            checkpoint=checkpoints[name], manifest=manifest, split="validation", attention=attention, name=name, **settings
+        )
+        inverted = attention != "as_is"
+        evaluated.set_display_name(f"evaluate {name}" + (", spatial attention inverted" if inverted else ""))
+        predictions[f"{name}_inverted" if inverted else name] = evaluated.outputs["predictions"]
+    reported = report(
+        **predictions,
+        **{f"{name}_checkpoint": checkpoint for name, checkpoint in checkpoints.items()},
+        manifest=manifest,
+        selection=imported.outputs["selection"],
+        edits=imported.outputs["edits"],
+    )
+    promote(
+        before=predictions["before"], after=predictions["after"], checkpoint=checkpoints["after"], model_name=model_name
+    )
+    return reported
+
+
+def _finetune(
+    round_uri: str,
+    storage_uri: str,
+    preset: str = "ssv2_r50_32",
+    overrides: str = "",
+    finetune_gamma: float = default("finetune.gamma"),
+    model_name: str = "st-abn",
+):
+    """Fine-tune ST-ABN with a round's corrections and compare it with itself before, and with a control run."""
+    imported = import_edits(round_uri=round_uri, edits_fingerprint="")
+    imported.set_caching_options(False)
+    finetune_and_report(imported, storage_uri, preset, overrides, finetune_gamma, model_name)
+
+
+finetune = dsl.pipeline(name="st-abn-finetune", display_name="ST-ABN fine-tuning")(describe(_finetune))

@@ -1,0 +1,50 @@
+"""Parameters of the KFP forms: defaults and descriptions come from the settings' own fields."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from stabn.config import SECTIONS
+
+DESCRIPTIONS = {
+    "videos_uri": "Folder or s3:// prefix with <id>.webm.",
+    "labels_uri": "Folder or s3:// prefix with the four Something-Something v2 label files.",
+    "storage_uri": "s3:// prefix that keeps frames, checkpoints and editing rounds.",
+    "preset": "Named settings: ssv2_r50_32, ssv2_r50_32x2, ssv2_r101_32, ssv2_r101_32x2, baseline_..., mini.",
+    "overrides": "Settings that differ from the preset, such as: train.epochs=20 data.workers=8.",
+    "dataset_version": "Change it when the videos or labels change, so that cached frames are not used.",
+    "round_uri": "Editing round that people have corrected; it holds its network and its manifest.",
+    "edit_source": "people: wait for corrections in the editor; segments: write them from segments_uri.",
+    "edit_segments_uri": "With segments: JSON file of video id to [first, last) frame of the action.",
+    "edit_min_share": "With people: share of the round's videos to be edited or skipped before going on, 0 to 1.",
+    "edit_timeout_hours": "With people: hours to wait at most.",
+    "model_name": "Name in MLflow's model registry whose alias champion may move; empty: register nothing.",
+}
+
+
+def default(setting: str) -> Any:
+    """Return the default of a setting such as `select.threshold`."""
+    section, name = setting.split(".")
+    return _field(section, name).default
+
+
+def describe(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Complete a pipeline function's docstring with a line for each parameter.
+
+    A parameter named `select_threshold` is described by the field `threshold` of the section `select`.
+    """
+    lines = []
+    for name in function.__annotations__:
+        section, _, field = name.partition("_")
+        text = DESCRIPTIONS.get(name) or _sentence(_field(section, field).metadata["help"])
+        lines.append(f"    {name}: {text}")
+    function.__doc__ = f"{function.__doc__}\n\nArgs:\n" + "\n".join(lines) + "\n"
+    return function
+
+
+def _field(section: str, name: str) -> Any:
+    return {item.name: item for item in dataclasses.fields(SECTIONS[section])}[name]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."

@@ -1,0 +1,1 @@
+"""Export, correction and rendering of attention."""

@@ -1,0 +1,412 @@
+"""The command line: one command per stage, its flags made from the settings' own fields."""
+
+import argparse
+import dataclasses
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import stabn
+from stabn import presets
+from stabn.config import SECTIONS, RunConfig, override
+from stabn.errors import StabnError
+
+Arguments = argparse.Namespace
+COMMANDS: dict[str, "Command"] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command: its function, the settings it takes as flags, and how its arguments are added."""
+
+    run: Callable[[Arguments, RunConfig], None]
+    sections: tuple[str, ...]
+    arguments: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
+    default_preset: str = "ssv2_r50_32"
+
+
+def argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Declare an argument; options as for argparse. A name without a default is required."""
+    if names[0].startswith("--") and "default" not in options and "action" not in options:
+        options["required"] = True
+    return names, options
+
+
+def command(name: str, *arguments: Any, sections: Sequence[str] = (), preset: str = "ssv2_r50_32") -> Callable:
+    """Register a function as a command; its docstring is the help that a newcomer reads."""
+
+    def register(run: Callable[[Arguments, RunConfig], None]) -> Callable[[Arguments, RunConfig], None]:
+        COMMANDS[name] = Command(run, tuple(sections), arguments, preset)
+        return run
+
+    return register
+
+
+MANIFEST = argument("--manifest", metavar="URI", help="manifest of extract-frames, a path or s3:// URI")
+CHECKPOINT = argument("--checkpoint", metavar="URI", help="checkpoint of train, finetune or import-checkpoint")
+COMPUTING = ("data.workers", "train.batch_size", "train.device", "train.precision")
+OUTPUT = argument("--output", metavar="PATH", help="file to write")
+
+
+@command(
+    "demo",
+    argument("--dir", metavar="D", default="demo", help="folder that gets everything the demo makes"),
+    argument("--size", type=int, default=0, help="videos of the mini dataset; 0: the size the demo is tuned for"),
+    argument("--seed", type=int, default=0, help="seed of the mini dataset"),
+    preset="mini",
+)
+def _demo(args: Arguments, config: RunConfig) -> None:
+    """Run the whole job on a generated mini dataset: no cluster, no GPU, no account, about five minutes.
+
+    Renders a small video dataset, starts a local S3 server and an MLflow database, and runs the KFP pipeline `full`
+    with KFP's local runner. Run again, it goes on where it was interrupted and reuses what is done.
+    """
+    from pipelines.demo import demo
+
+    demo(Path(args.dir), size=args.size, seed=args.seed)
+
+
+@command(
+    "local",
+    argument("--dir", metavar="D", default="demo", help="folder of the demo"),
+    argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run"),
+)
+def _local(args: Arguments, config: RunConfig) -> None:
+    """Run a command with the demo's object storage and MLflow at hand: `stabn local -- stabn evaluate …`.
+
+    Starts the local S3 server on the demo's data, sets the AWS_* and MLFLOW_* variables, runs the command, and stops
+    the server when it ends.
+    """
+    import subprocess
+
+    from stabn.local_services import local_object_store, prepare_mlflow
+
+    words = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not words:
+        raise StabnError("local: name a command to run, such as: stabn local -- stabn explain --help")
+    folder = Path(args.dir)
+    if not folder.is_dir():
+        raise StabnError(f"{folder}: no such folder; run `stabn demo --dir {folder}` first")
+    environment = {"MLFLOW_TRACKING_URI": prepare_mlflow(folder / "mlflow")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    with local_object_store(folder / "storage"):
+        sys.exit(subprocess.run(words, env={**os.environ, **environment, "PATH": path}).returncode)
+
+
+@command(
+    "mini-dataset",
+    argument("folder", help="folder to write videos, labels and segments.json to"),
+    argument("--size", default="demo", help="`demo`, or the number of videos"),
+    argument("--seed", type=int, default=0, help="the same seed gives the same videos"),
+    argument("--workers", type=int, default=0, help="processes; 0: one per core"),
+)
+def _mini_dataset(args: Arguments, config: RunConfig) -> None:
+    """Render a small dataset of real WebM files in exactly Something-Something v2's layout."""
+    from stabn.data.mini import make_mini_dataset
+
+    size = int(args.size) if args.size.isdigit() else args.size
+    result = make_mini_dataset(args.folder, size, args.seed, args.workers)
+    print(f"{result.num_videos} videos in {result.videos_dir}, labels in {result.labels_dir}")
+
+
+@command(
+    "extract-frames",
+    argument("--videos", metavar="URI", help="folder or s3:// prefix with <id>.webm"),
+    argument("--labels", metavar="URI", help="folder or s3:// prefix with something-something-v2-*.json"),
+    argument("--storage", metavar="URI", help="folder or s3:// prefix that gets the frames"),
+    argument("--manifest", metavar="PATH", default="manifest.parquet", help="manifest to write"),
+    argument("--rejects", metavar="PATH", default="rejects.parquet", help="list of unusable videos to write"),
+    sections=["extract"],
+)
+def _extract_frames(args: Arguments, config: RunConfig) -> None:
+    """Turn videos into frames in object storage, one object per video, and write the manifest that names them.
+
+    Reads WebM files and the four Something-Something v2 label files. Started again after an interruption, it decodes
+    only what is missing.
+    """
+    from stabn.data.frames import extract_frames
+
+    manifest = extract_frames(
+        args.videos, args.labels, args.storage, Path(args.manifest), Path(args.rejects), config.extract
+    )
+    print(f"{len(manifest)} videos, {len(manifest.classes)} classes, fingerprint {manifest.fingerprint}: {args.manifest}")
+
+
+@command(
+    "train",
+    MANIFEST,
+    argument("--output", metavar="URI", help="folder or s3:// prefix for best.pt and last.pt"),
+    sections=["data", "model", "train"],
+)
+def _train(args: Arguments, config: RunConfig) -> None:
+    """Train ST-ABN, or with a baseline preset the 3D ResNet, on the training split.
+
+    Reads a manifest and the frames it names; writes best.pt (best validation top-1) and last.pt. Started again with
+    the same output, it goes on after the last whole epoch.
+    """
+    from stabn.training.train import train
+
+    print(f"best checkpoint: {train(args.manifest, config, args.output).best_uri}")
+
+
+@command(
+    "evaluate",
+    CHECKPOINT,
+    MANIFEST,
+    argument("--split", default="validation", choices=("train", "validation", "test"), help="videos to recognise"),
+    argument(
+        "--attention",
+        default="as_is",
+        choices=("as_is", "spatial_inverted", "temporal_inverted"),
+        help="use the attention as it is, or 1 - attention (eq. 7)",
+    ),
+    argument("--name", default="baseline", help="which network this is, in MLflow, such as before or after"),
+    OUTPUT,
+    sections=COMPUTING,
+)
+def _evaluate(args: Arguments, config: RunConfig) -> None:
+    """Recognise every video of a split once and write the prediction table (Parquet)."""
+    from stabn.evaluation.predict import evaluate
+
+    evaluate(args.checkpoint, args.manifest, args.split, args.attention, args.output, config, name=args.name)
+
+
+@command(
+    "select-classes",
+    argument("--train-predictions", metavar="PATH", help="predictions of evaluate on the training split"),
+    argument("--validation-predictions", metavar="PATH", help="predictions of evaluate on the validation split"),
+    OUTPUT,
+    sections=["select"],
+)
+def _select_classes(args: Arguments, config: RunConfig) -> None:
+    """Find the actions recognised badly on BOTH splits, and their misclassified videos.
+
+    Reads two prediction tables; writes the selection (JSON). That nothing is selected is a result, not a failure.
+    """
+    from stabn.evaluation.selection import select_classes
+
+    result = select_classes(args.train_predictions, args.validation_predictions, config.select, args.output)
+    for chosen in result.classes:
+        print(f"{chosen.train_accuracy:6.1%} train {chosen.validation_accuracy:6.1%} validation  {chosen.name}")
+    print(f"{len(result.classes)} actions, {len(result.video_ids)} videos to correct: {args.output}")
+
+
+@command(
+    "export-attention",
+    CHECKPOINT,
+    MANIFEST,
+    argument("--selection", metavar="PATH", help="selection of select-classes"),
+    argument("--storage", metavar="URI", help="folder or s3:// prefix under which the round is written"),
+    sections=COMPUTING,
+)
+def _export_attention(args: Arguments, config: RunConfig) -> None:
+    """Write an editing round: for every selected video its attention per source frame, pictures and a preview."""
+    from stabn.attention.export import export_round
+
+    print(f"round: {export_round(args.checkpoint, args.manifest, args.selection, args.storage, config).uri}")
+
+
+@command(
+    "edits",
+    argument("--round", metavar="URI", help="the editing round"),
+    argument("--source", choices=("people", "segments"), help="wait for people, or write from known segments"),
+    argument("--segments", metavar="URI", default="", help="JSON of video id to [first, last) frame of the action"),
+    argument("--min-share", type=float, default=1.0, help="people: share of videos to wait for, 0 to 1"),
+    argument("--timeout-hours", type=float, default=168.0, help="people: hours to wait at most"),
+)
+def _edits(args: Arguments, config: RunConfig) -> None:
+    """Wait until people have corrected a round, or write corrections from known action segments."""
+    from stabn.attention.automatic import collect_edits
+
+    collect_edits(args.round, args.source, args.segments, args.min_share, args.timeout_hours * 3600)
+
+
+@command(
+    "import-edits",
+    argument("--round", metavar="URI", help="the editing round"),
+    argument("--output", metavar="DIR", help="folder for edits.parquet, manifest.parquet, checkpoint.pt, selection.json"),
+)
+def _import_edits(args: Arguments, config: RunConfig) -> None:
+    """Check every correction of a round and collect them in one table, beside the round's network and manifest."""
+    from stabn.attention.edits import import_round
+
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("edits.parquet", "manifest.parquet", "checkpoint.pt", "selection.json")
+    summary = import_round(args.round, *(folder / name for name in names))
+    print(", ".join(f"{name} {value}" for name, value in summary.counts().items()))
+
+
+@command(
+    "finetune",
+    CHECKPOINT,
+    MANIFEST,
+    argument("--edits", metavar="PATH", help="edit table of import-edits"),
+    argument("--output", metavar="URI", help="folder or s3:// prefix for best.pt and last.pt"),
+    argument("--name", default="finetune", help="name of the run in MLflow"),
+    sections=["data.workers", "data.cache_mb", "finetune"],
+)
+def _finetune(args: Arguments, config: RunConfig) -> None:
+    """Fine-tune both branches with the corrected temporal attention; the feature extractor stays frozen.
+
+    `--finetune.gamma 0` is the control run: the same training without the corrections' influence.
+    """
+    from stabn.training.train import finetune
+
+    result = finetune(args.checkpoint, args.manifest, args.edits, config, args.output, args.name)
+    print(f"best checkpoint: {result.best_uri}")
+
+
+@command(
+    "report",
+    *(
+        argument(f"--{name}", metavar="PATH", help=f"validation predictions {text}")
+        for name, text in (
+            ("before", "before fine-tuning"),
+            ("before-inverted", "before, spatial attention inverted"),
+            ("after", "after fine-tuning"),
+            ("after-inverted", "after, spatial attention inverted"),
+            ("control", "after fine-tuning with gamma 0"),
+        )
+    ),
+    *(
+        argument(f"--{name}-checkpoint", metavar="URI", help=f"the network {text}")
+        for name, text in (("before", "before"), ("after", "after"), ("control", "of the control run"))
+    ),
+    MANIFEST,
+    argument("--selection", metavar="PATH", help="selection of select-classes"),
+    argument("--edits", metavar="PATH", help="edit table of import-edits"),
+    argument("--output", metavar="DIR", help="folder for report.html and the figures"),
+)
+def _report(args: Arguments, config: RunConfig) -> None:
+    """Write the before/after page: tables 2 and 3 of the paper, curves, per-class accuracy, confusion, pictures."""
+    from stabn.evaluation.report import ReportInputs, tables_text, write_report
+
+    inputs = ReportInputs(**{field.name: getattr(args, field.name) for field in dataclasses.fields(ReportInputs)})
+    folder = Path(args.output)
+    result = write_report(inputs, folder / "report.html", folder / "figures")
+    print(tables_text(result))
+    print(f"report: {folder / 'report.html'}")
+
+
+@command(
+    "promote",
+    argument("--before", metavar="PATH", help="validation predictions before fine-tuning"),
+    argument("--after", metavar="PATH", help="validation predictions after fine-tuning"),
+    CHECKPOINT,
+    argument("--model-name", default="st-abn", help="name in MLflow's model registry"),
+)
+def _promote(args: Arguments, config: RunConfig) -> None:
+    """Register the fine-tuned network in MLflow; the alias champion moves only when it wins by more than noise."""
+    from stabn.evaluation.promote import promote
+
+    promote(args.before, args.after, args.checkpoint, args.model_name)
+
+
+@command(
+    "explain",
+    argument("video", metavar="VIDEO", help="a video file, or with --manifest the id of a video"),
+    CHECKPOINT,
+    argument("--manifest", metavar="URI", default="", help="manifest that VIDEO is in; its true class is shown too"),
+    argument("--output", metavar="PATH", default="", help="figure to write; default: VIDEO's name with .attention.png"),
+)
+def _explain(args: Arguments, config: RunConfig) -> None:
+    """Show what a network sees in one video: its prediction, its attention, and a figure like the paper's."""
+    from stabn.attention.explain import explain
+
+    explain(args.video, args.checkpoint, args.manifest, args.output)
+
+
+@command(
+    "import-checkpoint",
+    argument("released", metavar="FILE", help="a checkpoint that the authors released (ResNet-50/101 ST-ABN)"),
+    argument("--labels", metavar="URI", help="folder or s3:// prefix with the label files; gives the class names"),
+    OUTPUT,
+    sections=["data"],
+)
+def _import_checkpoint(args: Arguments, config: RunConfig) -> None:
+    """Convert the authors' released weights to a checkpoint of this product; all four outputs stay the same."""
+    from stabn.training.checkpoint import import_released
+
+    print(import_released(args.released, args.labels, args.output, config.data))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="stabn", description=stabn.__doc__, epilog="`stabn COMMAND --help` tells what a command reads and writes."
+    )
+    parser.add_argument("--version", action="version", version=f"stabn {stabn.__version__}")
+    commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
+    for name, item in COMMANDS.items():
+        text = inspect.cleandoc(item.run.__doc__ or "")
+        sub = commands.add_parser(
+            name, help=text.split("\n\n")[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        for names, options in item.arguments:
+            options = dict(options)
+            if options.get("default") not in (None, "") and "help" in options:
+                options["help"] += f" (default: {options['default']})"
+            sub.add_argument(*names, **options)
+        if item.sections:
+            sub.add_argument(
+                "--preset", default=item.default_preset, metavar="NAME", help=f"settings: {', '.join(presets.PRESETS)}"
+            )
+            sub.usage = f"%(prog)s {' '.join(_usage(names, options) for names, options in item.arguments)} [settings]"
+        for section in dict.fromkeys(name.partition(".")[0] for name in item.sections):
+            fields = [name.partition(".")[2] for name in item.sections if name.startswith(section)]
+            _add_settings(sub, section, [] if "" in fields else fields)
+    return parser
+
+
+def _usage(names: tuple[str, ...], options: dict[str, Any]) -> str:
+    value = options.get("metavar") or "VALUE"
+    text = f"{names[0]} {value}" if names[0].startswith("--") else value
+    return text if options.get("required") or not names[0].startswith("--") else f"[{text}]"
+
+
+def _add_settings(parser: argparse.ArgumentParser, section: str, names: Sequence[str]) -> None:
+    kind = SECTIONS[section]
+    group = parser.add_argument_group(f"settings of {section}", (kind.__doc__ or "").strip())
+    for item in dataclasses.fields(kind):
+        if names and item.name not in names:
+            continue
+        choices = item.metadata["choices"]
+        metavar = "{" + ",".join(map(str, choices)) + "}" if choices else _kind_name(item.default)
+        default = ",".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
+        shown = str(default).lower() if isinstance(default, bool) else default
+        text = f"{item.metadata['help']} (default: the preset's; in the paper's presets {shown})".replace("%", "%%")
+        group.add_argument(f"--{section}.{item.name}", dest=f"{section}.{item.name}", metavar=metavar, help=text)
+
+
+def _kind_name(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "A,B,…"
+    return {bool: "true|false", int: "N", float: "X", str: "TEXT"}[type(value)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; a user's error ends with one line and exit code 2, a passing failure with 75."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    item = COMMANDS[args.name]
+    try:
+        config = presets.load(getattr(args, "preset", item.default_preset))
+        given = {key: value for key, value in vars(args).items() if "." in key and value is not None}
+        item.run(args, override(config, given))
+    except StabnError as error:
+        print(f"stabn {args.name}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(f"\nstabn {args.name}: interrupted; run it again to go on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""Every setting of the product, once: the CLI, the KFP forms, checkpoints and MLflow are made from these fields."""
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stabn.errors import StabnError
+
+
+class ConfigError(StabnError):
+    """A setting is unknown, has the wrong type or contradicts another one."""
+
+
+def setting(
+    default: Any, help: str, *, choices: Iterable[Any] = (), low: float | None = None, high: float | None = None
+) -> Any:
+    """Declare a dataclass field with its help text and the values it may have.
+
+    Args:
+        default: the paper's value, or the most useful one where the paper is silent.
+        help: one sentence with the unit and what special values mean; shown by `--help` and by KFP.
+        choices: the only values allowed, if any.
+        low: smallest value allowed, inclusive.
+        high: largest value allowed, inclusive.
+    """
+    return field(default=default, metadata={"help": help, "choices": tuple(choices), "low": low, "high": high})
+
+
+class Settings:
+    """Base of all settings: checks each field against its declared choices and range."""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            choices, low, high = (item.metadata.get(key) for key in ("choices", "low", "high"))
+            if choices and value not in choices:
+                raise ConfigError(f"{item.name} = {value!r}: choose one of {', '.join(map(str, choices))}")
+            if low is not None and any(v < low for v in _numbers(value)):
+                raise ConfigError(f"{item.name} = {value!r}: must be at least {low}")
+            if high is not None and any(v > high for v in _numbers(value)):
+                raise ConfigError(f"{item.name} = {value!r}: must be at most {high}")
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig(Settings):
+    """How videos become frames in object storage."""
+
+    short_side: int = setting(256, "height or width, whichever is smaller, of the stored frames, in pixels", low=16)
+    jpeg_quality: int = setting(90, "JPEG quality of the stored frames, 1 to 100", low=1, high=100)
+    decoder: str = setting("pyav", "engine that decodes the videos", choices=("pyav", "ffmpeg"))
+    max_reject_share: float = setting(
+        0.01, "share of videos that may be unusable before the stage fails, 0 to 1", low=0.0, high=1.0
+    )
+    workers: int = setting(0, "processes that decode; 0: one per core", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Settings):
+    """Which frames the network sees, and how they are augmented (paper, section 4.1)."""
+
+    num_frames: int = setting(32, "frames per clip, T", low=1)
+    num_clips: int = setting(1, "clips per video whose scores are averaged: 1 is '32', 2 is '32x2'", low=1)
+    crop_size: int = setting(224, "side of the square network input, in pixels", low=16)
+    scales: tuple[float, ...] = setting(
+        (1.0, 0.875, 0.75, 0.66), "sides of the training crop, as shares of the short side", low=0.05, high=1.0
+    )
+    evaluation_scale: float = setting(
+        0.875, "side of the middle crop in evaluation, as a share of the short side", low=0.05, high=1.0
+    )
+    flip: bool = setting(True, "flip half of the training clips, swapping left and right in their label")
+    color_jitter: float = setting(
+        0.2, "largest relative change of brightness, contrast and saturation; 0: none", low=0.0, high=1.0
+    )
+    mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), "mean of red, green and blue, in [0, 1]")
+    std: tuple[float, ...] = setting((0.229, 0.224, 0.225), "standard deviation of red, green and blue", low=1e-6)
+    cache_mb: int = setting(0, "memory for compressed frames in each loading process, in MB; 0: none", low=0)
+    workers: int = setting(2, "processes that load clips; 0: load in the training process", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Settings):
+    """The network; a checkpoint carries it, so that a checkpoint alone rebuilds its network."""
+
+    name: str = setting("st_abn", "st_abn, or resnet3d: the paper's baseline", choices=("st_abn", "resnet3d"))
+    block: str = setting("bottleneck", "residual block", choices=("bottleneck", "basic"))
+    num_blocks: tuple[int, ...] = setting((3, 4, 6, 3), "residual blocks in layer1 to layer4", low=1)
+    width: int = setting(64, "channels of the stem and of layer1; doubled in each later layer", low=1)
+    num_classes: int = setting(174, "classes, K; taken from the manifest in training", low=1)
+    num_frames: int = setting(32, "frames per clip, T; taken from data.num_frames in training", low=1)
+    attention_head: str = setting(
+        "gap", "gap: the paper's attention logits; linear: the released code's", choices=("gap", "linear")
+    )
+    temporal_kernel: str = setting(
+        "1x3x3", "kernel of the first temporal convolution: 1x3x3 paper, 3x3x3 released code", choices=("1x3x3", "3x3x3")
+    )
+    dropout: float = setting(0.5, "dropout before the classifier of each branch", low=0.0, high=1.0)
+    bn_momentum: float = setting(0.1, "momentum of the BatchNorm statistics", low=0.0, high=1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.num_blocks) != 4:
+            raise ConfigError(f"model.num_blocks = {self.num_blocks}: give four numbers, for layer1 to layer4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Settings):
+    """Training of the whole network (paper, section 4.1; the released settings where it is silent)."""
+
+    epochs: int = setting(150, "passes over the training videos", low=1)
+    batch_size: int = setting(64, "videos per optimiser step, over all processes", low=1)
+    optimizer: str = setting("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"))
+    learning_rate: float = setting(0.01, "initial (one_cycle: highest) learning rate", low=0.0)
+    momentum: float = setting(0.9, "momentum of SGD", low=0.0, high=1.0)
+    nesterov: bool = setting(True, "Nesterov momentum, as in the released settings")
+    weight_decay: float = setting(5e-4, "weight decay", low=0.0)
+    clip_norm: float = setting(20.0, "largest norm of the gradient; 0: no clipping", low=0.0)
+    schedule: str = setting(
+        "plateau", "plateau: times plateau_factor when the validation loss saturates", choices=("plateau", "one_cycle")
+    )
+    plateau_factor: float = setting(0.1, "what the learning rate is multiplied by on a plateau", low=0.0, high=1.0)
+    plateau_patience: int = setting(5, "epochs without a lower validation loss that make a plateau", low=0)
+    min_learning_rate: float = setting(1e-6, "training stops when a plateau would lower the rate below this", low=0.0)
+    precision: str = setting(
+        "auto", "auto: bf16 where the hardware multiplies it faster, else fp32", choices=("auto", "fp32", "bf16")
+    )
+    activation_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
+    init_weights: str = setting("", "path or URI of an ImageNet 2D ResNet or a checkpoint; empty: random weights")
+    seed: int = setting(0, "seed of weights, order and augmentation", low=0)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """Fine-tuning with edited temporal attention (paper, equations 5 and 6); the feature extractor stays frozen."""
+
+    epochs: int = setting(20, "passes over the fine-tuning videos", low=1)
+    learning_rate: float = setting(1e-4, "initial learning rate", low=0.0)
+    gamma: float = setting(10.0, "weight of the temporal attention loss (eq. 6); 0: the control run", low=0.0)
+    unedited_share: float = setting(
+        1.0, "share of the training videos without an edit that is mixed in every epoch, 0 to 1", low=0.0, high=1.0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig(Settings):
+    """Which actions are corrected (paper, section 4.2)."""
+
+    threshold: float = setting(0.5, "accuracy an action must stay below on BOTH splits, 0 to 1", low=0.0, high=1.0)
+    max_classes: int = setting(8, "actions chosen at most, worst first", low=1)
+    min_support: int = setting(1, "videos an action must have in each split", low=1)
+    max_videos: int = setting(2400, "misclassified videos handed to editing at most, shared evenly by action", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All settings of one pipeline run."""
+
+    preset: str
+    extract: ExtractConfig = ExtractConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    select: SelectConfig = SelectConfig()
+
+    def __post_init__(self) -> None:
+        if self.model.num_frames != self.data.num_frames:
+            raise ConfigError(
+                f"model.num_frames = {self.model.num_frames} but data.num_frames = {self.data.num_frames}: "
+                "set data.num_frames; the model follows"
+            )
+        if self.extract.short_side < self.data.crop_size:
+            raise ConfigError(
+                f"extract.short_side = {self.extract.short_side} is smaller than data.crop_size = "
+                f"{self.data.crop_size}: raise the first or lower the second"
+            )
+
+
+SECTIONS: dict[str, type[Settings]] = {
+    "extract": ExtractConfig,
+    "data": DataConfig,
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "finetune": FinetuneConfig,
+    "select": SelectConfig,
+}
+
+
+def parse_value(section: str, name: str, text: str) -> Any:
+    """Convert text from a command line or a form to the type of the setting `section.name`.
+
+    Raises:
+        ConfigError: no such setting, or text that is not of its type.
+    """
+    types = typing.get_type_hints(SECTIONS[section]) if section in SECTIONS else {}
+    known = {item.name for item in dataclasses.fields(SECTIONS[section])} if section in SECTIONS else set()
+    if name not in known:
+        where = f"settings of {section}: {', '.join(sorted(known))}" if known else f"sections: {', '.join(SECTIONS)}"
+        raise ConfigError(f"{section}.{name}: no such setting; {where}")
+    wanted = types[name]
+    try:
+        if wanted is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        if typing.get_origin(wanted) is tuple:
+            return tuple(typing.get_args(wanted)[0](part) for part in text.split(",") if part)
+        return wanted(text)
+    except (KeyError, ValueError):
+        kind = "true or false" if wanted is bool else getattr(wanted, "__name__", str(wanted))
+        raise ConfigError(f"{section}.{name} = {text!r}: expected {kind}") from None
+
+
+def override(config: RunConfig, changes: Mapping[str, str]) -> RunConfig:
+    """Return the config with settings replaced, `{"train.epochs": "20"}`.
+
+    `model.num_frames` follows `data.num_frames`.
+
+    Raises:
+        ConfigError: an unknown setting, a value of the wrong type, or settings that contradict each other.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    for key, text in changes.items():
+        section, _, name = key.partition(".")
+        values.setdefault(section, {})[name] = parse_value(section, name, text)
+    if "num_frames" in values.get("data", {}):
+        values.setdefault("model", {})["num_frames"] = values["data"]["num_frames"]
+    sections: dict[str, Any] = {}
+    for section, changed in values.items():
+        try:
+            sections[section] = dataclasses.replace(getattr(config, section), **changed)
+        except ConfigError as error:
+            raise ConfigError(f"{section}.{error}") from None
+    return dataclasses.replace(config, **sections)
+
+
+def parse_overrides(text: str) -> dict[str, str]:
+    """Read `train.epochs=20 finetune.gamma=5`, the form's one line for every setting that has no field of its own.
+
+    Raises:
+        ConfigError: a part without `=`.
+    """
+    changes = {}
+    for part in text.split():
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"overrides: {part!r}: write section.name=value, separated by spaces")
+        changes[key] = value
+    return changes
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a settings dataclass as plain JSON values (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """Rebuild a settings dataclass from `to_dict`'s values.
+
+    Raises:
+        ConfigError: a name that this version does not know.
+    """
+    known = {item.name for item in dataclasses.fields(kind)}
+    unknown = set(values) - known
+    if unknown:
+        raise ConfigError(f"{kind.__name__}: unknown settings {', '.join(sorted(unknown))}; was it written by a newer version?")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return 16 hexadecimal digits that name the content of settings, strings or JSON values."""
+    plain = [to_dict(part) if dataclasses.is_dataclass(part) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

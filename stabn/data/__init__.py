@@ -1,0 +1,1 @@
+"""Videos, frames, manifests, sampling and augmentation."""

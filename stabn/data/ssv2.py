@@ -1,0 +1,169 @@
+"""Read and check the label files of Something-Something v2; say what a horizontal flip does to a class."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from stabn.errors import StabnError
+from stabn.storage import ObjectNotFound, Storage, StorageError, check_id, open_storage
+
+SPLITS = ("train", "validation", "test")
+LABELS_FILE = "something-something-v2-labels.json"
+SPLIT_FILES = {split: f"something-something-v2-{split}.json" for split in SPLITS}
+FILE_PREFIX = "something-something-v2-"  # the dataset's later packages leave it out: labels.json, train.json, …
+
+_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
+class LabelsError(StabnError):
+    """The label files are not those of Something-Something v2, or contradict each other."""
+
+
+class Video(NamedTuple):
+    """One video of the dataset.
+
+    Attributes:
+        video_id: the file is `<video_id>.webm`.
+        split: train, validation or test.
+        class_index: index into Labels.classes, -1 in the test split.
+        label: the action with its objects named, empty in the test split.
+    """
+
+    video_id: str
+    split: str
+    class_index: int
+    label: str
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Classes (templates without brackets, ordered by index) and videos (in the order of the files) of the dataset."""
+
+    classes: tuple[str, ...]
+    videos: tuple[Video, ...]
+
+
+def load_labels(uri: str | os.PathLike[str]) -> Labels:
+    """Read the label file and the three split files of a folder or prefix.
+
+    Raises:
+        LabelsError: a file is missing or malformed, an id is not a plain name or comes twice, or a video's template is
+            not among the labels.
+    """
+    storage = open_storage(uri)
+    where, content = _read(storage, LABELS_FILE)
+    classes = _classes(where, content)
+    index_of = {name: index for index, name in enumerate(classes)}
+    videos: list[Video] = []
+    seen: dict[str, tuple[Video, str]] = {}
+    for split in SPLITS:
+        where, content = _read(storage, SPLIT_FILES[split])
+        if not isinstance(content, list):
+            raise LabelsError(
+                f"{where}: a JSON list of videos is expected, not {_kind(content)}; is it another dataset's?"
+            )
+        for number, entry in enumerate(content):
+            video = _video(where, number, entry, split, index_of)
+            if video.video_id in seen:
+                _refuse_duplicate(video, where, *seen[video.video_id], classes)
+            seen[video.video_id] = (video, where)
+            videos.append(video)
+    return Labels(classes, tuple(videos))
+
+
+def template_to_class(template: str) -> str:
+    """Remove the square brackets: `Moving [something] up` is the template of the class `Moving something up`."""
+    return template.replace("[", "").replace("]", "")
+
+
+def flip_map(classes: Sequence[str]) -> tuple[int, ...]:
+    """Return the index of each class after a horizontal flip.
+
+    A class changes exactly when the list has its counterpart, the name with the words left and right swapped; names
+    that merely contain such a word ("upright", "pulling it right out") have none and keep their class.
+    """
+    index_of = {name: index for index, name in enumerate(classes)}
+    return tuple(index_of.get(_SIDE.sub(_other_side, name), index) for index, name in enumerate(classes))
+
+
+def _other_side(match: re.Match[str]) -> str:
+    word = match.group()
+    other = "right" if word.lower() == "left" else "left"
+    if word.isupper():
+        return other.upper()
+    return other.capitalize() if word[0].isupper() else other
+
+
+def _read(storage: Storage, name: str) -> tuple[str, Any]:
+    """Return where a file is and its JSON content; the names without the dataset's prefix serve too."""
+    for key in (name, name.removeprefix(FILE_PREFIX)):
+        where = storage.locate(key)
+        try:
+            return where, json.loads(storage.read(key), object_pairs_hook=_unique)
+        except ObjectNotFound:
+            continue
+        except (ValueError, RecursionError) as error:
+            raise LabelsError(f"{where}: not valid JSON ({error}); get the file again") from None
+    raise LabelsError(f"{storage.locate(name)}: no such file; give the folder with the label files of the dataset")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} comes twice in one object")
+    return content
+
+
+def _classes(where: str, content: Any) -> tuple[str, ...]:
+    """Order the classes by their index."""
+    if not isinstance(content, dict) or not content:
+        raise LabelsError(f"{where}: a JSON object of class names and indices is expected, not {_kind(content)}")
+    by_index: dict[int, str] = {}
+    for name, text in content.items():
+        if not (isinstance(text, str) and text.isascii() and text.isdigit()) or int(text) >= len(content):
+            raise LabelsError(f'{where}: {name!r} has index {text!r}; expected "0" to "{len(content) - 1}" as a string')
+        if int(text) in by_index:
+            raise LabelsError(f"{where}: {name!r} and {by_index[int(text)]!r} both have index {text}")
+        by_index[int(text)] = name
+    return tuple(by_index[index] for index in range(len(by_index)))
+
+
+def _video(where: str, number: int, entry: Any, split: str, index_of: dict[str, int]) -> Video:
+    """Check one entry of a split file."""
+    if not isinstance(entry, dict) or "id" not in entry:
+        raise LabelsError(f"{where}: entry {number} is {_kind(entry)} without an id; is it another dataset's?")
+    try:
+        video_id = check_id(entry["id"], "video id")
+    except StorageError as error:
+        raise LabelsError(f"{where}: entry {number}: {error}") from None
+    if split == "test":
+        return Video(video_id, split, -1, "")
+    template, label = entry.get("template"), entry.get("label", "")
+    if not isinstance(template, str) or not isinstance(label, str):
+        raise LabelsError(f"{where}: video {video_id}: template {template!r}, label {label!r}; both must be text")
+    name = template_to_class(template)
+    if name not in index_of:
+        raise LabelsError(
+            f"{where}: video {video_id}: {name!r} is not among the {len(index_of)} classes of {LABELS_FILE}; "
+            "use label files of one dataset"
+        )
+    return Video(video_id, split, index_of[name], label)
+
+
+def _refuse_duplicate(video: Video, where: str, other: Video, elsewhere: str, classes: tuple[str, ...]) -> None:
+    if -1 not in (video.class_index, other.class_index) and video.class_index != other.class_index:
+        names = f"{classes[other.class_index]!r} in {elsewhere}, {classes[video.class_index]!r} in {where}"
+        raise LabelsError(f"video {video.video_id} has contradictory labels: {names}; remove one")
+    place = f"twice in {where}" if where == elsewhere else f"in {elsewhere} and in {where}"
+    raise LabelsError(f"video {video.video_id} comes {place}; remove one")
+
+
+def _kind(content: Any) -> str:
+    """Describe a JSON value for a message."""
+    if isinstance(content, dict):
+        return "an empty object" if not content else f"an object with {', '.join(sorted(content)[:4])}"
+    return {list: "a list", str: "text", type(None): "null"}.get(type(content), "a number")

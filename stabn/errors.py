@@ -1,0 +1,16 @@
+"""Errors that a user can act on, and the exit code each ends a process with."""
+
+
+class StabnError(Exception):
+    """Report bad input, naming the file or id, the value and the remedy; trying again will not help."""
+
+    exit_code = 2
+
+
+class RetryableError(StabnError):
+    """Report a failure that may pass by itself (storage, preemption); the same command may be run again.
+
+    The exit code is EX_TEMPFAIL of sysexits.h, which launchers can map to a retry.
+    """
+
+    exit_code = 75

@@ -1,0 +1,1 @@
+"""Predictions, metrics, selection of classes, and the report."""

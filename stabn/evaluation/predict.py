@@ -1,0 +1,147 @@
+"""Stage evaluate: what a network says about every video of a split."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stabn.config import ConfigError, DataConfig, RunConfig
+from stabn.data.dataset import ClipDataset
+from stabn.data.manifest import Manifest
+from stabn.evaluation.metrics import ATTENTION_MODES, TOP, Predictions, confusion_matrix, topk_accuracy
+from stabn.models.st_abn import invert
+from stabn.progress import Progress
+from stabn.tracking import stage_run
+from stabn.training.checkpoint import CheckpointError, check_classes, load_model
+from stabn.training.loop import batch_input, choose_device, choose_precision, forward_clips, make_loader, prepare
+
+DISPLAYED_CLASSES = 30
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions on a split, and the metrics logged for them under the same names before and after fine-tuning."""
+
+    predictions: Predictions
+    metrics: dict[str, float]
+
+
+def evaluate(
+    checkpoint_uri: str,
+    manifest_uri: str,
+    split: str,
+    attention: str,
+    output_path: str | Path,
+    config: RunConfig,
+    name: str = "baseline",
+) -> Evaluation:
+    """Recognise every video of a split once, and write the prediction table.
+
+    Args:
+        checkpoint_uri: the network; clips are sampled as it was trained.
+        manifest_uri: the videos; their classes must be the network's.
+        split: train, validation or test.
+        attention: as_is, spatial_inverted (1 - Ms, eq. 7) or temporal_inverted (1 - Mt).
+        output_path: Parquet file to write.
+        config: batch size, loading processes, device and precision.
+        name: which network this is, such as `before`; part of the run's name in MLflow.
+
+    Raises:
+        CheckpointError: the classes differ, or the network has no attention to invert.
+        ConfigError: no such attention mode.
+    """
+    if attention not in ATTENTION_MODES:
+        raise ConfigError(f"attention = {attention!r}: choose one of {', '.join(ATTENTION_MODES)}")
+    manifest = Manifest.load(manifest_uri)
+    model, checkpoint = load_model(checkpoint_uri)
+    check_classes(checkpoint, manifest.classes, manifest_uri)
+    if attention != "as_is" and checkpoint.model_config.name != "st_abn":
+        raise CheckpointError(f"{checkpoint_uri}: a {checkpoint.model_config.name} has no attention; use as_is")
+    inputs = {"dataset": manifest.fingerprint, "checkpoint": checkpoint.fingerprint}
+    settings = {"split": split, "attention": attention, "name": name}
+    with stage_run(f"evaluate/{name}/{split}/{attention}", settings=settings, inputs=inputs) as run:
+        columns = predict(model, manifest, manifest.indices(split), checkpoint.data_config, config, attention)
+        metadata: dict[str, Any] = {
+            "classes": list(manifest.classes),
+            "checkpoint_fingerprint": checkpoint.fingerprint,
+            "manifest_fingerprint": manifest.fingerprint,
+            "model": checkpoint.model_config.name,
+            **settings,
+        }
+        predictions = Predictions(**columns, metadata=metadata)
+        metrics = summarize(predictions)
+        metadata.update(metrics)
+        predictions.save(output_path)
+        run.log_metrics(metrics)
+        run.log_artifact(str(output_path))
+    shown = ", ".join(f"{key} {value:.1%}" for key, value in metrics.items() if "top" in key)
+    print(f"evaluate {name}, {split}, attention {attention}: {len(predictions)} videos, {shown}", flush=True)
+    return Evaluation(predictions, metrics)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, manifest: Manifest, rows: np.ndarray, data: DataConfig, config: RunConfig, attention: str = "as_is"
+) -> dict[str, Any]:
+    """Return the columns of `Predictions` for some rows of a manifest.
+
+    Args:
+        model: the network, in evaluation mode.
+        manifest: the videos.
+        rows: int64 (N,) rows of the manifest.
+        data: how clips are sampled: the checkpoint's.
+        config: batch size, loading processes, device and precision.
+        attention: see `evaluate`.
+    """
+    device = choose_device(config.train.device)
+    dtype = choose_precision(config.train.precision, device)
+    model = prepare(model, device)
+    dataset = ClipDataset(manifest, rows, data, train=False)
+    parts: dict[str, list[Tensor]] = {}
+    progress = Progress(len(rows), "evaluate")
+    for batch in make_loader(dataset, config.train.batch_size, config.data.workers):
+        clips = batch_input(batch, data, device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            if attention == "temporal_inverted":
+                own = model(clips.flatten(0, 1)).temporal_attention.flatten(1)
+                output = forward_clips(model, clips, temporal_attention=invert(own))
+            elif attention == "spatial_inverted":
+                output = forward_clips(model, clips, spatial_transform=invert)
+            else:
+                output = forward_clips(model, clips)
+        for branch, logits in (("", output.logits), ("attention_", output.attention_logits)):
+            if logits is not None:
+                top = logits.float().softmax(1).topk(min(TOP, logits.shape[1]), dim=1)
+                parts.setdefault(f"{branch}top5", []).append(top.indices.cpu())
+                parts.setdefault(f"{branch}scores", []).append(top.values.cpu())
+        target = batch["target"].to(device)
+        loss = nn.functional.cross_entropy(output.logits.float(), target, reduction="none", ignore_index=-1)
+        parts.setdefault("loss", []).append(torch.where(target < 0, torch.nan, loss).cpu())
+        parts.setdefault("class_index", []).append(batch["target"])
+        progress.update(len(target))
+    progress.close()
+    columns: dict[str, Any] = {name: torch.cat(tensors).numpy() for name, tensors in parts.items()}
+    ids = manifest.table["video_id"]
+    return {"video_ids": tuple(ids[int(row)].as_py() for row in rows), **columns}
+
+
+def summarize(predictions: Predictions) -> dict[str, float]:
+    """Return top-1 and top-5 of each branch and the loss; nothing for videos without labels."""
+    if predictions.class_index.min() < 0:
+        return {}
+    metrics = {"top1": topk_accuracy(predictions, 1), "top5": topk_accuracy(predictions, 5)}
+    if predictions.attention_top5 is not None:
+        metrics["attention_top1"] = topk_accuracy(predictions, 1, "attention")
+        metrics["attention_top5"] = topk_accuracy(predictions, 5, "attention")
+    return {**metrics, "loss": float(predictions.loss.mean())}
+
+
+def confusion_for_display(predictions: Predictions) -> tuple[list[str], list[list[int]]]:
+    """Return names and confusion counts of at most 30 classes: those with the most videos recognised wrongly."""
+    matrix = confusion_matrix(predictions)
+    wrong = matrix.sum(axis=1) - matrix.diagonal()
+    kept = np.sort(np.argsort(-wrong, kind="stable")[:DISPLAYED_CLASSES])
+    return [predictions.classes[i] for i in kept], matrix[np.ix_(kept, kept)].tolist()

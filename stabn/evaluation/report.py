@@ -1,0 +1,379 @@
+"""Stage report: one HTML page that says what fine-tuning with edited attention did, in the paper's own tables."""
+
+import datetime
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+import stabn
+from stabn.config import ModelConfig
+from stabn.evaluation import charts
+from stabn.evaluation.examples import (
+    LISTED_VIDEOS,
+    FigureMaker,
+    VideoFigure,
+    by_hash,
+    changed_videos,
+    choose_examples,
+    shown,
+)
+from stabn.evaluation.metrics import Predictions, in_classes, points, topk_accuracy, wins
+from stabn.evaluation.sections import JSON_LINES, class_changes, confusion, curves, read_history
+from stabn.evaluation.selection import Selection, load_selection
+from stabn.evaluation.tables import (
+    PAPER_RUN,
+    PAPER_TABLE_1,
+    PAPER_TABLE_2,
+    PAPER_TABLE_3,
+    Comparison,
+    compare,
+    percent,
+    plain_text,
+    table_2,
+    table_3,
+)
+from stabn.evaluation.verdict import CONTROL, EDITED, OF_EDITS, SAMPLES, Effects, judge, measure_effects, plural
+from stabn.storage import write_uri
+from stabn.tracking import stage_run
+
+HTML_FILE, METRICS_FILE, FIGURES_DIR = "report.html", "metrics.json", "figures"
+
+
+Location = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportInputs:
+    """Paths (or URIs) of what a report is made from; what may be absent is None or empty.
+
+    Attributes:
+        before: predictions before fine-tuning on the validation split, attention as is.
+        after: predictions after fine-tuning with the edits.
+        before_inverted: predictions before fine-tuning, spatial attention inverted.
+        after_inverted: predictions after fine-tuning, spatial attention inverted.
+        selection: JSON of select-classes.
+        control: predictions after the same fine-tuning with gamma = 0, if there was a control run.
+        before_checkpoint: the network before, or JSON lines of its training (one dict per epoch).
+        after_checkpoint: the network after, or JSON lines of its fine-tuning.
+        control_checkpoint: the network of the control run, or JSON lines of its fine-tuning.
+        manifest: the dataset's manifest.
+        edits: edit table of import-edits; edited videos are drawn beside the edit.
+    """
+
+    before: Location
+    after: Location
+    before_inverted: Location
+    after_inverted: Location
+    selection: Location
+    control: Location | None = None
+    before_checkpoint: Location | None = None
+    after_checkpoint: Location | None = None
+    control_checkpoint: Location | None = None
+    manifest: Location | None = None
+    edits: Location | None = None
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """A finished report.
+
+    Attributes:
+        html_path: the page, one file.
+        figures: PNG files of the attention figures, also inside the page.
+        table2: Table 2, percent.
+        table3: Table 3, percent.
+        metrics: what the page says as numbers; accuracies and differences are shares, 0 to 1.
+        wins: whether the fine-tuned network may replace the one before.
+        reason: why, in one sentence.
+    """
+
+    html_path: Path
+    figures: list[Path]
+    table2: pd.DataFrame
+    table3: pd.DataFrame
+    metrics: dict[str, float]
+    wins: bool
+    reason: str
+
+
+def make_report(inputs: ReportInputs, output_dir: Location, **options: Any) -> ReportResult:
+    """Write `report.html`, `metrics.json` and the folder `figures` into a folder; see `write_report`."""
+    result = write_report(inputs, Path(output_dir) / HTML_FILE, Path(output_dir) / FIGURES_DIR, **options)
+    document = {"format": 1, "wins": result.wins, "reason": result.reason, "metrics": result.metrics}
+    write_uri(Path(output_dir) / METRICS_FILE, json.dumps(document, indent=1).encode())
+    return result
+
+
+def write_report(
+    inputs: ReportInputs,
+    html_path: Location,
+    figures_dir: Location,
+    *,
+    figure_maker: FigureMaker | None = None,
+    settings: Mapping[str, Any] | None = None,
+    created_at: datetime.datetime | None = None,
+) -> ReportResult:
+    """Write the page as one HTML file, and its attention figures as PNG files too.
+
+    Args:
+        inputs: what is compared.
+        html_path: the page.
+        figures_dir: folder of the figures.
+        figure_maker: draws one video, by its id; None: no figures.
+        settings: settings of the run by section, shown at the end.
+        created_at: when the report was made, as shown; None: now.
+
+    Raises:
+        MetricsError: the prediction tables are not of the same videos and classes, or of the wrong networks.
+        ReportError: a history is unreadable.
+    """
+    selection = load_selection(inputs.selection)
+    comparison = compare(
+        Predictions.load(inputs.before),
+        Predictions.load(inputs.after),
+        Predictions.load(inputs.control) if inputs.control else None,
+        Predictions.load(inputs.before_inverted),
+        Predictions.load(inputs.after_inverted),
+        selection.class_indices,
+    )
+    fingerprints = {name: table.fingerprint for name, table in comparison.networks.items()}
+    with stage_run("report", settings={}, inputs={**fingerprints, "selection": selection.fingerprint}) as run:
+        table2, table3 = table_2(comparison), table_3(comparison)
+        effects = measure_effects(comparison)
+        won, reason = wins(comparison.before, comparison.after)
+        metrics = _metrics(comparison, effects, table3) | {"wins": float(won)}
+        edited = _edited_curves(inputs)
+        figures = _figures(figure_maker, comparison, edited)
+        histories = {name: read_history(path) for name, path in _checkpoints(inputs).items()}
+        page = _template().render(
+            title="Fine-tuning with corrected temporal attention",
+            lead=_lead(comparison, len(edited)),
+            verdict=judge(effects),
+            promotion=reason,
+            tiles=_tiles(table2, table3),
+            comparison=comparison,
+            effects=charts.intervals([(name, list(rows.items())) for name, rows in effects.items()]),
+            samples=SAMPLES,
+            table1=_table_1_rows(comparison, inputs),
+            table2=table2,
+            table3=table3,
+            paper_table1=PAPER_TABLE_1,
+            paper_table2=PAPER_TABLE_2,
+            paper_table3=PAPER_TABLE_3,
+            paper_run=PAPER_RUN,
+            selection=selection,
+            **class_changes(comparison),
+            **curves(histories),
+            **confusion(comparison),
+            changes=changed_videos(comparison),
+            listed=LISTED_VIDEOS,
+            figures=[shown(figure, item) for figure, item in figures],
+            provenance=_provenance(inputs, comparison, selection, created_at or datetime.datetime.now(datetime.UTC)),
+            settings=_flat(settings or {}),
+            percent=percent,
+        )
+        write_uri(html_path, page.encode())
+        paths = []
+        for figure, item in figures:
+            for number, (_, picture) in enumerate(figure.pictures):
+                paths.append(Path(figures_dir) / f"{item['video_id']}-{number}.png")
+                write_uri(paths[-1], picture)
+        run.log_metrics(metrics)
+        run.log_artifact(html_path)
+    return ReportResult(Path(html_path), paths, table2, table3, metrics, won, reason)
+
+
+def tables_text(result: ReportResult) -> str:
+    """Return Tables 2 and 3 as aligned text for a terminal, the control run and the paper's rows included."""
+    return plain_text(result.table2, result.table3)
+
+
+def _lead(comparison: Comparison, num_edits: int) -> str:
+    """Say what was done and what came of it, in two sentences."""
+    table2 = table_2(comparison)
+    modified = str(table2.columns[0])
+    edits = f"the corrected temporal attention of {plural(num_edits, 'video')}" if num_edits else "corrected attention"
+    count = plural(len(comparison.selected), "action")
+    first = f"The network was fine-tuned with {edits}, taken from the {count} that it recognised worst."
+    before, after = _row(table2, "before"), _row(table2, "after")
+    second = (
+        f"On {plural(len(comparison.before), f'{comparison.before.split} video')} top-1 went from "
+        f"{percent(before['all'])}% to {percent(after['all'])}%"
+    )
+    if not math.isnan(before[modified]):
+        second += f", and on the {modified} from {percent(before[modified])}% to {percent(after[modified])}%"
+    if comparison.control is not None:
+        second += f"; the control run without the edits’ influence reached {percent(_row(table2, 'control')['all'])}%"
+    return f"{first} {second}."
+
+
+def _row(table: pd.DataFrame, name: str) -> dict[str, float]:
+    """Return a table's row as plain numbers by column."""
+    return {str(column): float(value) for column, value in table.loc[name].items()}
+
+
+def _tiles(table2: pd.DataFrame, table3: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the numbers at the top of the page."""
+    tiles: list[dict[str, Any]] = []
+    rows = {str(name): _row(table2, str(name)) for name in table2.index}
+    modified, others, every = map(str, table2.columns)
+    for column in (every, modified, others):
+        numbers = {name: row[column] for name, row in rows.items()}
+        if not math.isnan(numbers["before"]):
+            change = points((numbers["after"] - numbers["before"]) / 100)
+            tiles.append({"name": f"{column}, top-1", "control": None, **numbers, "change": change})
+    drop = table3["drop"]["top-1"]
+    change = points((drop["after"] - drop["before"]) / 100)
+    tiles.append(
+        {"name": "drop when the spatial attention is inverted", "before": drop["before"], "after": drop["after"],
+         "change": change, "control": None}
+    )  # fmt: skip
+    return tiles
+
+
+def _metrics(comparison: Comparison, effects: Effects, table3: pd.DataFrame) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    tables = comparison.networks | {
+        "before_inverted": comparison.before_inverted,
+        "after_inverted": comparison.after_inverted,
+    }
+    chosen = in_classes(comparison.before, comparison.selected)
+    for name, table in tables.items():
+        metrics |= {f"{name}_top1": topk_accuracy(table, 1), f"{name}_top5": topk_accuracy(table, 5)}
+        for group, mask in (("modified", chosen), ("others", ~chosen)):
+            if mask.any() and not name.endswith("inverted"):
+                metrics[f"{name}_{group}_top1"] = float(table.correct[mask].mean())
+    for name in ("before", "after"):
+        metrics |= {
+            f"{name}_drop_{top.replace('-', '')}": float(table3["drop"][top][name]) / 100 for top in ("top-1", "top-5")
+        }
+    names = {EDITED: "gain", CONTROL: "control_gain", OF_EDITS: "edits_effect"}
+    for group, rows in zip(("", "modified_", "others_"), effects.values(), strict=False):
+        for label, difference in rows.items():
+            for part, value in difference._asdict().items():
+                suffix = "" if part == "mean" else f"_{part}"
+                metrics[f"{group}{names[label]}{suffix}"] = float(value)
+    return metrics
+
+
+def _table_1_rows(comparison: Comparison, inputs: ReportInputs) -> list[tuple[str, str, str, float, float]]:
+    """Return this run's rows of Table 1: model, backbone, frames, top-1, top-5."""
+    model, backbone, frames = "this run", "", ""
+    if inputs.before_checkpoint and not os.fspath(inputs.before_checkpoint).endswith(JSON_LINES):
+        from stabn.training.checkpoint import describe, read_checkpoint
+
+        checkpoint = describe(read_checkpoint(os.fspath(inputs.before_checkpoint)))
+        backbone = describe_backbone(checkpoint.model_config)
+        data = checkpoint.data_config
+        frames = f"{data.num_frames}" + (f"x{data.num_clips}" if data.num_clips > 1 else "")
+    rows = []
+    for name, table in comparison.networks.items():
+        label = f"ST-ABN, {model}, {name}" + (" fine-tuning" if name != "control" else " (γ = 0)")
+        rows.append((label, backbone, frames, 100 * topk_accuracy(table, 1), 100 * topk_accuracy(table, 5)))
+    return rows
+
+
+def describe_backbone(config: ModelConfig) -> str:
+    """Return a backbone's usual name, `3D ResNet-50`, or what it is made of."""
+    from stabn.presets import BACKBONES
+
+    for depth, shape in BACKBONES.items():
+        if shape == (config.block, config.num_blocks) and config.width == 64:
+            return f"3D ResNet-{depth}"
+    return f"3D ResNet, {'-'.join(map(str, config.num_blocks))} {config.block} blocks, width {config.width}"
+
+
+def _figures(
+    maker: FigureMaker | None, comparison: Comparison, edited: Mapping[str, npt.NDArray[np.float64]]
+) -> list[tuple[VideoFigure, dict[str, Any]]]:
+    """Draw a few validation videos of the modified actions, then a few edited training videos beside their edit."""
+    if maker is None:
+        return []
+    items = choose_examples(comparison, {"won": 3, "lost": 2, "still wrong": 1})
+    items += [{"video_id": video_id, "kind": "edited"} for video_id in sorted(edited, key=by_hash)[:3]]
+    figures = []
+    for item in items:
+        figure = maker(item["video_id"])
+        if item["video_id"] in edited:
+            figure = VideoFigure(figure.pictures, {**figure.curves, "edit": edited[item["video_id"]]})
+        figures.append((figure, item))
+    return figures
+
+
+def _edited_curves(inputs: ReportInputs) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the edited attention per source frame, by video."""
+    if not inputs.edits:
+        return {}
+    from stabn.attention.edits import load_edit_table
+
+    return {video_id: np.asarray(curve, dtype=float) for video_id, curve in load_edit_table(inputs.edits).items()}
+
+
+def _provenance(
+    inputs: ReportInputs, comparison: Comparison, selection: Selection, created: datetime.datetime
+) -> list[tuple[str, str, str]]:
+    """Return what the report was made from: role, fingerprint, place."""
+    rows = [("made", created.strftime("%Y-%m-%d %H:%M UTC"), f"stabn {stabn.__version__}")]
+    rows.append(
+        ("dataset", str(comparison.before.metadata.get("manifest_fingerprint", "")), str(inputs.manifest or ""))
+    )
+    tables: list[tuple[str, Predictions, Any]] = [
+        ("before", comparison.before, inputs.before),
+        ("after", comparison.after, inputs.after),
+        ("before, spatial attention inverted", comparison.before_inverted, inputs.before_inverted),
+        ("after, spatial attention inverted", comparison.after_inverted, inputs.after_inverted),
+    ]
+    if comparison.control is not None:
+        tables.insert(2, ("control", comparison.control, inputs.control))
+    for name, table, place in tables:
+        if table.attention == "as_is":
+            rows.append((f"network {name}", str(table.metadata.get("checkpoint_fingerprint", "")), ""))
+        rows.append((f"predictions {name}", table.fingerprint, str(place)))
+    rows.append(("selection", selection.fingerprint, str(inputs.selection)))
+    if inputs.edits:
+        from stabn.attention.edits import load_edit_table
+
+        rows.append(("edits", load_edit_table(inputs.edits).fingerprint, str(inputs.edits)))
+    return rows
+
+
+def _checkpoints(inputs: ReportInputs) -> dict[str, Location]:
+    places = {
+        "before": inputs.before_checkpoint,
+        "after": inputs.after_checkpoint,
+        "control": inputs.control_checkpoint,
+    }
+    return {name: place for name, place in places.items() if place}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append(
+                (f"{prefix}{key}", json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value))
+            )
+    return rows
+
+
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("stabn", "evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja")

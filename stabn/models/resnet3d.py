@@ -1,0 +1,201 @@
+"""The 3D ResNet of the SlowFast slow pathway: time is never strided (paper, section 4.1; baseline of table 1)."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from stabn.config import ModelConfig
+
+
+class Output(NamedTuple):
+    """What a network returns.
+
+    Attributes:
+        logits: (B, K) of the perception branch, or of the baseline's classifier.
+        attention_logits: (B, K) of the attention branch; None for the baseline.
+        spatial_attention: (B, 1, T, h, w) in [0, 1], the network's own Ms; None for the baseline.
+        temporal_attention: (B, 1, T, 1, 1) in [0, 1], the network's own Mt; None for the baseline.
+    """
+
+    logits: Tensor
+    attention_logits: Tensor | None = None
+    spatial_attention: Tensor | None = None
+    temporal_attention: Tensor | None = None
+
+
+class Block(nn.Module):
+    """Residual block; `expansion` times `width` channels come out."""
+
+    expansion: int
+    relu: nn.ReLU
+    downsample: nn.Module | None
+
+    def residual(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.relu(self.residual(x) + shortcut)
+
+
+class Basic(Block):
+    """Two 3x3 convolutions, of ResNet-18 and 34; the temporal kernel is in the first, as in the bottleneck."""
+
+    expansion = 1
+
+    def __init__(self, channels: int, width: int, stride: int, temporal: int, momentum: float) -> None:
+        super().__init__()
+        self.conv1 = conv(channels, width, (temporal, 3, 3), stride)
+        self.bn1 = nn.BatchNorm3d(width, momentum=momentum)
+        self.conv2 = conv(width, width, (1, 3, 3))
+        self.bn2 = nn.BatchNorm3d(width, momentum=momentum)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut(channels, width, stride, momentum)
+
+    def residual(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.bn2(self.conv2(x))
+
+
+class Bottleneck(Block):
+    """1x1, 3x3 and 1x1 convolutions; the temporal kernel is in the first, the spatial stride in the second."""
+
+    expansion = 4
+
+    def __init__(self, channels: int, width: int, stride: int, temporal: int, momentum: float) -> None:
+        super().__init__()
+        self.conv1 = conv(channels, width, (temporal, 1, 1))
+        self.bn1 = nn.BatchNorm3d(width, momentum=momentum)
+        self.conv2 = conv(width, width, (1, 3, 3), stride)
+        self.bn2 = nn.BatchNorm3d(width, momentum=momentum)
+        self.conv3 = conv(width, width * 4, (1, 1, 1))
+        self.bn3 = nn.BatchNorm3d(width * 4, momentum=momentum)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut(channels, width * 4, stride, momentum)
+
+    def residual(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.bn3(self.conv3(x))
+
+
+BLOCKS: dict[str, type[Basic] | type[Bottleneck]] = {"basic": Basic, "bottleneck": Bottleneck}
+
+
+def conv(channels: int, out_channels: int, kernel: tuple[int, int, int], stride: int = 1) -> nn.Conv3d:
+    """Return a convolution without bias whose output keeps T, and H and W over the spatial stride."""
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+    return nn.Conv3d(channels, out_channels, kernel, (1, stride, stride), padding, bias=False)
+
+
+def shortcut(channels: int, out_channels: int, stride: int, momentum: float) -> nn.Module | None:
+    """Return the projection of a block whose shape changes, else None."""
+    if stride == 1 and channels == out_channels:
+        return None
+    return nn.Sequential(conv(channels, out_channels, (1, 1, 1), stride), nn.BatchNorm3d(out_channels, momentum=momentum))
+
+
+def layer_channels(config: ModelConfig, layer: int) -> int:
+    """Return the channels that come out of layer 1 to 4."""
+    return config.width * 2 ** (layer - 1) * BLOCKS[config.block].expansion
+
+
+def make_layer(config: ModelConfig, layer: int, stride: int) -> nn.Sequential:
+    """Return layer 1 to 4; the temporal kernel is 1 in layers 1 and 2, 3 in layers 3 and 4."""
+    kind, width, temporal = BLOCKS[config.block], config.width * 2 ** (layer - 1), 1 if layer < 3 else 3
+    channels = config.width if layer == 1 else layer_channels(config, layer - 1)
+    blocks = []
+    for index in range(config.num_blocks[layer - 1]):
+        blocks.append(kind(channels, width, stride if index == 0 else 1, temporal, config.bn_momentum))
+        channels = layer_channels(config, layer)
+    return nn.Sequential(*blocks)
+
+
+class Stem(nn.Module):
+    """7x7 convolution and max-pooling: H and W over 4, T as it is."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.conv1 = conv(3, config.width, (1, 7, 7), 2)
+        self.bn1 = nn.BatchNorm3d(config.width, momentum=config.bn_momentum)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.relu(self.bn1(self.conv1(x))))
+
+
+class FeatureExtractor(nn.Module):
+    """Stem and layers 1 to 3: (B, 3, T, H, W) to (B, C, T, H/16, W/16)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.stem = Stem(config)
+        self.layer1 = make_layer(config, 1, 1)
+        self.layer2 = make_layer(config, 2, 2)
+        self.layer3 = make_layer(config, 3, 2)
+        self.checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in (self.layer1, self.layer2, self.layer3):
+            x = run_blocks(layer, x, self.checkpointing)
+        return x
+
+
+class Classifier(nn.Module):
+    """Layer 4, global average pooling, dropout, linear: features to (B, K) logits.
+
+    The baseline's second half, and ST-ABN's perception branch.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layer4 = make_layer(config, 4, 2)
+        self.dropout = nn.Dropout(config.dropout)
+        self.fc = nn.Linear(layer_channels(config, 4), config.num_classes)
+        self.checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = run_blocks(self.layer4, x, self.checkpointing)
+        return self.fc(self.dropout(x.mean((2, 3, 4))))
+
+
+class ResNet3D(nn.Module):
+    """The paper's baseline: a 3D ResNet classifier."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.feature_extractor = FeatureExtractor(config)
+        self.classifier = Classifier(config)
+        initialize(self.modules())
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute the blocks' activations in the backward pass instead of keeping them."""
+        self.feature_extractor.checkpointing = self.classifier.checkpointing = enabled
+
+    def forward(self, video: Tensor) -> Output:
+        """Classify clips.
+
+        Args:
+            video: float (B, 3, T, H, W), normalised.
+        """
+        return Output(self.classifier(self.feature_extractor(video)))
+
+
+def run_blocks(layer: nn.Sequential, x: Tensor, checkpointing: bool) -> Tensor:
+    """Run a layer's blocks, keeping only what goes in between when activations are checkpointed."""
+    for block in layer:
+        x = checkpoint(block, x, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else block(x)
+    return x
+
+
+def initialize(modules: Iterable[nn.Module]) -> None:
+    """Initialise convolutions as He et al. do for ReLU networks; BatchNorm starts as the identity."""
+    for module in modules:
+        if isinstance(module, nn.Conv3d | nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,0 +1,179 @@
+"""Spatio-Temporal Attention Branch Network (paper, section 3.1).
+
+                                     ┌─────────────── attention branch ────────────────┐
+                                     │ trunk (layer 4, stride 1) ─ class maps A         │
+                     ┌───── f ──────►│   ├─ attention logits                           │──► CE (eq. 4)
+    video ─► feature │               │   ├─ spatial attention  Ms (B, 1, T, h, w)      │
+            extractor┤               │   └─ temporal attention Mt (B, 1, T, 1, 1)      │◄── edits M't (eq. 6)
+                     │               └────────────────────────┬────────────────────────┘
+                     │   attention mechanism:  Ms, Mt         ▼          perception branch
+                     └───── f ──────► [(1 + Ms) f , Mt f] ─ 1x1x1 ─► f' ─► layer 4 ─ logits ──► CE (eq. 4)
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from stabn.config import ModelConfig
+from stabn.errors import StabnError
+from stabn.models.resnet3d import (
+    Classifier,
+    FeatureExtractor,
+    Output,
+    conv,
+    initialize,
+    layer_channels,
+    make_layer,
+    run_blocks,
+)
+
+
+class ShapeError(StabnError):
+    """A tensor does not fit the network."""
+
+
+def invert(attention: Tensor) -> Tensor:
+    """Return 1 - attention (eq. 7)."""
+    return 1 - attention
+
+
+class AttentionBranch(nn.Module):
+    """From features to class maps A, and from these to logits, Ms and Mt."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        classes, frames, momentum = config.num_classes, config.num_frames, config.bn_momentum
+        channels = layer_channels(config, 4)
+        self.head = config.attention_head
+        self.checkpointing = False
+        self.trunk = make_layer(config, 4, 1)
+        self.class_maps = nn.Sequential(
+            nn.BatchNorm3d(channels, momentum=momentum),
+            conv(channels, classes, (1, 1, 1)),
+            nn.BatchNorm3d(classes, momentum=momentum),
+            nn.ReLU(),
+        )
+        self.logits = conv(classes, classes, (1, 1, 1))
+        self.dropout = nn.Dropout(config.dropout)
+        self.fc = nn.Linear(classes * frames, classes) if self.head == "linear" else None
+        self.spatial = nn.Sequential(
+            conv(classes, 1, (1, 1, 1)), nn.BatchNorm3d(1, momentum=momentum), nn.Sigmoid()
+        )
+        kernel = (3, 3, 3) if config.temporal_kernel == "3x3x3" else (1, 3, 3)
+        self.temporal_map = nn.Sequential(conv(classes, 1, kernel), nn.BatchNorm3d(1, momentum=momentum), nn.ReLU())
+        self.temporal_mix = nn.Sequential(nn.Conv2d(frames, frames, 1, bias=False), nn.ReLU())
+        self.temporal = nn.Sequential(nn.Linear(frames, frames), nn.ReLU(), nn.Linear(frames, frames), nn.Sigmoid())
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits (B, K), Ms (B, 1, T, h, w), Mt (B, 1, T, 1, 1)."""
+        maps = self.class_maps(run_blocks(self.trunk, features, self.checkpointing))
+        scores = self.logits(maps)
+        if self.fc is None:
+            logits = self.dropout(scores.mean((2, 3, 4)))
+        else:
+            logits = self.fc(self.dropout(scores.mean((3, 4)).flatten(1)))
+        mixed = self.temporal_mix(self.temporal_map(maps).squeeze(1))
+        temporal = self.temporal(mixed.mean((2, 3)))
+        return logits, self.spatial(maps), temporal[:, None, :, None, None]
+
+
+class STABN(nn.Module):
+    """ST-ABN: its attention is an output and an input of the recognition."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels = layer_channels(config, 3)
+        self.config = config
+        self.frozen = False
+        self.feature_extractor = FeatureExtractor(config)
+        self.attention_branch = AttentionBranch(config)
+        self.attention_mechanism = nn.Sequential(
+            conv(2 * channels, channels, (1, 1, 1)), nn.BatchNorm3d(channels, momentum=config.bn_momentum)
+        )
+        self.perception_branch = Classifier(config)
+        initialize(self.modules())
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute the blocks' activations in the backward pass instead of keeping them."""
+        for part in (self.feature_extractor, self.attention_branch, self.perception_branch):
+            part.checkpointing = enabled
+
+    def freeze_feature_extractor(self) -> None:
+        """Keep the feature extractor as it is: no gradient, no graph, BatchNorm statistics fixed (section 3.2)."""
+        self.frozen = True
+        self.feature_extractor.requires_grad_(False)
+        self.feature_extractor.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; a frozen feature extractor stays in evaluation."""
+        super().train(mode)
+        if self.frozen:
+            self.feature_extractor.eval()
+        return self
+
+    def extract_features(self, video: Tensor) -> Tensor:
+        """Return f (B, C, T, H/16, W/16) of normalised float (B, 3, T, H, W).
+
+        Raises:
+            ShapeError: not a video of `config.num_frames` frames.
+        """
+        if video.ndim != 5 or video.shape[1] != 3 or video.shape[2] != self.config.num_frames:
+            raise ShapeError(
+                f"video of shape {tuple(video.shape)}: the network wants (B, 3, T, H, W) with "
+                f"T = model.num_frames = {self.config.num_frames}"
+            )
+        with torch.no_grad() if self.frozen else nullcontext():
+            return self.feature_extractor(video)
+
+    def attend(self, features: Tensor, spatial: Tensor, temporal: Tensor) -> Tensor:
+        """Return f' of the attention mechanism (eq. 1 to 3).
+
+        Args:
+            features: f, (B, C, T, h, w).
+            spatial: Ms, (B, 1, T, h, w), applied with a residual: (1 + Ms) f.
+            temporal: Mt, (B, 1, T, 1, 1), applied without: Mt f.
+        """
+        return self.attention_mechanism(torch.cat([(1 + spatial) * features, temporal * features], dim=1))
+
+    def forward(
+        self,
+        video: Tensor | None = None,
+        *,
+        features: Tensor | None = None,
+        temporal_attention: Tensor | None = None,
+        spatial_transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> Output:
+        """Recognise clips, as they are or as if the attention were another.
+
+        Args:
+            video: float (B, 3, T, H, W), normalised; or None with `features`.
+            features: f of `extract_features`, to run again only what follows it.
+            temporal_attention: (B, T) in [0, 1], replaces Mt in the attention mechanism: a person's edit.
+            spatial_transform: applied to Ms before the attention mechanism: `invert` for eq. 7.
+
+        Returns:
+            Logits under the changed attention; the attention returned is the network's own.
+
+        Raises:
+            ShapeError: both or neither of video and features, or a shape that does not fit.
+        """
+        if (video is None) == (features is None):
+            raise ShapeError("give either a video or its features")
+        if features is None:
+            assert video is not None
+            features = self.extract_features(video)
+        attention_logits, spatial, temporal = self.attention_branch(features)
+        used_spatial = spatial if spatial_transform is None else spatial_transform(spatial)
+        used_temporal = temporal
+        if temporal_attention is not None:
+            if temporal_attention.shape != features.shape[:1] + features.shape[2:3]:
+                raise ShapeError(
+                    f"temporal_attention of shape {tuple(temporal_attention.shape)}: expected (B, T) = "
+                    f"{(features.shape[0], features.shape[2])}"
+                )
+            used_temporal = temporal_attention.to(features)[:, None, :, None, None]
+        logits = self.perception_branch(self.attend(features, used_spatial, used_temporal))
+        return Output(logits, attention_logits, spatial, temporal)

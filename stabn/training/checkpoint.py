@@ -1,0 +1,162 @@
+"""Checkpoints that rebuild their network by themselves, written whole or not at all."""
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stabn.config import DataConfig, ModelConfig, from_dict, to_dict
+from stabn.errors import StabnError
+from stabn.models import build_model
+from stabn.storage import read_uri
+
+FORMAT = 1
+
+
+class CheckpointError(StabnError):
+    """A file is no checkpoint of this product, or does not belong to what it is used with."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint says of its network.
+
+    Attributes:
+        classes: class names, in the order of the network's logits.
+        manifest_fingerprint: the dataset it was trained on.
+        fingerprint: names the weights themselves.
+        stage: `train`, `finetune` or `import-checkpoint`.
+        epoch: epochs done when it was written.
+        history: metrics of every epoch of the run, the later ones too.
+    """
+
+    model_config: ModelConfig
+    data_config: DataConfig
+    classes: tuple[str, ...]
+    manifest_fingerprint: str
+    fingerprint: str
+    stage: str
+    epoch: int
+    history: tuple[dict[str, float], ...] = ()
+
+
+def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits that name the content of a state dict."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def dump_checkpoint(
+    model: nn.Module,
+    model_config: ModelConfig,
+    data_config: DataConfig,
+    classes: Sequence[str],
+    *,
+    manifest_fingerprint: str,
+    stage: str,
+    epoch: int,
+    **state: Any,
+) -> bytes:
+    """Serialise a network with everything that rebuilds it; `state` (optimiser, history, …) is kept beside it."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return serialize(
+        {
+            "format": FORMAT,
+            "model": weights,
+            "model_config": to_dict(model_config),
+            "data_config": to_dict(data_config),
+            "classes": list(classes),
+            "manifest_fingerprint": manifest_fingerprint,
+            "fingerprint": weights_fingerprint(weights),
+            "stage": stage,
+            "epoch": epoch,
+            **state,
+        }
+    )
+
+
+def serialize(content: Mapping[str, Any]) -> bytes:
+    """Return a checkpoint's content as the bytes of its file."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    return buffer.getvalue()
+
+
+def read_checkpoint(uri: str) -> dict[str, Any]:
+    """Read a checkpoint's whole content from a path or URI, without running any code in it.
+
+    Raises:
+        CheckpointError: truncated, or not a checkpoint of this product.
+    """
+    try:
+        content = torch.load(io.BytesIO(read_uri(uri)), map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise CheckpointError(f"{uri}: cannot be read as a checkpoint ({_first_line(error)})") from None
+    except Exception as error:  # torch raises pickle's own error type for content that weights_only refuses
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise CheckpointError(f"{uri}: refused, it holds more than weights ({_first_line(error)})") from None
+    if not isinstance(content, dict) or "model_config" not in content:
+        raise CheckpointError(f"{uri}: not a checkpoint of stabn; convert released weights with `stabn import-checkpoint`")
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{uri}: checkpoint format {content['format']}, this version reads {FORMAT}")
+    return content
+
+
+def describe(content: Mapping[str, Any]) -> Checkpoint:
+    """Return the description inside a checkpoint's content."""
+    return Checkpoint(
+        model_config=from_dict(ModelConfig, content["model_config"]),
+        data_config=from_dict(DataConfig, content["data_config"]),
+        classes=tuple(content["classes"]),
+        manifest_fingerprint=content["manifest_fingerprint"],
+        fingerprint=content["fingerprint"],
+        stage=content["stage"],
+        epoch=content["epoch"],
+        history=tuple(content.get("history", ())),
+    )
+
+
+def load_model(uri: str, device: torch.device | str = "cpu") -> tuple[nn.Module, Checkpoint]:
+    """Rebuild a network from a checkpoint alone.
+
+    Args:
+        uri: path or URI of a checkpoint.
+        device: where the network is put.
+
+    Returns:
+        The network in evaluation mode, and the checkpoint's description.
+    """
+    content = read_checkpoint(uri)
+    checkpoint = describe(content)
+    model = build_model(checkpoint.model_config)
+    model.load_state_dict(content["model"])
+    return model.to(device).eval(), checkpoint
+
+
+def check_classes(checkpoint: Checkpoint, classes: Sequence[str], what: str) -> None:
+    """Refuse to use a network with a dataset of other classes.
+
+    Raises:
+        CheckpointError: names the first class that differs.
+    """
+    if checkpoint.classes == tuple(classes):
+        return
+    pairs = zip(checkpoint.classes, classes, strict=False)
+    first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(checkpoint.classes), len(classes)))
+    raise CheckpointError(
+        f"{what}: its {len(classes)} classes are not the checkpoint's {len(checkpoint.classes)}; first difference at "
+        f"index {first}: {list(classes)[first : first + 1]} against {list(checkpoint.classes)[first : first + 1]}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

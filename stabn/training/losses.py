@@ -1,0 +1,65 @@
+"""The losses of training (eq. 4) and of fine-tuning with edited temporal attention (eq. 5 and 6)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stabn.models.resnet3d import Output
+
+
+class Losses(NamedTuple):
+    """Scalar tensors; `total` is what is minimised, the others are its parts before weighting."""
+
+    total: Tensor
+    perception: Tensor
+    attention: Tensor
+    temporal: Tensor
+
+
+def training_loss(output: Output, target: Tensor) -> Losses:
+    """Return the cross-entropy of the perception branch plus that of the attention branch (eq. 4).
+
+    Args:
+        output: of the network; the baseline has no attention branch, whose part is then 0.
+        target: int64 (B,), true classes.
+    """
+    perception = F.cross_entropy(output.logits.float(), target)
+    if output.attention_logits is None:
+        attention = torch.zeros_like(perception)
+    else:
+        attention = F.cross_entropy(output.attention_logits.float(), target)
+    return Losses(perception + attention, perception, attention, torch.zeros_like(perception))
+
+
+def temporal_attention_loss(temporal_attention: Tensor, edited: Tensor) -> Tensor:
+    """Return the mean squared distance of the temporal attention from the edited one (eq. 6, without gamma).
+
+    Per video it is the mean over the frames on which the person has an opinion; the sum over edited videos is
+    divided by the size of the batch, so that every video weighs the same in L + L_temp, edited or not.
+
+    Args:
+        temporal_attention: Mt, (B, 1, T, 1, 1) or (B, T), in [0, 1].
+        edited: M't, (B, T) in [0, 1]; NaN on frames without an opinion and in videos without an edit.
+    """
+    attention = temporal_attention.float().reshape(edited.shape)
+    known = ~torch.isnan(edited)
+    squared = (attention - torch.where(known, edited, 0)).square() * known
+    per_video = squared.sum(1) / known.sum(1).clamp(min=1)
+    return per_video.sum() / len(edited)
+
+
+def finetuning_loss(output: Output, target: Tensor, edited: Tensor, gamma: float) -> Losses:
+    """Return L + gamma * L_temp (eq. 5 and 6).
+
+    Args:
+        output: of the network.
+        target: int64 (B,), true classes.
+        edited: float (B, T), see `temporal_attention_loss`.
+        gamma: weight of the temporal part; the paper's is 10.
+    """
+    assert output.temporal_attention is not None
+    base = training_loss(output, target)
+    temporal = temporal_attention_loss(output.temporal_attention, edited)
+    return base._replace(total=base.total + gamma * temporal, temporal=temporal)

@@ -1,0 +1,150 @@
+"""Label files: the real layout, everything that can be wrong with one, and left and right."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES, LabelsError, Video, flip_map, load_labels, template_to_class
+from stabn.storage import open_storage
+
+TEMPLATES = [
+    "Pushing [something] from left to right",
+    "Pushing [something] from right to left",
+    "Putting [number of] [something] onto [something]",
+    "[Something] falling like a rock",
+]
+
+
+def content() -> dict[str, Any]:
+    """Return the four files of a small dataset, in the form of the real one."""
+    rows = [
+        {"id": str(100 + i), "label": f"label {i}", "template": template, "placeholders": ["cup"]}
+        for i, template in enumerate(TEMPLATES)
+    ]
+    return {
+        LABELS_FILE: {template_to_class(template): str(i) for i, template in reversed(list(enumerate(TEMPLATES)))},
+        SPLIT_FILES["train"]: rows[:3],
+        SPLIT_FILES["validation"]: rows[3:],
+        SPLIT_FILES["test"]: [{"id": "1420"}],
+    }
+
+
+def write(folder: Path, files: dict[str, Any]) -> Path:
+    for name, value in files.items():
+        (folder / name).write_text(value if isinstance(value, str) else json.dumps(value))
+    return folder
+
+
+def test_reads_classes_by_index_and_videos_by_split(tmp_path: Path) -> None:
+    labels = load_labels(write(tmp_path, content()))
+    assert labels.classes == (
+        "Pushing something from left to right",
+        "Pushing something from right to left",
+        "Putting number of something onto something",
+        "Something falling like a rock",
+    )
+    assert labels.videos[0] == Video("100", "train", 0, "label 0")
+    assert labels.videos[3:] == (Video("103", "validation", 3, "label 3"), Video("1420", "test", -1, ""))
+
+
+def test_reads_from_object_storage_and_under_the_short_names(storage_uri: str) -> None:
+    storage = open_storage(storage_uri)
+    for name, value in content().items():
+        storage.write(name.removeprefix("something-something-v2-"), json.dumps(value).encode())
+    assert len(load_labels(storage_uri).videos) == 5
+
+
+@pytest.mark.parametrize("name", [LABELS_FILE, *SPLIT_FILES.values()])
+def test_missing_and_malformed_files_are_named(tmp_path: Path, name: str) -> None:
+    write(tmp_path, content())
+    for text, message in (('{"a": ', "not valid JSON"), ("7", "is expected, not a number"), ("\xff", "not valid JSON")):
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+        with pytest.raises(LabelsError, match=message) as error:
+            load_labels(tmp_path)
+        assert name in str(error.value)
+    (tmp_path / name).unlink()
+    with pytest.raises(LabelsError, match="no such file") as error:
+        load_labels(tmp_path)
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "message"),
+    [
+        (
+            "train",
+            {"template": "Dancing with [something]"},
+            "video 100: 'Dancing with something' is not among the 4 classes",
+        ),
+        ("train", {"id": "101"}, "video 101 has contradictory labels: .*left to right' in .*right to left' in "),
+        ("train", {"id": "101", "template": TEMPLATES[1]}, "video 101 comes twice in .*train"),
+        ("train", {"id": "103", "template": TEMPLATES[3]}, "video 103 comes in .*train.json and in .*validation.json"),
+        ("train", {"id": "../100"}, "train.json: entry 0: video id '../100'"),
+        ("train", {"id": 100}, "train.json: entry 0: video id 100"),
+        ("train", {"template": None}, "video 100: template None"),
+        ("validation", {"label": 3}, "video 103: template .* label 3"),
+        ("test", {"id": "100"}, "video 100 comes in .*train.json and in .*test.json"),
+        ("test", {"id": ""}, "test.json: entry 0: video id ''"),
+    ],
+)
+def test_bad_entries_are_named(tmp_path: Path, split: str, change: dict[str, Any], message: str) -> None:
+    files = content()
+    files[SPLIT_FILES[split]][0].update(change)
+    with pytest.raises(LabelsError, match=message):
+        load_labels(write(tmp_path, files))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"A": "0", "B": "0"}, "'B' and 'A' both have index 0"),
+        ({"A": "0", "B": "2"}, "'B' has index '2'"),
+        ({"A": 0}, "'A' has index 0; expected"),
+        ({"A": "one"}, "'A' has index 'one'"),
+        ({}, "not an empty object"),
+        ('{"A": "0", "A": "1"}', "'A' comes twice"),
+    ],
+)
+def test_bad_class_indices_are_named(tmp_path: Path, labels: Any, message: str) -> None:
+    with pytest.raises(LabelsError, match=message) as error:
+        load_labels(write(tmp_path, content() | {LABELS_FILE: labels}))
+    assert LABELS_FILE in str(error.value)
+
+
+def test_a_file_of_another_dataset_is_not_read_as_this_one(tmp_path: Path) -> None:
+    kinetics = {"abc": {"annotations": {"label": "dancing"}, "subset": "train"}}
+    with pytest.raises(LabelsError, match=r"train\.json: a JSON list of videos is expected, not an object with abc"):
+        load_labels(write(tmp_path, content() | {SPLIT_FILES["train"]: kinetics}))
+    with pytest.raises(LabelsError, match="entry 0 is an object with file without an id"):
+        load_labels(write(tmp_path, content() | {SPLIT_FILES["train"]: [{"file": "a.mp4"}]}))
+
+
+# Every class of the real dataset with left or right in it, as a part of a word too.
+SIDED = [
+    "Plugging something into something but pulling it right out as you remove your hand",
+    "Pulling something from left to right",
+    "Pulling something from right to left",
+    "Pushing something from left to right",
+    "Pushing something from right to left",
+    "Putting something that cannot actually stand upright upright on the table, so it falls on its side",
+    "Putting something upright on the table",
+    "Laying something on the table on its side, not upright",
+    "Turning the camera left while filming something",
+    "Turning the camera right while filming something",
+    "Turning the camera upwards while filming something",
+]
+
+
+def test_flip_changes_exactly_the_classes_with_a_counterpart() -> None:
+    assert flip_map(SIDED) == (0, 2, 1, 4, 3, 5, 6, 7, 9, 8, 10)
+
+
+def test_flipping_twice_is_identity() -> None:
+    flipped = flip_map(SIDED)
+    assert [flipped[index] for index in flipped] == list(range(len(SIDED)))
+
+
+def test_flip_keeps_case_and_a_class_without_counterpart() -> None:
+    assert flip_map(["Left turn", "Right turn", "right turn", "GO LEFT", "GO RIGHT", "keep left"]) == (1, 0, 2, 4, 3, 5)

@@ -1,0 +1,269 @@
+"""Stages find their MLflow run again from other processes, and tracking never ends a stage."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+
+import pytest
+
+from stabn import tracking
+from stabn.errors import RetryableError
+from stabn.tracking import TrackingError, compare_link, end_parent, register_if_better, stage_run
+
+STAGE_IN_OTHER_PROCESS = """
+import sys, time
+from stabn.tracking import stage_run
+with stage_run(sys.argv[1], settings={"epochs": 2}, inputs={"manifest": "abc"}) as run:
+    run.log_metrics({"top1": 0.5})
+    print(run.run_id, flush=True)
+    if sys.argv[2:]:
+        time.sleep(60)
+"""
+
+
+def _start(stage, *arguments):
+    command = [sys.executable, "-c", STAGE_IN_OTHER_PROCESS, stage, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def client(mlflow_uri):
+    from mlflow import MlflowClient
+
+    return MlflowClient(mlflow_uri)
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    """Name a pipeline run in the environment, as a pipeline's pods have it."""
+    monkeypatch.setattr(tracking, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setenv("STABN_RUN_ID", "run-1")
+    monkeypatch.setenv("STABN_PIPELINE", "finetune")
+    monkeypatch.setenv("STABN_GIT_COMMIT", "c0ffee")
+    monkeypatch.setenv("STABN_IMAGE", "stabn/trainer:1")
+
+
+def _runs(client):
+    experiment = client.get_experiment_by_name("stabn")
+    return client.search_runs([experiment.experiment_id])
+
+
+def test_two_processes_share_one_parent_and_a_rerun_continues_its_run(client, monkeypatch):
+    monkeypatch.setenv("STABN_RUN_ID", "run-1")
+    monkeypatch.setenv("STABN_PIPELINE", "baseline")
+    processes = [_start("evaluate/train"), _start("evaluate/validation")]
+    first, second = (process.communicate()[0].strip() for process in processes)
+    assert first and second and first != second
+    parents = [run for run in _runs(client) if run.data.tags.get("stabn.role") == "parent"]
+    assert len(parents) == 1 and len(_runs(client)) == 3
+    for run_id in (first, second):
+        assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+    with stage_run("evaluate/train", settings={"epochs": 3}, inputs={}) as run:
+        assert run.run_id == first
+        assert client.get_run(first).info.status == "RUNNING"
+    again = client.get_run(first)
+    assert again.info.status == "FINISHED" and len(_runs(client)) == 3
+    assert again.data.params["epochs"] == "2" and again.data.tags["stabn.changed.epochs"] == "3"
+    assert client.get_run(parents[0].info.run_id).info.status == "RUNNING"
+    end_parent("FINISHED")
+    assert client.get_run(parents[0].info.run_id).info.status == "FINISHED"
+
+
+def test_of_parents_made_at_once_the_earliest_stays(client, pipeline, monkeypatch):
+    with stage_run("extract", settings={}, inputs={}):
+        pass
+    earlier = tracking._find_parent(client, client.get_experiment_by_name("stabn").experiment_id, "run-1")
+    made = tracking._make_parent(client, client.get_experiment_by_name("stabn").experiment_id, "run-1")
+    assert made == earlier
+    assert [run.info.run_id for run in _runs(client) if run.data.tags.get("stabn.role") == "parent"] == [earlier]
+
+
+def test_sigterm_marks_the_run_killed(client):
+    process = _start("train", "wait")
+    run_id = process.stdout.readline().strip()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    run = client.get_run(run_id)
+    assert run.info.status == "KILLED" and run.info.end_time
+    assert run.data.metrics == {"top1": 0.5}
+
+
+def test_a_run_tells_what_made_it(client, pipeline, tmp_path):
+    settings = {"train": {"epochs": 20, "scales": (1.0, 0.5)}, "note": "x" * 9000} | {f"s{i}": i for i in range(150)}
+    (tmp_path / "curve.txt").write_text("1")
+    with stage_run("train", settings=settings, inputs={"manifest": "abc"}, parent_model="s3://data/a.pt") as run:
+        run.set_tags({"split": "validation"})
+        run.log_artifact(tmp_path / "curve.txt", "curves")
+        run.log_text("| top-1 |", "report/table.md")
+    found = client.get_run(run.run_id)
+    assert found.data.params["train.epochs"] == "20" and json.loads(found.data.params["train.scales"]) == [1.0, 0.5]
+    assert len(found.data.params) == 153 and len(found.data.params["note"]) == 6000
+    expected = {
+        "stabn.stage": "train",
+        "stabn.pipeline": "finetune",
+        "stabn.run_id": "run-1",
+        "mlflow.source.git.commit": "c0ffee",
+        "stabn.image": "stabn/trainer:1",
+        "stabn.manifest_fingerprint": "abc",
+        "stabn.parent_model": "s3://data/a.pt",
+        "split": "validation",
+    }
+    assert expected.items() <= found.data.tags.items()
+    assert [file.path for file in client.list_artifacts(run.run_id, "report")] == ["report/table.md"]
+    assert (tmp_path / "mlflow" / "mlflow-artifacts").is_dir()
+    assert run.link == ""
+
+
+def test_a_long_history_is_recorded_with_its_steps(client):
+    history = [{"step": step, "loss": 1.0 / (step + 1), "top-1 (%)": step} for step in range(700)]
+    with stage_run("train", settings={}, inputs={}) as run:
+        run.log_metrics_history(history)
+        run.log_metrics({"loss": 0.25}, step=700)
+    recorded = sorted(client.get_metric_history(run.run_id, "loss"), key=lambda metric: metric.step)
+    assert [(metric.step, metric.value) for metric in recorded] == [(h["step"], h["loss"]) for h in history] + [
+        (700, 0.25)
+    ]
+    assert len(client.get_metric_history(run.run_id, "top-1 ___")) == 700
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("frame 3"), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(2), "FAILED"),
+        (SystemExit(0), "FINISHED"),
+    ],
+)
+def test_how_a_stage_ends_is_recorded(client, error, status):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(type(error)), stage_run("train", settings={}, inputs={}) as run:
+        assert signal.getsignal(signal.SIGTERM) is not before
+        raise error
+    assert signal.getsignal(signal.SIGTERM) is before
+    found = client.get_run(run.run_id)
+    assert found.info.status == status
+    assert found.data.tags.get("stabn.error") == (f"{type(error).__name__}: {error}" if status != "FINISHED" else None)
+    assert "mlflow.parentRunId" not in found.data.tags
+
+
+def test_a_forked_worker_that_is_terminated_leaves_the_run_open(client):
+    with stage_run("train", settings={}, inputs={}) as run:
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(write, b"1")  # Python forgets signals that arrive before its fork is complete
+            time.sleep(30)
+            os._exit(0)
+        os.read(read, 1)
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGTERM
+        assert client.get_run(run.run_id).info.status == "RUNNING"
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_the_run_that_kfp_made_is_the_parent(client, pipeline, monkeypatch):
+    experiment = client.create_experiment("of-kfp")
+    of_pipeline = client.create_run(experiment).info.run_id
+    of_task = client.create_run(experiment, tags={"mlflow.parentRunId": of_pipeline}).info.run_id
+    for given in (of_pipeline, of_task):
+        monkeypatch.setenv("MLFLOW_RUN_ID", given)
+        with stage_run("train", settings={}, inputs={}) as run:
+            found = client.get_run(run.run_id)
+            assert found.data.tags["mlflow.parentRunId"] == of_pipeline
+            assert found.info.experiment_id == experiment
+    end_parent("FAILED")
+    assert client.get_run(of_pipeline).info.status == "RUNNING"
+
+
+def test_without_an_address_nothing_is_tracked(monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with stage_run("train", settings={"a": 1}, inputs={}) as run:
+        run.log_metrics({"loss": 1.0}, step=0)
+        run.log_metrics_history([{"step": 0, "loss": 1.0}])
+        run.log_params({"b": 2})
+        run.log_artifact("missing.txt")
+        run.log_text("x", "y.txt")
+        run.set_tags({"a": "b"})
+    assert run.run_id == "" and run.link == "" and compare_link(["a", "b"]) == ""
+    assert register_if_better("m", "s3://x", {}, {}, True, "why") == ("", False)
+    end_parent("FINISHED")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unusable_address_is_named(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    unusable = [f"sqlite:///{tmp_path}/file/mlflow.db", f"{tmp_path}/mlruns", "gopher://x"]
+    for uri, kind in [*((uri, TrackingError) for uri in unusable), ("http://user:secret@127.0.0.1:9", RetryableError)]:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(kind, match="MLFLOW_TRACKING_URI") as caught, stage_run("train", settings={}, inputs={}):
+            pass
+        assert "secret" not in str(caught.value)
+
+
+def test_a_server_that_goes_away_does_not_end_the_stage(client, monkeypatch, caplog):
+    with stage_run("train", settings={}, inputs={}) as run:
+        log_batch = type(client).log_batch
+        monkeypatch.setattr(type(client), "log_batch", lambda *a, **k: (_ for _ in ()).throw(OSError("server is gone")))
+        for step in range(3):
+            run.log_metrics({"loss": float(step)}, step=step)
+        run.set_tags({"a": "b"})
+        monkeypatch.setattr(type(client), "log_batch", log_batch)
+    assert len([record for record in caplog.records if "server is gone" in record.message]) == 1
+    assert [metric.value for metric in client.get_metric_history(run.run_id, "loss")] == [0.0, 1.0, 2.0]
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_only_a_better_model_becomes_the_champion(client):
+    with stage_run("promote", settings={}, inputs={}) as run:
+        first = register_if_better("st-abn", "s3://data/a.pt", {"top1": 0.5}, {"top1": 0.6}, True, "better", run.run_id)
+        again = register_if_better("st-abn", "s3://data/a.pt", {"top1": 0.5}, {"top1": 0.6}, True, "better", run.run_id)
+        worse = register_if_better("st-abn", "s3://data/b.pt", {"top1": 0.6}, {"top1": 0.4}, False, "worse", run.run_id)
+    assert first == again == ("1", True) and worse == ("2", False)
+    champion = client.get_model_version_by_alias("st-abn", "champion")
+    assert champion.version == 1 or champion.version == "1"
+    assert champion.source == "s3://data/a.pt" and champion.tags["after.top1"] == "0.6"
+    assert client.get_model_version("st-abn", "2").description == "worse"
+
+
+def test_the_compare_page_gets_both_runs(client, monkeypatch):
+    ids = []
+    for stage in ("evaluate/before", "evaluate/after"):
+        with stage_run(stage, settings={}, inputs={}) as run:
+            ids.append(run.run_id)
+    assert compare_link(ids) == ""
+    monkeypatch.setenv("STABN_MLFLOW_UI_URL", "https://mlflow.example/")
+    link = urllib.parse.unquote(compare_link(ids))
+    assert (
+        link
+        == f'https://mlflow.example/#/compare-runs?runs=["{ids[0]}", "{ids[1]}"]&experiments=["{run.experiment_id}"]'
+    )
+    assert run.link == f"https://mlflow.example/#/experiments/{run.experiment_id}/runs/{ids[1]}"
+
+
+@pytest.mark.parametrize("stage", ["", "a' or 'b", "../x"])
+def test_stage_names_that_a_query_could_misread_are_refused(mlflow_uri, stage):
+    with pytest.raises(TrackingError, match="stage"), stage_run(stage, settings={}, inputs={}):
+        pass
+
+
+def test_the_commit_is_that_of_this_code_only(tmp_path, monkeypatch):
+    package = tmp_path / "stabn"
+    package.mkdir()
+    monkeypatch.setattr(tracking, "__file__", str(package / "tracking.py"))
+    assert tracking._git_commit() == ""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (package / "tracking.py").write_text("")
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "Begin"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert tracking._git_commit() == head
+    (package / "tracking.py").write_text("changed")
+    assert tracking._git_commit() == f"{head}-dirty"
