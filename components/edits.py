@@ -8,9 +8,9 @@ from components.images import DATA_IMAGE
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
-def edits(
-    round_uri: str, source: str, segments_uri: str, min_share: float, timeout_hours: float
-) -> NamedTuple("Outputs", [("edited_round_uri", str), ("edits_fingerprint", str)]):
+def edits(round_uri: str, source: str, segments_uri: str, min_share: float, timeout_hours: float) -> NamedTuple(
+    "Outputs", [("edited_round_uri", str), ("edits_fingerprint", str)]
+):
     """Wait until people have corrected the round, or write corrections from known action segments.
 
     Args:

@@ -36,9 +36,7 @@ def finetune(
     from stabn.training.train import finetune_into
 
     config = resolve(preset, overrides, finetune__gamma=gamma)
-    result = finetune_into(
-        checkpoint.path, manifest.path, edits.path, config, storage_uri, finetuned.path, name=name
-    )
+    result = finetune_into(checkpoint.path, manifest.path, edits.path, config, storage_uri, finetuned.path, name=name)
     finetuned.metadata["uri"] = result.best_uri
     for key, value in result.metrics.items():
         metrics.log_metric(key, value)

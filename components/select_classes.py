@@ -1,7 +1,5 @@
 """Component select-classes: the actions recognised badly on both splits."""
 
-from typing import NamedTuple
-
 from kfp import dsl
 
 from components.images import DATA_IMAGE
@@ -16,7 +14,7 @@ def select_classes(
     threshold: float,
     max_classes: int,
     selection: dsl.Output[dsl.Dataset],
-) -> NamedTuple("Outputs", [("outcome", str)]):
+) -> str:
     """Choose the actions below the threshold on both splits, and their misclassified videos.
 
     Args:
@@ -29,11 +27,12 @@ def select_classes(
         selection: The chosen actions and videos, as JSON.
 
     Returns:
-        outcome: selected, or nothing when no action qualifies.
+        selected, or nothing when no action qualifies. (KFP's local runner evaluates conditions on an output that has no
+        name of its own, so this one has none.)
     """
     from stabn.evaluation.selection import select_classes
     from stabn.presets import resolve
 
     config = resolve(preset, overrides, select__threshold=threshold, select__max_classes=max_classes)
     result = select_classes(train_predictions.path, validation_predictions.path, config.select, selection.path)
-    return (result.outcome,)
+    return result.outcome

@@ -33,10 +33,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     compiling = commands.add_parser("compile", help="write one YAML per pipeline for the KFP UI")
-    compiling.add_argument("--output", type=Path, default=Path("build/pipelines"), metavar="DIR", help="default: %(default)s")
+    compiling.add_argument(
+        "--output", type=Path, default=Path("build/pipelines"), metavar="DIR", help="default: %(default)s"
+    )
     running = commands.add_parser("run", help="run a pipeline on this machine with KFP's local runner")
     running.add_argument("pipeline", choices=sorted(PIPELINES))
-    running.add_argument("--dir", type=Path, default=Path("local-run"), help="artifacts and cache; default: %(default)s")
+    running.add_argument(
+        "--dir", type=Path, default=Path("local-run"), help="artifacts and cache; default: %(default)s"
+    )
     running.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a pipeline parameter")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

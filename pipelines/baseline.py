@@ -84,7 +84,7 @@ def _baseline(
     tasks = train_and_select(
         videos_uri, labels_uri, dataset_version, storage_uri, preset, overrides, select_threshold, select_max_classes
     )
-    with dsl.If(tasks.select.outputs["outcome"] == "selected", name="actions selected"):
+    with dsl.If(tasks.select.outputs["Output"] == "selected", name="actions selected"):
         export(tasks, storage_uri, preset, overrides)
 
 

@@ -37,6 +37,7 @@ TASKS = {
 }
 SETTINGS = {"preset": "mini", "select_max_classes": "4", "edit_source": "segments", "model_name": "st-abn-mini"}
 STARTED = re.compile(r"Executing task \S*?'([\w-]+)'")
+FINISHED = re.compile(r"INFO - Task \S*?'([\w-]+)'\S* (finished|outputs)")
 CACHED = re.compile(r"[Cc]ache")
 
 
@@ -127,21 +128,23 @@ def readable(lines: Iterable[str]) -> Iterator[str]:
     KFP's own lines and the executor's input in JSON are left out.
     """
     started = time.monotonic()
-    total, number, in_json = sum(TASKS.values()), 0, False
+    total, number, in_json, running = sum(TASKS.values()), 0, False, False
     for line in lines:
         if match := STARTED.search(line):
-            number += 1
+            number, running = number + 1, True
             elapsed = time.monotonic() - started
             before = sum(list(TASKS.values())[: number - 1])
             left = f", about {_clock(elapsed / before * (total - before))} left" if before and elapsed > 5 else ""
             yield f"\n[{number:2}/{len(TASKS)}] {match[1]}   ({_clock(elapsed)} so far{left})"
+        elif FINISHED.search(line):
+            running = False
         elif CACHED.search(line) and "INFO" in line:
             yield "    done before with the same inputs, reused"
         elif "Got executor_input" in line:
             in_json = True
         elif in_json:
             in_json = line != "    }"
-        elif line.startswith("    ") and "[KFP Executor" not in line and line.strip():
+        elif running and line.startswith("    ") and "[KFP Executor" not in line and line.strip():
             yield line
 
 

@@ -38,7 +38,12 @@ def finetune_and_report(
         ("control", "as_is"),
     ):
         evaluated = evaluate(
-            checkpoint=checkpoints[name], manifest=manifest, split="validation", attention=attention, name=name, **settings
+            checkpoint=checkpoints[name],
+            manifest=manifest,
+            split="validation",
+            attention=attention,
+            name=name,
+            **settings,
         )
         inverted = attention != "as_is"
         evaluated.set_display_name(f"evaluate {name}" + (", spatial attention inverted" if inverted else ""))

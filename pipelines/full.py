@@ -28,7 +28,7 @@ def _full(
     tasks = train_and_select(
         videos_uri, labels_uri, dataset_version, storage_uri, preset, overrides, select_threshold, select_max_classes
     )
-    with dsl.If(tasks.select.outputs["outcome"] == "selected", name="actions selected"):
+    with dsl.If(tasks.select.outputs["Output"] == "selected", name="actions selected"):
         exported = export(tasks, storage_uri, preset, overrides)
         edited = edits(
             round_uri=exported.outputs["round_uri"],

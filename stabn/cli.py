@@ -133,7 +133,9 @@ def _extract_frames(args: Arguments, config: RunConfig) -> None:
     manifest = extract_frames(
         args.videos, args.labels, args.storage, Path(args.manifest), Path(args.rejects), config.extract
     )
-    print(f"{len(manifest)} videos, {len(manifest.classes)} classes, fingerprint {manifest.fingerprint}: {args.manifest}")
+    print(
+        f"{len(manifest)} videos, {len(manifest.classes)} classes, fingerprint {manifest.fingerprint}: {args.manifest}"
+    )
 
 
 @command(
@@ -228,7 +230,9 @@ def _edits(args: Arguments, config: RunConfig) -> None:
 @command(
     "import-edits",
     argument("--round", metavar="URI", help="the editing round"),
-    argument("--output", metavar="DIR", help="folder for edits.parquet, manifest.parquet, checkpoint.pt, selection.json"),
+    argument(
+        "--output", metavar="DIR", help="folder for edits.parquet, manifest.parquet, checkpoint.pt, selection.json"
+    ),
 )
 def _import_edits(args: Arguments, config: RunConfig) -> None:
     """Check every correction of a round and collect them in one table, beside the round's network and manifest."""

@@ -99,7 +99,9 @@ class ModelConfig(Settings):
         "gap", "gap: the paper's attention logits; linear: the released code's", choices=("gap", "linear")
     )
     temporal_kernel: str = setting(
-        "1x3x3", "kernel of the first temporal convolution: 1x3x3 paper, 3x3x3 released code", choices=("1x3x3", "3x3x3")
+        "1x3x3",
+        "kernel of the first temporal convolution: 1x3x3 paper, 3x3x3 released code",
+        choices=("1x3x3", "3x3x3"),
     )
     dropout: float = setting(0.5, "dropout before the classifier of each branch", low=0.0, high=1.0)
     bn_momentum: float = setting(0.1, "momentum of the BatchNorm statistics", low=0.0, high=1.0)
@@ -269,7 +271,9 @@ def from_dict(kind: type[Any], values: Mapping[str, Any]) -> Any:
     known = {item.name for item in dataclasses.fields(kind)}
     unknown = set(values) - known
     if unknown:
-        raise ConfigError(f"{kind.__name__}: unknown settings {', '.join(sorted(unknown))}; was it written by a newer version?")
+        raise ConfigError(
+            f"{kind.__name__}: unknown settings {', '.join(sorted(unknown))}; was it written by a newer version?"
+        )
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 

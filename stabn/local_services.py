@@ -225,6 +225,8 @@ def _weed(program: str, folder: Path, state: dict[str, Any], buckets: Sequence[s
         "webdav": "false",
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
+        "s3.localSocket": "s3.sock",
+        "filer.localSocket": "filer.sock",
         "s3.autoCreateBucket": "false",  # as on AWS: a mistyped bucket is an error
         "master.telemetry": "false",
         "master.volumeSizeLimitMB": VOLUME_SIZE_MB,
@@ -248,9 +250,6 @@ def _weed(program: str, folder: Path, state: dict[str, Any], buckets: Sequence[s
         yield process
     finally:
         _stop(process)
-        for port in state["ports"].values():
-            for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                path.unlink(missing_ok=True)
 
 
 def _end_with_parent() -> Callable[[], None] | None:

@@ -51,7 +51,9 @@ def mini() -> RunConfig:
         preset="mini",
         extract=ExtractConfig(short_side=80, jpeg_quality=90),
         data=DataConfig(num_frames=frames, crop_size=64, scales=(1.0, 0.9, 0.8), cache_mb=256, workers=0),
-        model=ModelConfig(num_blocks=(1, 1, 1, 1), width=16, num_frames=frames, dropout=0.2, bn_momentum=0.2),
+        model=ModelConfig(
+            block="basic", num_blocks=(1, 1, 1, 1), width=16, num_frames=frames, dropout=0.2, bn_momentum=0.2
+        ),
         train=TrainConfig(epochs=20, learning_rate=3e-3, **common),  # type: ignore[arg-type]
         finetune=FinetuneConfig(epochs=6, learning_rate=1e-3, **common),  # type: ignore[arg-type]
         select=SelectConfig(max_classes=4),

@@ -16,25 +16,45 @@ class Terminated(SystemExit):
 def exit_on_sigterm() -> Iterator[None]:
     """Raise Terminated in the main thread when SIGTERM arrives, once; the former handler comes back after the block.
 
-    A handler that is there already stays. Forked workers, which inherit the handler, die of SIGTERM as usual.
+    A handler that is there already stays. Forked workers do not inherit this one: SIGTERM ends them as usual.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    owner = os.getpid()
-
-    def leave(number: int, frame: Any) -> None:
-        if os.getpid() != owner:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
-        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the clean-up
-        raise Terminated(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, _leave)
     try:
         yield
     finally:
-        if os.getpid() == owner:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: Any) -> None:
+    signal.signal(number, _go_on)
+    raise Terminated(128 + number)
+
+
+def _go_on(number: int, frame: Any) -> None:
+    """Let a second SIGTERM not interrupt the clean-up; unlike SIG_IGN, programs started meanwhile do not inherit it."""
+
+
+# Python forgets a signal that reaches a child before its fork is complete, and a pool that ends its workers at once
+# would then wait for ever. So the kernel holds SIGTERM back until the child has its own handler.
+_masks = threading.local()
+
+
+def _before_fork() -> None:
+    _masks.former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _after_fork_in_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.former)
+
+
+def _after_fork_in_child() -> None:
+    if signal.getsignal(signal.SIGTERM) in (_leave, _go_on):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.former)
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

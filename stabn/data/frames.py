@@ -52,7 +52,9 @@ def extract_frames(
         ExtractError: no video is usable, or more than `config.max_reject_share` are not; the rejects are written first.
     """
     labels = load_labels(labels_uri)
-    settings = {name: value for name, value in to_dict(config).items() if name in ("short_side", "jpeg_quality", "decoder")}
+    settings = {
+        name: value for name, value in to_dict(config).items() if name in ("short_side", "jpeg_quality", "decoder")
+    }
     name = fingerprint(settings)
     target = open_storage(storage_uri).child(f"frames-{name}")
     known = dict(_read_parts(target))
@@ -63,7 +65,9 @@ def extract_frames(
     workers = config.workers or len(os.sched_getaffinity(0))
     task = _Extraction(open_storage(videos_uri), target, config)
     jobs = [(video, known.get(video.video_id)) for video in labels.videos]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(task,)) as pool:
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(task,)
+    ) as pool:
         for video, (record, reason) in zip(labels.videos, pool.map(_run, jobs, chunksize=4), strict=True):
             if record is None:
                 rejects.append({"video_id": video.video_id, "split": video.split, "reason": reason})

@@ -84,7 +84,12 @@ def evaluate(
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, manifest: Manifest, rows: np.ndarray, data: DataConfig, config: RunConfig, attention: str = "as_is"
+    model: nn.Module,
+    manifest: Manifest,
+    rows: np.ndarray,
+    data: DataConfig,
+    config: RunConfig,
+    attention: str = "as_is",
 ) -> dict[str, Any]:
     """Return the columns of `Predictions` for some rows of a manifest.
 

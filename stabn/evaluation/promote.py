@@ -40,7 +40,7 @@ def promote(
             registered = register_if_better(
                 model_name, checkpoint_uri, summarize(before), summarize(after), won, reason, run.run_id
             )
-            promoted = registered is not None and registered.promoted
+            promoted = registered.moved
         run.set_tags({"promoted": str(promoted), "reason": reason})
     print(f"promote: {'champion moved' if promoted else 'champion not moved'}. {reason}", flush=True)
     return Promotion(promoted, reason)

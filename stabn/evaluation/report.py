@@ -127,7 +127,7 @@ def write_report(
         inputs: what is compared.
         html_path: the page.
         figures_dir: folder of the figures.
-        figure_maker: draws one video, by its id; None: no figures.
+        figure_maker: draws one video, by its id; None: with the checkpoints and the manifest, if they are given.
         settings: settings of the run by section, shown at the end.
         created_at: when the report was made, as shown; None: now.
 
@@ -151,7 +151,7 @@ def write_report(
         won, reason = wins(comparison.before, comparison.after)
         metrics = _metrics(comparison, effects, table3) | {"wins": float(won)}
         edited = _edited_curves(inputs)
-        figures = _figures(figure_maker, comparison, edited)
+        figures = _figures(figure_maker or _figure_maker(inputs, edited), comparison, edited)
         histories = {name: read_history(path) for name, path in _checkpoints(inputs).items()}
         page = _template().render(
             title="Fine-tuning with corrected temporal attention",
@@ -217,7 +217,7 @@ def _lead(comparison: Comparison, num_edits: int) -> str:
 
 def _row(table: pd.DataFrame, name: str) -> dict[str, float]:
     """Return a table's row as plain numbers by column."""
-    return {str(column): float(value) for column, value in table.loc[name].items()}
+    return {str(column): float(value) for column, value in table.to_dict("index")[name].items()}
 
 
 def _tiles(table2: pd.DataFrame, table3: pd.DataFrame) -> list[dict[str, Any]]:
@@ -251,10 +251,8 @@ def _metrics(comparison: Comparison, effects: Effects, table3: pd.DataFrame) -> 
         for group, mask in (("modified", chosen), ("others", ~chosen)):
             if mask.any() and not name.endswith("inverted"):
                 metrics[f"{name}_{group}_top1"] = float(table.correct[mask].mean())
-    for name in ("before", "after"):
-        metrics |= {
-            f"{name}_drop_{top.replace('-', '')}": float(table3["drop"][top][name]) / 100 for top in ("top-1", "top-5")
-        }
+    for top, drops in table3["drop"].to_dict().items():
+        metrics |= {f"{name}_drop_{str(top).replace('-', '')}": drop / 100 for name, drop in drops.items()}
     names = {EDITED: "gain", CONTROL: "control_gain", OF_EDITS: "edits_effect"}
     for group, rows in zip(("", "modified_", "others_"), effects.values(), strict=False):
         for label, difference in rows.items():
@@ -301,11 +299,18 @@ def _figures(
     items += [{"video_id": video_id, "kind": "edited"} for video_id in sorted(edited, key=by_hash)[:3]]
     figures = []
     for item in items:
-        figure = maker(item["video_id"])
-        if item["video_id"] in edited:
-            figure = VideoFigure(figure.pictures, {**figure.curves, "edit": edited[item["video_id"]]})
-        figures.append((figure, item))
+        figures.append((maker(item["video_id"]), item))
     return figures
+
+
+def _figure_maker(inputs: ReportInputs, edited: Mapping[str, npt.NDArray[np.float64]]) -> FigureMaker | None:
+    """Return what draws videos with the networks before and after; None when one of them or the manifest is absent."""
+    paths = [str(path) for path in (inputs.manifest, inputs.before_checkpoint, inputs.after_checkpoint) if path]
+    if len(paths) < 3 or any(path.endswith(JSON_LINES) for path in paths):
+        return None
+    from stabn.evaluation.figures import make_figure_maker
+
+    return make_figure_maker(*paths, edits=edited)
 
 
 def _edited_curves(inputs: ReportInputs) -> dict[str, npt.NDArray[np.float64]]:

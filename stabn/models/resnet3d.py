@@ -1,6 +1,7 @@
 """The 3D ResNet of the SlowFast slow pathway: time is never strided (paper, section 4.1; baseline of table 1)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stabn.config import ModelConfig
+from stabn.errors import StabnError
+
+
+class ShapeError(StabnError):
+    """A tensor does not fit the network."""
 
 
 class Output(NamedTuple):
@@ -42,7 +48,11 @@ class Block(nn.Module):
 
 
 class Basic(Block):
-    """Two 3x3 convolutions, of ResNet-18 and 34; the temporal kernel is in the first, as in the bottleneck."""
+    """Two 3x3 convolutions, of ResNet-18 and 34; the temporal kernel is in the first, as in the bottleneck.
+
+    The released code has 3x3x3 in both, in every layer; the paper gives no results for these, so they follow the slow
+    pathway instead: conv1 (kt, 3, 3) with the spatial stride, conv2 (1, 3, 3).
+    """
 
     expansion = 1
 
@@ -95,7 +105,9 @@ def shortcut(channels: int, out_channels: int, stride: int, momentum: float) -> 
     """Return the projection of a block whose shape changes, else None."""
     if stride == 1 and channels == out_channels:
         return None
-    return nn.Sequential(conv(channels, out_channels, (1, 1, 1), stride), nn.BatchNorm3d(out_channels, momentum=momentum))
+    return nn.Sequential(
+        conv(channels, out_channels, (1, 1, 1), stride), nn.BatchNorm3d(out_channels, momentum=momentum)
+    )
 
 
 def layer_channels(config: ModelConfig, layer: int) -> int:
@@ -182,20 +194,53 @@ class ResNet3D(nn.Module):
         """Classify clips.
 
         Args:
-            video: float (B, 3, T, H, W), normalised.
+            video: float (B, 3, T, H, W), normalised; H and W are free.
+
+        Raises:
+            ShapeError: not a video of `config.num_frames` frames.
         """
+        check_video(video, self.config)
         return Output(self.classifier(self.feature_extractor(video)))
+
+
+def check_video(video: Tensor, config: ModelConfig) -> None:
+    """Raise ShapeError unless the tensor is (B, 3, T, H, W) with the config's T."""
+    if video.ndim != 5 or video.shape[1] != 3 or video.shape[2] != config.num_frames:
+        raise ShapeError(
+            f"video of shape {tuple(video.shape)}: the network wants (B, 3, T, H, W) with "
+            f"T = config.num_frames = {config.num_frames}; sample clips with data.num_frames of the network"
+        )
 
 
 def run_blocks(layer: nn.Sequential, x: Tensor, checkpointing: bool) -> Tensor:
     """Run a layer's blocks, keeping only what goes in between when activations are checkpointed."""
     for block in layer:
-        x = checkpoint(block, x, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else block(x)
+        if checkpointing and torch.is_grad_enabled():
+            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=_contexts(block))
+        else:
+            x = block(x)
     return x
+
+
+def _contexts(block: nn.Module) -> Callable[[], tuple[AbstractContextManager, AbstractContextManager]]:
+    return lambda: (nullcontext(), _discarded_statistics(block))
+
+
+@contextmanager
+def _discarded_statistics(block: nn.Module) -> Iterator[None]:
+    """Let BatchNorm update copies of its statistics: a batch that is run twice counts once."""
+    kept = [(module, name, buffer) for module in block.modules() for name, buffer in module.named_buffers(recurse=False)]
+    for module, name, buffer in kept:
+        setattr(module, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)
 
 
 def initialize(modules: Iterable[nn.Module]) -> None:
     """Initialise convolutions as He et al. do for ReLU networks; BatchNorm starts as the identity."""
     for module in modules:
-        if isinstance(module, nn.Conv3d | nn.Conv2d):
+        if isinstance(module, nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,16 +1,16 @@
 """Spatio-Temporal Attention Branch Network (paper, section 3.1).
 
-                                     ┌─────────────── attention branch ────────────────┐
-                                     │ trunk (layer 4, stride 1) ─ class maps A         │
-                     ┌───── f ──────►│   ├─ attention logits                           │──► CE (eq. 4)
-    video ─► feature │               │   ├─ spatial attention  Ms (B, 1, T, h, w)      │
-            extractor┤               │   └─ temporal attention Mt (B, 1, T, 1, 1)      │◄── edits M't (eq. 6)
-                     │               └────────────────────────┬────────────────────────┘
-                     │   attention mechanism:  Ms, Mt         ▼          perception branch
-                     └───── f ──────► [(1 + Ms) f , Mt f] ─ 1x1x1 ─► f' ─► layer 4 ─ logits ──► CE (eq. 4)
+                                 ┌─────────────── attention branch ────────────────┐
+                                 │ trunk (layer 4, stride 1) ─ class maps A        │
+                 ┌───── f ──────►│   ├─ attention logits                           │──► CE (eq. 4)
+video ─► feature │               │   ├─ spatial attention  Ms (B, 1, T, h, w)      │
+        extractor┤               │   └─ temporal attention Mt (B, 1, T, 1, 1)      │◄── edits M't (eq. 6)
+                 │               └────────────────────────┬────────────────────────┘
+                 │   attention mechanism:  Ms, Mt         ▼          perception branch
+                 └───── f ──────► [(1 + Ms) f , Mt f] ─ 1x1x1 ─► f' ─► layer 4 ─ logits ──► CE (eq. 4)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Self
 
@@ -18,21 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from stabn.config import ModelConfig
-from stabn.errors import StabnError
 from stabn.models.resnet3d import (
     Classifier,
     FeatureExtractor,
     Output,
+    ShapeError,
+    check_video,
     conv,
     initialize,
     layer_channels,
     make_layer,
     run_blocks,
 )
-
-
-class ShapeError(StabnError):
-    """A tensor does not fit the network."""
 
 
 def invert(attention: Tensor) -> Tensor:
@@ -59,13 +56,24 @@ class AttentionBranch(nn.Module):
         self.logits = conv(classes, classes, (1, 1, 1))
         self.dropout = nn.Dropout(config.dropout)
         self.fc = nn.Linear(classes * frames, classes) if self.head == "linear" else None
-        self.spatial = nn.Sequential(
-            conv(classes, 1, (1, 1, 1)), nn.BatchNorm3d(1, momentum=momentum), nn.Sigmoid()
-        )
+        self.spatial = nn.Sequential(conv(classes, 1, (1, 1, 1)), nn.BatchNorm3d(1, momentum=momentum), nn.Sigmoid())
         kernel = (3, 3, 3) if config.temporal_kernel == "3x3x3" else (1, 3, 3)
         self.temporal_map = nn.Sequential(conv(classes, 1, kernel), nn.BatchNorm3d(1, momentum=momentum), nn.ReLU())
         self.temporal_mix = nn.Sequential(nn.Conv2d(frames, frames, 1, bias=False), nn.ReLU())
         self.temporal = nn.Sequential(nn.Linear(frames, frames), nn.ReLU(), nn.Linear(frames, frames), nn.Sigmoid())
+
+    def initialize_temporal(self) -> None:
+        """Start the layers from frame to frame as identities: Mt of a frame is the sigmoid of that frame's activity.
+
+        Their inputs are never negative. Random weights would leave each ReLU dead for every video with probability
+        1/2, in short clips now and then all of them: Mt would be constant and L_temp could only move its bias.
+        """
+        for module in (*self.temporal_mix, *self.temporal):
+            if isinstance(module, nn.Conv2d):
+                nn.init.dirac_(module.weight)
+            elif isinstance(module, nn.Linear):
+                nn.init.eye_(module.weight)
+                nn.init.zeros_(module.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (B, K), Ms (B, 1, T, h, w), Mt (B, 1, T, 1, 1)."""
@@ -95,11 +103,16 @@ class STABN(nn.Module):
         )
         self.perception_branch = Classifier(config)
         initialize(self.modules())
+        self.attention_branch.initialize_temporal()
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute the blocks' activations in the backward pass instead of keeping them."""
         for part in (self.feature_extractor, self.attention_branch, self.perception_branch):
             part.checkpointing = enabled
+
+    def feature_extractor_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters that fine-tuning leaves as they are."""
+        return self.feature_extractor.parameters()
 
     def freeze_feature_extractor(self) -> None:
         """Keep the feature extractor as it is: no gradient, no graph, BatchNorm statistics fixed (section 3.2)."""
@@ -115,16 +128,12 @@ class STABN(nn.Module):
         return self
 
     def extract_features(self, video: Tensor) -> Tensor:
-        """Return f (B, C, T, H/16, W/16) of normalised float (B, 3, T, H, W).
+        """Return f (B, C, T, H/16, W/16) of normalised float (B, 3, T, H, W); H and W are free.
 
         Raises:
             ShapeError: not a video of `config.num_frames` frames.
         """
-        if video.ndim != 5 or video.shape[1] != 3 or video.shape[2] != self.config.num_frames:
-            raise ShapeError(
-                f"video of shape {tuple(video.shape)}: the network wants (B, 3, T, H, W) with "
-                f"T = model.num_frames = {self.config.num_frames}"
-            )
+        check_video(video, self.config)
         with torch.no_grad() if self.frozen else nullcontext():
             return self.feature_extractor(video)
 
@@ -137,6 +146,14 @@ class STABN(nn.Module):
             temporal: Mt, (B, 1, T, 1, 1), applied without: Mt f.
         """
         return self.attention_mechanism(torch.cat([(1 + spatial) * features, temporal * features], dim=1))
+
+    def perceive(self, features: Tensor, spatial: Tensor, temporal: Tensor) -> Tensor:
+        """Return logits (B, K) of the perception branch; arguments as in `attend`.
+
+        With the features and the attention of a former forward this is all that an edit changes, at about 0.2 of the
+        whole network's arithmetic.
+        """
+        return self.perception_branch(self.attend(features, spatial, temporal))
 
     def forward(
         self,
@@ -165,15 +182,29 @@ class STABN(nn.Module):
         if features is None:
             assert video is not None
             features = self.extract_features(video)
+        self._check_features(features)
         attention_logits, spatial, temporal = self.attention_branch(features)
         used_spatial = spatial if spatial_transform is None else spatial_transform(spatial)
+        if used_spatial.shape != spatial.shape:
+            raise ShapeError(
+                f"spatial_transform returned shape {tuple(used_spatial.shape)}: expected that of Ms, "
+                f"(B, 1, T, h, w) = {tuple(spatial.shape)}"
+            )
         used_temporal = temporal
         if temporal_attention is not None:
-            if temporal_attention.shape != features.shape[:1] + features.shape[2:3]:
+            expected = (features.shape[0], self.config.num_frames)
+            if temporal_attention.shape != expected:
                 raise ShapeError(
-                    f"temporal_attention of shape {tuple(temporal_attention.shape)}: expected (B, T) = "
-                    f"{(features.shape[0], features.shape[2])}"
+                    f"temporal_attention of shape {tuple(temporal_attention.shape)}: expected (B, T) = {expected}, "
+                    f"with T = config.num_frames = {self.config.num_frames}"
                 )
             used_temporal = temporal_attention.to(features)[:, None, :, None, None]
-        logits = self.perception_branch(self.attend(features, used_spatial, used_temporal))
-        return Output(logits, attention_logits, spatial, temporal)
+        return Output(self.perceive(features, used_spatial, used_temporal), attention_logits, spatial, temporal)
+
+    def _check_features(self, features: Tensor) -> None:
+        channels, frames = layer_channels(self.config, 3), self.config.num_frames
+        if features.ndim != 5 or features.shape[1:3] != (channels, frames):
+            raise ShapeError(
+                f"features of shape {tuple(features.shape)}: expected (B, C, T, h, w) with C = {channels} and "
+                f"T = config.num_frames = {frames}, as extract_features of this network returns them"
+            )

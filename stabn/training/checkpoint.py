@@ -1,5 +1,6 @@
 """Checkpoints that rebuild their network by themselves, written whole or not at all."""
 
+import dataclasses
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from stabn.config import DataConfig, ModelConfig, from_dict, to_dict
+from stabn.data.ssv2 import load_labels
 from stabn.errors import StabnError
 from stabn.models import build_model
-from stabn.storage import read_uri
+from stabn.models.weights import convert_released, read_weights
+from stabn.storage import read_uri, write_uri
 
 FORMAT = 1
 
@@ -105,7 +108,9 @@ def read_checkpoint(uri: str) -> dict[str, Any]:
             raise
         raise CheckpointError(f"{uri}: refused, it holds more than weights ({_first_line(error)})") from None
     if not isinstance(content, dict) or "model_config" not in content:
-        raise CheckpointError(f"{uri}: not a checkpoint of stabn; convert released weights with `stabn import-checkpoint`")
+        raise CheckpointError(
+            f"{uri}: not a checkpoint of stabn; convert released weights with `stabn import-checkpoint`"
+        )
     if content["format"] != FORMAT:
         raise CheckpointError(f"{uri}: checkpoint format {content['format']}, this version reads {FORMAT}")
     return content
@@ -140,6 +145,39 @@ def load_model(uri: str, device: torch.device | str = "cpu") -> tuple[nn.Module,
     model = build_model(checkpoint.model_config)
     model.load_state_dict(content["model"])
     return model.to(device).eval(), checkpoint
+
+
+def import_released(released: str, labels_uri: str, output_uri: str, data: DataConfig) -> str:
+    """Convert a checkpoint that the authors released to one of ours.
+
+    Args:
+        released: the authors' file.
+        labels_uri: label files of the dataset it was trained on; they name its classes.
+        output_uri: checkpoint to write.
+        data: how clips are sampled and cropped; the number of frames is the checkpoint's.
+
+    Returns:
+        A line that says what was converted.
+
+    Raises:
+        CheckpointError: the labels have another number of classes.
+    """
+    config, weights = convert_released(read_weights(released), released)
+    classes = load_labels(labels_uri).classes
+    if len(classes) != config.num_classes:
+        raise CheckpointError(
+            f"{released}: it knows {config.num_classes} classes, {labels_uri} names {len(classes)}; give the labels of "
+            "the dataset it was trained on"
+        )
+    model = build_model(config)
+    model.load_state_dict(weights)
+    data = dataclasses.replace(data, num_frames=config.num_frames)
+    content = dump_checkpoint(model, config, data, classes, manifest_fingerprint="", stage="import-checkpoint", epoch=0)
+    write_uri(output_uri, content)
+    return (
+        f"{released}: ST-ABN with blocks {config.num_blocks}, {config.num_classes} classes, {config.num_frames} frames; "
+        f"{len(weights)} tensors converted: {output_uri}"
+    )
 
 
 def check_classes(checkpoint: Checkpoint, classes: Sequence[str], what: str) -> None:

@@ -197,13 +197,20 @@ class Fit:
             loss = float(training_loss(output, target).total) * len(target)
             top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
             sums += [loss, float(top[:, 0].sum()), float(top.any(1).sum())]
-        loss, top1, top5 = sums / len(self.validation_data)
-        print(f"{self.stage} epoch {epoch + 1}: validation loss {loss:.3f}, top-1 {top1:.1%}, top-5 {top5:.1%}", flush=True)
+        loss, top1, top5 = (sums / len(self.validation_data)).tolist()
+        print(
+            f"{self.stage} epoch {epoch + 1}: validation loss {loss:.3f}, top-1 {top1:.1%}, top-5 {top5:.1%}",
+            flush=True,
+        )
         return {"validation_loss": loss, "validation_top1": top1, "validation_top5": top5}
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         clips = batch_input(batch, self.data_config, self.device)
-        rest = {name: value.to(self.device, non_blocking=True) for name, value in batch.items() if name not in ("clips", "color")}
+        rest = {
+            name: value.to(self.device, non_blocking=True)
+            for name, value in batch.items()
+            if name not in ("clips", "color")
+        }
         return {"clips": clips, **rest}
 
     def _autocast(self) -> torch.autocast:
@@ -286,5 +293,7 @@ def run_identity(settings: TrainConfig, data: DataConfig, model: ModelConfig, **
     """Return what decides a run's result, by setting; where it runs and how fast it loads do not count."""
     neutral = {"workers", "cache_mb", "device"}
     sections = {"": settings, "data.": data, "model.": model}
-    values = {prefix + name: v for prefix, s in sections.items() for name, v in to_dict(s).items() if name not in neutral}
+    values = {
+        prefix + name: v for prefix, s in sections.items() for name, v in to_dict(s).items() if name not in neutral
+    }
     return {**values, **inputs}

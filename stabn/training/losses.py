@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stabn.models.resnet3d import Output
+from stabn.models.resnet3d import Output, ShapeError
 
 
 class Losses(NamedTuple):
@@ -25,25 +25,34 @@ def training_loss(output: Output, target: Tensor) -> Losses:
         output: of the network; the baseline has no attention branch, whose part is then 0.
         target: int64 (B,), true classes.
     """
-    perception = F.cross_entropy(output.logits.float(), target)
+    perception = F.cross_entropy(_at_least_float32(output.logits), target)
     if output.attention_logits is None:
         attention = torch.zeros_like(perception)
     else:
-        attention = F.cross_entropy(output.attention_logits.float(), target)
+        attention = F.cross_entropy(_at_least_float32(output.attention_logits), target)
     return Losses(perception + attention, perception, attention, torch.zeros_like(perception))
 
 
 def temporal_attention_loss(temporal_attention: Tensor, edited: Tensor) -> Tensor:
     """Return the mean squared distance of the temporal attention from the edited one (eq. 6, without gamma).
 
-    Per video it is the mean over the frames on which the person has an opinion; the sum over edited videos is
-    divided by the size of the batch, so that every video weighs the same in L + L_temp, edited or not.
+    Per video it is the mean over the frames on which the person has an opinion. The sum over the edited videos is
+    divided by the size of the batch, as the cross-entropy is: eq. 5 holds per video, and a video weighs the same
+    whether or not others in its batch are edited. Without any edit it is 0, with a gradient of 0.
 
     Args:
         temporal_attention: Mt, (B, 1, T, 1, 1) or (B, T), in [0, 1].
         edited: M't, (B, T) in [0, 1]; NaN on frames without an opinion and in videos without an edit.
+
+    Raises:
+        ShapeError: the two differ in B or T.
     """
-    attention = temporal_attention.float().reshape(edited.shape)
+    attention = _at_least_float32(temporal_attention).flatten(1)
+    if attention.shape != edited.shape:
+        raise ShapeError(
+            f"edited attention of shape {tuple(edited.shape)}: the network's is (B, T) = {tuple(attention.shape)}; "
+            "give one value per sampled frame of each clip"
+        )
     known = ~torch.isnan(edited)
     squared = (attention - torch.where(known, edited, 0)).square() * known
     per_video = squared.sum(1) / known.sum(1).clamp(min=1)
@@ -58,8 +67,16 @@ def finetuning_loss(output: Output, target: Tensor, edited: Tensor, gamma: float
         target: int64 (B,), true classes.
         edited: float (B, T), see `temporal_attention_loss`.
         gamma: weight of the temporal part; the paper's is 10.
+
+    Raises:
+        ShapeError: the network has no temporal attention, or the edits do not have its shape.
     """
-    assert output.temporal_attention is not None
+    if output.temporal_attention is None:
+        raise ShapeError("the network has no temporal attention to fine-tune; use model.name = st_abn")
     base = training_loss(output, target)
     temporal = temporal_attention_loss(output.temporal_attention, edited)
     return base._replace(total=base.total + gamma * temporal, temporal=temporal)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

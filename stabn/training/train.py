@@ -98,9 +98,7 @@ def finetune(
     edited = _edited_rows(edits, manifest)
     others = np.setdiff1d(manifest.indices("train"), edited)
     settings = config.finetune
-    data = dataclasses.replace(
-        checkpoint.data_config, workers=config.data.workers, cache_mb=config.data.cache_mb
-    )
+    data = dataclasses.replace(checkpoint.data_config, workers=config.data.workers, cache_mb=config.data.cache_mb)
 
     def epoch_rows(epoch: int) -> np.ndarray:
         rng = np.random.default_rng([settings.seed, epoch, 1])
@@ -194,7 +192,9 @@ def _edited_rows(edits: EditTable, manifest: Manifest) -> np.ndarray:
     for video_id, curve in edits.items():
         video = manifest.video(row := manifest.index_of(video_id))
         if video.split != "train":
-            raise TrainingError(f"edit of video {video_id}: it is in the {video.split} split; only train is learnt from")
+            raise TrainingError(
+                f"edit of video {video_id}: it is in the {video.split} split; only train is learnt from"
+            )
         if len(curve) != video.num_frames:
             raise TrainingError(
                 f"edit of video {video_id}: {len(curve)} values for a video of {video.num_frames} frames; "

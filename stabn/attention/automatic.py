@@ -1,0 +1,162 @@
+"""Stage edits: wait for people's corrections, or write them from known action segments."""
+
+import json
+import math
+import time
+from datetime import UTC, datetime
+from operator import index
+
+import numpy as np
+
+from stabn.attention.edits import DONE, Edit, EditSummary, latest_edits, read_edits, save_edit, summarize
+from stabn.attention.rounds import Round, RoundVideo, load_round, model_attention
+from stabn.config import ConfigError
+from stabn.errors import RetryableError, StabnError
+from stabn.storage import read_uri
+from stabn.tracking import stage_run
+
+EDITOR = "automatic"
+RAMP_FRAMES = 2
+POLL_SECONDS = 30.0
+
+
+class SegmentsError(StabnError):
+    """A file of action segments cannot be used."""
+
+
+def collect_edits(round_uri: str, source: str, segments_uri: str, min_share: float, timeout_seconds: float) -> str:
+    """Get a round's corrections from people, or from known segments.
+
+    Args:
+        round_uri: the round.
+        source: `people` or `segments`.
+        segments_uri: with segments: JSON of video id to [first, last) frame of the action.
+        min_share: with people: share of videos that must be edited or skipped, 0 to 1.
+        timeout_seconds: with people: how long to wait.
+
+    Returns:
+        Fingerprint of the corrections.
+
+    Raises:
+        ConfigError: no such source, or segments without a file.
+        RetryableError: people were not done in time.
+    """
+    if source not in ("people", "segments") or (source == "segments" and not segments_uri):
+        raise ConfigError(f"edit source {source!r} with segments {segments_uri!r}: people, or segments and their file")
+    item = load_round(round_uri)
+    inputs = {"dataset": item.manifest_fingerprint, "checkpoint": item.checkpoint_fingerprint}
+    with stage_run("edits", settings={"source": source, "round": round_uri}, inputs=inputs) as run:
+        if source == "segments":
+            summary = automatic_edits(item, segments_uri)
+        else:
+            summary = wait_for_edits(item, min_share, timeout_seconds)
+        run.log_metrics(summary.counts())
+    print(f"edits: {summary}", flush=True)
+    return summary.fingerprint
+
+
+def automatic_edits(
+    item: Round, segments_uri: str, editor: str = EDITOR, ramp_frames: int = RAMP_FRAMES
+) -> EditSummary:
+    """Write an edit for each video of a round: high on the frames of the action, low elsewhere.
+
+    Documents go through the same function as people's, and a person's edit is never replaced. One that is there with
+    the same content is not written again; a video whose segment is not known is saved as skipped, and listed.
+
+    Args:
+        item: the round.
+        segments_uri: JSON of video id to [first, last) frame of the action.
+        editor: name in the documents.
+        ramp_frames: frames over which the attention rises before and falls after the action.
+
+    Raises:
+        SegmentsError: the file is not JSON of [first, last) segments, or one lies outside its video.
+    """
+    try:
+        segments = json.loads(read_uri(segments_uri))
+        known = {key: (index(first), index(last)) for key, (first, last) in segments.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SegmentsError(f'{segments_uri}: expected {{"video id": [first, last], …}} ({error})') from None
+    before = read_edits(item)
+    for video in item.videos:
+        latest = before.get(video.video_id)
+        if latest is not None and latest.editor != editor:
+            continue
+        segment = known.get(video.video_id)
+        if segment is not None and not 0 <= segment[0] < segment[1] <= video.num_frames:
+            raise SegmentsError(
+                f"{segments_uri}: segment {list(segment)} of video {video.video_id} does not lie in its "
+                f"{video.num_frames} frames; correct it or leave the video out"
+            )
+        curve = None if segment is None else segment_curve(video.num_frames, *segment, ramp_frames)
+        edit = _edit(item, video, curve, editor, latest)
+        if latest is None or (edit.edited_attention, edit.status) != (latest.edited_attention, latest.status):
+            save_edit(item, edit)
+    summary = summarize(item, read_edits(item))
+    if unknown := [video.video_id for video in item.videos if video.video_id not in known]:
+        print(f"edits: {segments_uri} has no segment for {len(unknown)} videos: {', '.join(unknown[:20])}", flush=True)
+    return summary
+
+
+def segment_curve(num_frames: int, first: int, last: int, ramp_frames: int = RAMP_FRAMES) -> np.ndarray:
+    """Return float64 (num_frames,): 1 on first <= frame < last, a linear ramp beside it, 0 elsewhere."""
+    frames = np.arange(num_frames)
+    distance = np.maximum(np.maximum(first - frames, frames - (last - 1)), 0)
+    return np.clip(1 - distance / (ramp_frames + 1), 0, 1)
+
+
+def wait_for_edits(
+    item: Round, min_share: float, timeout_seconds: float, poll_seconds: float = POLL_SECONDS
+) -> EditSummary:
+    """Wait until a share of the round's videos is edited or skipped.
+
+    Storage that is away for a while does not end the wait.
+
+    Raises:
+        ConfigError: a share outside 0 to 1.
+        EditError: a document does not fit the round.
+        RetryableError: the time is up; names what is missing.
+    """
+    if not 0 <= min_share <= 1:
+        raise ConfigError(f"min_share = {min_share}: must be from 0 to 1")
+    deadline = time.monotonic() + timeout_seconds
+    total = len(item.videos)
+    needed = math.ceil(min_share * total - 1e-9)
+    known: dict[str, Edit] = {}
+    done, shown = 0, -1
+    while True:
+        try:
+            known = {edit.key: edit for edit in latest_edits(item.storage, known)}
+            ids = {video.video_id for video in item.videos}
+            done = sum(edit.status in DONE and edit.video_id in ids for edit in known.values())
+            if done >= needed:
+                print(f"edits: {done} of {total} videos are done", flush=True)
+                return summarize(item, read_edits(item))
+        except RetryableError as error:
+            print(f"edits: {error}; trying again", flush=True)
+        if done != shown:
+            print(f"edits: {done} of {total} videos are done, going on at {needed}", flush=True)
+            shown = done
+        if time.monotonic() > deadline:
+            raise RetryableError(
+                f"{item.uri}: {done} of {total} videos are edited or skipped after {timeout_seconds / 3600:g} hours, "
+                f"{needed} are needed; run it again to go on waiting"
+            )
+        time.sleep(min(poll_seconds, max(0.0, deadline - time.monotonic()) + 0.01))
+
+
+def _edit(item: Round, video: RoundVideo, curve: np.ndarray | None, editor: str, latest: Edit | None) -> Edit:
+    """Return the next revision of a video with a curve, or skipped without one."""
+    values = [None] * video.num_frames if curve is None else [round(float(value), 4) for value in curve]
+    return Edit(
+        round_id=item.round_id,
+        video_id=video.video_id,
+        revision=latest.revision + 1 if latest else 1,
+        num_frames=video.num_frames,
+        model_attention=tuple(model_attention(item, video.video_id)),
+        edited_attention=tuple(values),
+        status="skipped" if curve is None else "edited",
+        skip_reason="unsure" if curve is None else None,
+        editor=editor,
+        edited_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )

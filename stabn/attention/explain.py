@@ -1,0 +1,63 @@
+"""What a network sees in one video, for a person at the command line."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from stabn.attention.export import attend, panel
+from stabn.attention.render import attention_figure
+from stabn.config import ConfigError
+from stabn.data.dataset import read_frames
+from stabn.data.manifest import Manifest
+from stabn.data.video import decode
+from stabn.storage import write_uri
+from stabn.training.checkpoint import CheckpointError, check_classes, load_model
+from stabn.training.loop import choose_device, prepare
+
+
+def explain(video: str, checkpoint_uri: str, manifest_uri: str = "", output_path: str = "") -> str:
+    """Print a video's prediction and write a figure of its attention.
+
+    Args:
+        video: a video file; or with a manifest the id of one of its videos, whose true class is then known.
+        checkpoint_uri: an ST-ABN.
+        manifest_uri: manifest that the id is in.
+        output_path: PNG to write; by default named after the video, in the working folder.
+
+    Returns:
+        Where the figure is.
+
+    Raises:
+        ConfigError: the file does not exist and no manifest was given.
+        CheckpointError: the network has no attention.
+    """
+    model, checkpoint = load_model(checkpoint_uri)
+    if checkpoint.model_config.name != "st_abn":
+        raise CheckpointError(f"{checkpoint_uri}: a {checkpoint.model_config.name} has no attention to show")
+    data, class_index = checkpoint.data_config, -1
+    if manifest_uri:
+        manifest = Manifest.load(manifest_uri)
+        check_classes(checkpoint, manifest.classes, manifest_uri)
+        index = manifest.index_of(video)
+        class_index = manifest.video(index).class_index
+        frames = read_frames(manifest, index)
+    elif Path(video).is_file():
+        frames = np.stack(list(decode(video, short_side=round(data.crop_size / data.evaluation_scale))))
+    else:
+        raise ConfigError(f"{video}: no such file; give a video file, or with --manifest the id of one of its videos")
+    attention = attend(prepare(model, choose_device("auto")), frames, data)
+    for _, name, score in attention.top(checkpoint.classes):
+        print(f"{score:6.1%}  {name}")
+    true = f": {checkpoint.classes[class_index]}" if class_index >= 0 else ""
+    if class_index >= 0:
+        print(f"  true  {checkpoint.classes[class_index]}")
+    output = output_path or f"{re.sub(r'[^A-Za-z0-9._-]', '_', Path(video).stem)}.attention.png"
+    figure = attention_figure(
+        frames,
+        [panel("prediction", attention, checkpoint.classes, class_index)],
+        heading=f"{Path(video).name}{true}",
+    )
+    write_uri(output, figure)
+    print(f"figure: {output}")
+    return output

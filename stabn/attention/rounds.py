@@ -1,0 +1,135 @@
+"""Editing rounds: the videos handed to people, with all that correcting and fine-tuning need, under one URI."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from stabn.config import fingerprint
+from stabn.errors import StabnError
+from stabn.storage import ObjectNotFound, Storage, check_id, open_storage
+
+FORMAT = 1
+ROUND_FILE = "round.json"
+MANIFEST_FILE, CHECKPOINT_FILE, SELECTION_FILE = "manifest.parquet", "checkpoint.pt", "selection.json"
+
+
+class RoundError(StabnError):
+    """A round is missing, unfinished, or does not hold what was asked of it."""
+
+
+@dataclass(frozen=True)
+class RoundVideo:
+    """A video to correct.
+
+    Attributes:
+        predicted: class index the network gave it.
+        score: probability of that class, 0 to 1.
+        num_frames: source frames; an edited curve has as many values.
+    """
+
+    video_id: str
+    class_index: int
+    label: str
+    predicted: int
+    score: float
+    num_frames: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """An editing round as its `round.json` describes it."""
+
+    uri: str
+    round_id: str
+    created_at: str
+    manifest_fingerprint: str
+    checkpoint_fingerprint: str
+    classes: tuple[str, ...]
+    selected_classes: tuple[int, ...]
+    videos: tuple[RoundVideo, ...]
+
+    @property
+    def storage(self) -> Storage:
+        """Where the round's documents are."""
+        return open_storage(self.uri)
+
+    def video(self, video_id: str) -> RoundVideo:
+        """Return a video of the round.
+
+        Raises:
+            RoundError: the round does not have it.
+        """
+        if video_id not in self._by_id:
+            raise RoundError(f"video {video_id!r} is not in round {self.round_id} ({len(self.videos)} videos)")
+        return self._by_id[video_id]
+
+    @cached_property
+    def _by_id(self) -> dict[str, RoundVideo]:
+        return {video.video_id: video for video in self.videos}
+
+
+def make_round_id(manifest_fingerprint: str, checkpoint_fingerprint: str, video_ids: Sequence[str]) -> str:
+    """Return the id that the same network, dataset and videos always get, so that an export never splits the edits."""
+    return fingerprint(manifest_fingerprint, checkpoint_fingerprint, sorted(video_ids))
+
+
+def save_round(item: Round) -> None:
+    """Write `round.json`; last of an export, so that a round appears whole."""
+    content: dict[str, Any] = {"format": FORMAT, **asdict(item)}
+    del content["uri"]
+    item.storage.write(ROUND_FILE, json.dumps(content, indent=1).encode())
+
+
+def load_round(uri: str) -> Round:
+    """Read a round's description.
+
+    Raises:
+        RoundError: there is no finished round, or its description cannot be read.
+    """
+    try:
+        content = json.loads(open_storage(uri).read(ROUND_FILE))
+    except ObjectNotFound:
+        raise RoundError(f"{uri}: no {ROUND_FILE} there; the export is not finished, or this is not a round") from None
+    except ValueError as error:
+        raise RoundError(f"{uri}/{ROUND_FILE}: not JSON ({error}); export the round again") from None
+    try:
+        if content["format"] != FORMAT:
+            raise RoundError(f"{uri}: round format {content['format']}, this version reads {FORMAT}")
+        videos = tuple(RoundVideo(**video) for video in content["videos"])
+        for video in videos:
+            check_id(video.video_id, "video id")
+        return Round(
+            uri=uri,
+            round_id=content["round_id"],
+            created_at=content["created_at"],
+            manifest_fingerprint=content["manifest_fingerprint"],
+            checkpoint_fingerprint=content["checkpoint_fingerprint"],
+            classes=tuple(content["classes"]),
+            selected_classes=tuple(content["selected_classes"]),
+            videos=videos,
+        )
+    except (KeyError, TypeError) as error:
+        raise RoundError(f"{uri}/{ROUND_FILE}: incomplete ({error}); export the round again") from None
+
+
+def model_attention(item: Round, video_id: str) -> list[float]:
+    """Return the network's own temporal attention of a video, per source frame, in [0, 1].
+
+    Raises:
+        RoundError: the video's document is unusable.
+    """
+    key = f"videos/{check_id(video_id, 'video id')}/attention.json"
+    try:
+        values = [float(value) for value in json.loads(item.storage.read(key))["temporal_attention"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RoundError(f"{item.storage.locate(key)}: unreadable ({error}); export the round again") from None
+    if len(values) != item.video(video_id).num_frames:
+        raise RoundError(
+            f"{item.storage.locate(key)}: {len(values)} values for a video of {item.video(video_id).num_frames} "
+            "frames; export the round again"
+        )
+    return values

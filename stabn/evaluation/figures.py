@@ -1,0 +1,47 @@
+"""Figures of single videos before and after fine-tuning, as the report shows them (paper, figure 4)."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from stabn.attention.export import attend, panel
+from stabn.attention.render import attention_figure
+from stabn.data.dataset import read_frames
+from stabn.data.manifest import Manifest
+from stabn.evaluation.examples import VideoFigure
+from stabn.training.checkpoint import load_model
+from stabn.training.loop import choose_device, prepare
+
+
+def make_figure_maker(
+    manifest_uri: str, before_uri: str, after_uri: str, edits: Mapping[str, np.ndarray]
+) -> Callable[[str], VideoFigure]:
+    """Return a function that runs both networks on a video of the manifest and draws what they attend to.
+
+    Args:
+        manifest_uri: the videos.
+        before_uri: the network before fine-tuning.
+        after_uri: the network after.
+        edits: edited curves by video id, drawn beside the networks' own.
+    """
+    manifest = Manifest.load(manifest_uri)
+    device = choose_device("auto")
+    networks = {}
+    for name, uri in (("before", before_uri), ("after", after_uri)):
+        model, checkpoint = load_model(uri)
+        networks[name] = (prepare(model, device), checkpoint.data_config)
+
+    def make(video_id: str) -> VideoFigure:
+        index = manifest.index_of(video_id)
+        class_index = manifest.video(index).class_index
+        frames = read_frames(manifest, index)
+        attentions = {name: attend(model, frames, data) for name, (model, data) in networks.items()}
+        picture = attention_figure(
+            frames,
+            [panel(name, attention, manifest.classes, class_index) for name, attention in attentions.items()],
+            heading=f"Video {video_id}: {manifest.classes[class_index]}",
+            edited=edits.get(video_id),
+        )
+        return VideoFigure(pictures=[("Temporal attention over each frame, spatial attention below it", picture)])
+
+    return make
