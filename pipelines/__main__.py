@@ -14,6 +14,7 @@ from pipelines.finetune import finetune
 from pipelines.full import full
 from pipelines.local import parse_parameters, run_local
 from stabn.errors import StabnError
+from stabn.tracking import end_parent
 
 PIPELINES = {"baseline": baseline, "finetune": finetune, "full": full}
 
@@ -26,6 +27,13 @@ def compile_all(folder: Path) -> list[Path]:
         paths.append(folder / f"{name}.yaml")
         compiler.Compiler().compile(pipeline, str(paths[-1]))
     return paths
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise StabnError(f"--param {text!r}: write NAME=VALUE")
+    return name, value
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,11 +57,16 @@ def main(argv: list[str] | None = None) -> None:
             for path in compile_all(args.output):
                 print(path)
         else:
-            texts = dict(text.split("=", 1) for text in args.param if "=" in text)
             os.environ.setdefault("STABN_PIPELINE", args.pipeline)
             os.environ.setdefault("STABN_RUN_ID", uuid.uuid4().hex)
             pipeline = PIPELINES[args.pipeline]
-            run_local(pipeline, parse_parameters(pipeline, texts), args.dir)
+            parameters = parse_parameters(pipeline, dict(_name_and_value(text) for text in args.param))
+            status = "FAILED"
+            try:
+                run_local(pipeline, parameters, args.dir)
+                status = "FINISHED"
+            finally:
+                end_parent(status)
     except StabnError as error:
         print(f"pipelines {args.command}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

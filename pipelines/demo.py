@@ -14,8 +14,8 @@ from stabn.errors import StabnError
 from stabn.local_services import local_object_store, prepare_mlflow
 from stabn.progress import Progress
 
-# The tasks of the pipeline `full` in the order of the local runner, and about how long each takes on two cores, in
-# seconds: only their proportions count, for the time left.
+# The tasks of the pipeline `full` and about how long each takes on two cores, in seconds: only their proportions count,
+# for the time left.
 TASKS = {
     "extract-frames": 15,
     "train": 110,
@@ -38,7 +38,7 @@ TASKS = {
 SETTINGS = {"preset": "mini", "select_max_classes": "4", "edit_source": "segments", "model_name": "st-abn-mini"}
 STARTED = re.compile(r"Executing task \S*?'([\w-]+)'")
 FINISHED = re.compile(r"INFO - Task \S*?'([\w-]+)'\S* (finished|outputs)")
-CACHED = re.compile(r"[Cc]ache")
+REUSED = re.compile(r"Task ([\w-]+) cache hit")
 
 
 def demo(folder: Path, size: int = 0, seed: int = 0, overrides: str = "") -> None:
@@ -128,24 +128,33 @@ def readable(lines: Iterable[str]) -> Iterator[str]:
     KFP's own lines and the executor's input in JSON are left out.
     """
     started = time.monotonic()
-    total, number, in_json, running = sum(TASKS.values()), 0, False, False
+    done: list[str] = []
+    in_json = running = False
     for line in lines:
         if match := STARTED.search(line):
-            number, running = number + 1, True
             elapsed = time.monotonic() - started
-            before = sum(list(TASKS.values())[: number - 1])
-            left = f", about {_clock(elapsed / before * (total - before))} left" if before and elapsed > 5 else ""
-            yield f"\n[{number:2}/{len(TASKS)}] {match[1]}   ({_clock(elapsed)} so far{left})"
+            yield f"\n[{len(done) + 1:2}/{len(TASKS)}] {match[1]}   ({_clock(elapsed)} so far{_left(done, elapsed)})"
+            done.append(match[1])
+            running = True
+        elif match := REUSED.search(line):
+            done.append(match[1])
+            yield f"[{len(done):2}/{len(TASKS)}] {match[1]}   reused: it ran before with the same inputs and code"
         elif FINISHED.search(line):
             running = False
-        elif CACHED.search(line) and "INFO" in line:
-            yield "    done before with the same inputs, reused"
         elif "Got executor_input" in line:
             in_json = True
         elif in_json:
             in_json = line != "    }"
         elif running and line.startswith("    ") and "[KFP Executor" not in line and line.strip():
             yield line
+
+
+def _left(done: list[str], elapsed: float) -> str:
+    """Estimate the time left from the tasks done, by what tasks usually take."""
+    usual = sum(TASKS.get(name, 0) for name in done)
+    if elapsed < 5 or not usual:
+        return ""
+    return f", about {_clock(elapsed / usual * (sum(TASKS.values()) - usual))} left"
 
 
 def _clock(seconds: float) -> str:

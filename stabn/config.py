@@ -30,11 +30,12 @@ def setting(
     return field(default=default, metadata={"help": help, "choices": tuple(choices), "low": low, "high": high})
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Base of all settings: checks each field against its declared choices and range."""
 
     def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+        for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             choices, low, high = (item.metadata.get(key) for key in ("choices", "low", "high"))
             if choices and value not in choices:

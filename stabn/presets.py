@@ -45,17 +45,25 @@ def mini() -> RunConfig:
 
     AdamW with one cycle instead of SGD, because a network this small learns nothing with SGD in so few epochs.
     """
-    frames = 16
-    common = dict(batch_size=16, optimizer="adamw", weight_decay=0.02, schedule="one_cycle", clip_norm=5.0)
+    frames = 8
+    common = {
+        "batch_size": 16,
+        "optimizer": "adamw",
+        "weight_decay": 0.02,
+        "schedule": "one_cycle",
+        "clip_norm": 5.0,
+    }
     return RunConfig(
         preset="mini",
         extract=ExtractConfig(short_side=80, jpeg_quality=90),
-        data=DataConfig(num_frames=frames, crop_size=64, scales=(1.0, 0.9, 0.8), cache_mb=256, workers=0),
-        model=ModelConfig(
-            block="basic", num_blocks=(1, 1, 1, 1), width=16, num_frames=frames, dropout=0.2, bn_momentum=0.2
+        data=DataConfig(
+            num_frames=frames, crop_size=64, scales=(1.0, 0.9, 0.8), color_jitter=0.1, cache_mb=256, workers=0
         ),
-        train=TrainConfig(epochs=20, learning_rate=3e-3, **common),  # type: ignore[arg-type]
-        finetune=FinetuneConfig(epochs=6, learning_rate=1e-3, **common),  # type: ignore[arg-type]
+        model=ModelConfig(
+            block="basic", num_blocks=(1, 1, 1, 1), width=16, num_frames=frames, dropout=0.0, bn_momentum=0.2
+        ),
+        train=TrainConfig(epochs=30, learning_rate=6e-3, **common),  # type: ignore[arg-type]
+        finetune=FinetuneConfig(epochs=8, learning_rate=2e-3, unedited_share=0.5, **common),  # type: ignore[arg-type]
         select=SelectConfig(max_classes=4),
     )
 

@@ -122,6 +122,8 @@ def parse_edit(data: bytes, where: str) -> Edit:
     problem = next(iter(_validator().iter_errors(content)), None)
     if problem is not None:
         raise EditError(f"{where}: {problem.json_path[2:] or 'document'}: {problem.message[:200]}; save the edit again")
+    for name in ("revision", "num_frames"):
+        content[name] = int(content[name])  # 1.0 is an integer in JSON
     for name in ("model_attention", "edited_attention"):
         if len(content[name]) != content["num_frames"]:
             raise EditError(
@@ -131,7 +133,8 @@ def parse_edit(data: bytes, where: str) -> Edit:
         content[name] = tuple(content[name])
     if (content["status"] == "skipped") != (content["skip_reason"] is not None):
         raise EditError(
-            f"{where}: status {content['status']} with skip_reason {content['skip_reason']}; they go together"
+            f"{where}: status {content['status']} with skip_reason {content['skip_reason']}; give a reason "
+            "with skipped, and with nothing else"
         )
     if content["status"] == "edited" and all(value is None for value in content["edited_attention"]):
         raise EditError(f"{where}: edited, but without a value on any frame; set one, or skip the video")
@@ -345,7 +348,7 @@ def import_round(
     return summary
 
 
-def load_edit_table(path: str | Path) -> EditTable:
+def load_edit_table(path: str | os.PathLike[str]) -> EditTable:
     """Read the edited videos of the table of `import_edits`; the others are in the file for the record.
 
     Raises:

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from stabn.data.video import decode
 from stabn.errors import StabnError
 from stabn.progress import Progress
 from stabn.storage import ObjectNotFound, Storage, open_storage
+from stabn.tracking import stage_run
 
 PART_SECONDS = 5.0
 REJECT_SCHEMA = pa.schema([("video_id", pa.string()), ("split", pa.string()), ("reason", pa.string())])
@@ -51,24 +52,47 @@ def extract_frames(
     Raises:
         ExtractError: no video is usable, or more than `config.max_reject_share` are not; the rejects are written first.
     """
-    labels = load_labels(labels_uri)
     settings = {
         name: value for name, value in to_dict(config).items() if name in ("short_side", "jpeg_quality", "decoder")
     }
-    name = fingerprint(settings)
-    target = open_storage(storage_uri).child(f"frames-{name}")
+    with stage_run("extract-frames", settings={**settings, "videos": videos_uri}, inputs={}) as run:
+        labels = load_labels(labels_uri)
+        target = open_storage(storage_uri).child(f"frames-{fingerprint(settings)}")
+        rows, rejects = _extract_all(labels.videos, open_storage(videos_uri), target, config)
+        pq.write_table(pa.Table.from_pylist(rejects, schema=REJECT_SCHEMA), rejects_path)
+        run.log_metrics(
+            {"videos": len(rows), "rejects": len(rejects), "frames": sum(row["num_frames"] for row in rows)}
+        )
+        if not rows or len(rejects) > config.max_reject_share * len(labels.videos):
+            kinds = Counter(reject["reason"].split(":")[0] for reject in rejects).most_common(3)
+            raise ExtractError(
+                f"{len(rejects)} of {len(labels.videos)} videos of {videos_uri} cannot be used, more than "
+                f"extract.max_reject_share = {config.max_reject_share:g} allows; most frequent: "
+                f"{', '.join(f'{kind} ({count})' for kind, count in kinds)}; all in {rejects_path}"
+            )
+        manifest = build_manifest(rows, labels.classes, target.uri, settings)
+        temporary = manifest_path.with_name(manifest_path.name + ".partial")
+        manifest.save(temporary)
+        temporary.replace(manifest_path)
+        run.set_tags({"stabn.dataset_fingerprint": manifest.fingerprint})
+    return manifest
+
+
+def _extract_all(
+    videos: Sequence[Video], source: Storage, target: Storage, config: ExtractConfig
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Return the manifest's rows and the rejects, in the order of the videos."""
     known = dict(_read_parts(target))
     rows: list[dict[str, Any]] = []
     rejects: list[dict[str, str]] = []
     parts = _PartWriter(target, known)
-    progress = Progress(len(labels.videos), "extract-frames")
+    progress = Progress(len(videos), "extract-frames")
     workers = config.workers or len(os.sched_getaffinity(0))
-    task = _Extraction(open_storage(videos_uri), target, config)
-    jobs = [(video, known.get(video.video_id)) for video in labels.videos]
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(task,)
-    ) as pool:
-        for video, (record, reason) in zip(labels.videos, pool.map(_run, jobs, chunksize=4), strict=True):
+    task = _Extraction(source, target, config)
+    jobs = [(video, known.get(video.video_id)) for video in videos]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(task,)) as pool:
+        for video, (record, reason) in zip(videos, pool.map(_run, jobs, chunksize=4), strict=True):
             if record is None:
                 rejects.append({"video_id": video.video_id, "split": video.split, "reason": reason})
             else:
@@ -77,20 +101,7 @@ def extract_frames(
             progress.update(1, rejects=len(rejects))
     parts.flush()
     progress.close()
-    pq.write_table(pa.Table.from_pylist(rejects, schema=REJECT_SCHEMA), rejects_path)
-    share = len(rejects) / max(1, len(labels.videos))
-    if not rows or share > config.max_reject_share:
-        kinds = Counter(reject["reason"].split(":")[0] for reject in rejects).most_common(3)
-        raise ExtractError(
-            f"{len(rejects)} of {len(labels.videos)} videos of {videos_uri} cannot be used, more than "
-            f"extract.max_reject_share = {config.max_reject_share:g} allows; most frequent: "
-            f"{', '.join(f'{kind} ({count})' for kind, count in kinds)}; all in {rejects_path}"
-        )
-    manifest = build_manifest(rows, labels.classes, target.uri, settings)
-    temporary = manifest_path.with_name(manifest_path.name + ".partial")
-    manifest.save(temporary)
-    temporary.replace(manifest_path)
-    return manifest
+    return rows, rejects
 
 
 class _Extraction:

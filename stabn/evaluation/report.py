@@ -305,12 +305,12 @@ def _figures(
 
 def _figure_maker(inputs: ReportInputs, edited: Mapping[str, npt.NDArray[np.float64]]) -> FigureMaker | None:
     """Return what draws videos with the networks before and after; None when one of them or the manifest is absent."""
-    paths = [str(path) for path in (inputs.manifest, inputs.before_checkpoint, inputs.after_checkpoint) if path]
-    if len(paths) < 3 or any(path.endswith(JSON_LINES) for path in paths):
+    paths = [str(path or "") for path in (inputs.manifest, inputs.before_checkpoint, inputs.after_checkpoint)]
+    if not all(paths) or any(path.endswith(JSON_LINES) for path in paths):
         return None
     from stabn.evaluation.figures import make_figure_maker
 
-    return make_figure_maker(*paths, edits=edited)
+    return make_figure_maker(paths[0], paths[1], paths[2], edited)
 
 
 def _edited_curves(inputs: ReportInputs) -> dict[str, npt.NDArray[np.float64]]:

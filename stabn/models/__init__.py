@@ -1,7 +1,5 @@
 """The networks and their initial weights."""
 
-from torch import nn
-
 from stabn.config import ModelConfig
 from stabn.models.resnet3d import Output, ResNet3D
 from stabn.models.st_abn import STABN
@@ -9,6 +7,6 @@ from stabn.models.st_abn import STABN
 __all__ = ["STABN", "Output", "ResNet3D", "build_model"]
 
 
-def build_model(config: ModelConfig) -> nn.Module:
+def build_model(config: ModelConfig) -> STABN | ResNet3D:
     """Return the network that a config describes, with random weights."""
     return STABN(config) if config.name == "st_abn" else ResNet3D(config)

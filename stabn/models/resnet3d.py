@@ -229,14 +229,14 @@ def _contexts(block: nn.Module) -> Callable[[], tuple[AbstractContextManager, Ab
 @contextmanager
 def _discarded_statistics(block: nn.Module) -> Iterator[None]:
     """Let BatchNorm update copies of its statistics: a batch that is run twice counts once."""
-    kept = [(module, name, buffer) for module in block.modules() for name, buffer in module.named_buffers(recurse=False)]
-    for module, name, buffer in kept:
-        setattr(module, name, buffer.clone())
+    kept = [(part, name, buffer) for part in block.modules() for name, buffer in part.named_buffers(recurse=False)]
+    for part, name, buffer in kept:
+        setattr(part, name, buffer.clone())
     try:
         yield
     finally:
-        for module, name, buffer in kept:
-            setattr(module, name, buffer)
+        for part, name, buffer in kept:
+            setattr(part, name, buffer)
 
 
 def initialize(modules: Iterable[nn.Module]) -> None:

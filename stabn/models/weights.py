@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stabn.config import ModelConfig
 from stabn.errors import StabnError
+from stabn.models.resnet3d import ResNet3D
 from stabn.models.st_abn import STABN
 from stabn.storage import read_uri
 
@@ -56,20 +57,23 @@ class LoadReport:
         source: the file.
         loaded: our names that were filled from it.
         missing: our names that the file does not have; they keep their random values.
-        unused: the file's names that the network has no place for, with the reason.
+        skipped: the file's names that were left out on purpose, with the reason.
+        unexpected: the file's names that the network has no place for.
     """
 
     source: str
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    unused: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    unexpected: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        parts = sorted({name.rsplit(".", 1)[0].split(".layer")[0] for name in self.missing})
+        parts = sorted({".".join(name.split(".")[:2]) for name in self.missing})
         lines = [f"weights from {self.source}: {len(self.loaded)} tensors loaded, {len(self.missing)} start at random"]
         if parts:
             lines.append(f"  at random: {', '.join(parts)}")
-        lines += [f"  not used: {name} ({reason})" for name, reason in self.unused.items()]
+        lines += [f"  not used: {name} ({reason})" for name, reason in self.skipped.items()]
+        lines += [f"  not used: {name} (no such part in the network)" for name in self.unexpected]
         return "\n".join(lines)
 
 
@@ -94,23 +98,32 @@ def read_weights(uri: str) -> dict[str, Tensor]:
     return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
 
 
-def load_initial_weights(model: nn.Module, uri: str) -> LoadReport:
+def load_initial_weights(model: STABN | ResNet3D, uri: str) -> LoadReport:
     """Fill a network from an ImageNet 2D ResNet, or from a checkpoint of the same network.
 
+    Args:
+        model: STABN or ResNet3D.
+        uri: path or URI of a torchvision-format state dict, or of a checkpoint of this product.
+
     Raises:
-        WeightsError: a shape does not fit; names the key.
+        WeightsError: a shape does not fit; names the key and both shapes.
     """
     weights = read_weights(uri)
     if any(name.startswith("feature_extractor.") for name in weights):
-        return _copy(model, weights, uri)
+        return _copy(model, [(name, name, value) for name, value in weights.items()], LoadReport(uri))
+    if any(name.startswith("layer_att_common.") for name in weights):
+        raise WeightsError(f"{uri}: a released ST-ABN; convert it with `stabn import-checkpoint`, then give the result")
     return inflate(model, weights, uri)
 
 
-def inflate(model: nn.Module, weights: Mapping[str, Tensor], source: str, attention_trunk: bool = True) -> LoadReport:
+def inflate(
+    model: STABN | ResNet3D, weights: Mapping[str, Tensor], source: str, attention_trunk: bool = True
+) -> LoadReport:
     """Fill a network from a torchvision-format 2D ResNet (section 4.1: initialised from ImageNet, inflated in time).
 
-    A 2D kernel is repeated kt times and divided by kt, so that a still video gives the 2D network's features; the
-    rest is copied. The attention branch's trunk starts as a copy of layer 4.
+    A 2D kernel is repeated kt times and divided by kt, so that a still video gives the 2D network's features (but in
+    the first and last frames, where layers 3 and 4 see zeros beyond the ends); the rest is copied. The attention
+    branch's trunk starts as a copy of layer 4.
 
     Args:
         model: STABN or ResNet3D.
@@ -119,53 +132,69 @@ def inflate(model: nn.Module, weights: Mapping[str, Tensor], source: str, attent
         attention_trunk: whether the trunk of the attention branch is filled too.
 
     Raises:
-        WeightsError: a shape does not fit; names the key and both shapes.
+        WeightsError: another depth, or a shape that does not fit; names the key and both shapes.
     """
+    depth = _num_blocks(weights)
+    if any(depth) and depth != model.config.num_blocks:
+        raise WeightsError(
+            f"{source}: its layers have {depth} blocks, the network's {model.config.num_blocks}; choose the preset of "
+            "that depth or other weights"
+        )
     last = "perception_branch.layer4" if isinstance(model, STABN) else "classifier.layer4"
-    mapped: dict[str, Tensor] = {}
-    unused: dict[str, str] = {}
+    mapped: list[tuple[str, str, Tensor]] = []
+    report = LoadReport(source)
     for name, value in weights.items():
         part, _, rest = name.partition(".")
         if part == "fc":
-            unused[name] = "the classifier is of other classes"
+            report.skipped[name] = "the classifier is of other classes"
         elif part in IMAGENET_PARTS:
-            mapped[f"{IMAGENET_PARTS[part]}.{rest}"] = value
+            mapped.append((name, f"{IMAGENET_PARTS[part]}.{rest}", value))
         elif part == "layer4":
-            mapped[f"{last}.{rest}"] = value
+            mapped.append((name, f"{last}.{rest}", value))
             if attention_trunk and isinstance(model, STABN):
-                mapped[f"attention_branch.trunk.{rest}"] = value
+                mapped.append((name, f"attention_branch.trunk.{rest}", value))
         else:
-            unused[name] = "no such part in the network"
-    own = model.state_dict()
-    for name, value in mapped.items():
-        if value.ndim == 4 and name in own and own[name].ndim == 5:
-            length = own[name].shape[2]
-            mapped[name] = value[:, :, None].repeat(1, 1, length, 1, 1) / length
-    return _copy(model, mapped, source, unused)
+            report.unexpected.append(name)
+    return _copy(model, mapped, report)
 
 
-def _copy(
-    model: nn.Module, weights: Mapping[str, Tensor], source: str, unused: dict[str, str] | None = None
-) -> LoadReport:
-    report = LoadReport(source, unused=dict(unused or {}))
+def _copy(model: nn.Module, weights: Iterable[tuple[str, str, Tensor]], report: LoadReport) -> LoadReport:
+    """Copy tensors into a network, 2D kernels inflated, and complete the report.
+
+    Args:
+        model: the network.
+        weights: the file's name, our name and the value of each tensor.
+        report: of the file, with what was left out.
+    """
+    source = report.source
     own = model.state_dict()
-    for name, value in weights.items():
+    for key, name, value in weights:
         if name not in own:
-            report.unused[name] = "no such tensor in the network"
-        elif own[name].shape != value.shape:
+            report.unexpected.append(key)
+            continue
+        shape = tuple(value.shape)
+        if value.ndim == 4 and own[name].ndim == 5:
+            length = own[name].shape[2]
+            value = value[:, :, None].repeat(1, 1, length, 1, 1) / length
+        if own[name].shape != value.shape:
             raise WeightsError(
-                f"{source}: {name} has shape {tuple(value.shape)}, the network {tuple(own[name].shape)}; "
-                "choose the preset or depth that the weights are of"
+                f"{source}: {key} has shape {shape}, the network's {name} {tuple(own[name].shape)}; "
+                "choose the preset that the weights are of"
             )
-        else:
-            own[name] = value
-            report.loaded.append(name)
+        own[name] = value
+        report.loaded.append(name)
     if not report.loaded:
-        raise WeightsError(f"{source}: none of its {len(weights)} tensors fits the network; is it a ResNet?")
+        raise WeightsError(f"{source}: none of its tensors has a place in the network; give a ResNet's state dict")
     counters = {name for name in own if name.endswith("num_batches_tracked")}
     report.missing = [name for name in own if name not in set(report.loaded) | counters]
     model.load_state_dict(own)
     return report
+
+
+def _num_blocks(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return how many blocks layer1 to layer4 of a state dict have."""
+    found = {m.groups() for name in weights if (m := re.match(r"layer([1-4])\.(\d+)\.", name))}
+    return tuple(sum(layer == number for layer, _ in found) for number in "1234")
 
 
 def convert_released(weights: Mapping[str, Tensor], source: str) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -183,37 +212,41 @@ def convert_released(weights: Mapping[str, Tensor], source: str) -> tuple[ModelC
     Raises:
         WeightsError: not such a checkpoint, or a tensor whose place is not known.
     """
-    needed = ("conv1.weight", "fc.weight", "conv_temp_att2.0.weight", "layer1.0.conv1.weight", "fc_att_out.weight")
+    firsts = [f"layer{layer}.0.conv1.weight" for layer in range(1, 5)]
+    needed = ("conv1.weight", *firsts, "fc.weight", "fc_att_out.weight", "conv_temp_att2.0.weight")
     absent = [name for name in needed if name not in weights]
     if absent:
         raise WeightsError(
             f"{source}: no released ST-ABN, {', '.join(absent)} missing; for a ResNet use train.init_weights"
         )
-    numbers = []
-    for layer in range(1, 5):
-        found = {int(m[1]) for name in weights if (m := re.match(rf"layer{layer}\.(\d+)\.", name))}
-        numbers.append(len(found))
+    if "layer1.0.conv3.weight" not in weights:
+        raise WeightsError(
+            f"{source}: a released ST-ABN of basic blocks (ResNet-18, 34), whose temporal kernels are not this "
+            "product's; only those of bottlenecks (ResNet-50, 101) can be converted"
+        )
     config = ModelConfig(
-        block="bottleneck" if "layer1.0.conv3.weight" in weights else "basic",
-        num_blocks=tuple(numbers),
+        block="bottleneck",
+        num_blocks=_num_blocks(weights),
         width=weights["conv1.weight"].shape[0],
         num_classes=weights["fc.weight"].shape[0],
         num_frames=weights["conv_temp_att2.0.weight"].shape[0],
         attention_head="linear",
         temporal_kernel="3x3x3",
     )
-    mapped = {}
-    for name, value in weights.items():
-        part = next((p for p in RELEASED_PARTS if name.startswith(f"{p}.")), None)
-        if part is None:
-            raise WeightsError(f"{source}: {name} has no place in ST-ABN; is it another version of the network?")
-        mapped[RELEASED_PARTS[part] + name[len(part) :]] = value
     with torch.device("meta"):
         own = STABN(config).state_dict()
-    for name, value in mapped.items():
-        if name not in own or own[name].shape != value.shape:
-            wanted = tuple(own[name].shape) if name in own else "nothing of that name"
-            raise WeightsError(f"{source}: {name} has shape {tuple(value.shape)}, the network has {wanted}")
+    mapped = {}
+    for key, value in weights.items():
+        part = next((p for p in RELEASED_PARTS if key.startswith(f"{p}.")), "")
+        name = RELEASED_PARTS[part] + key[len(part) :] if part else ""
+        if name not in own:
+            raise WeightsError(f"{source}: {key} has no place in ST-ABN; is it another version of the network?")
+        if own[name].shape != value.shape:
+            raise WeightsError(
+                f"{source}: {key} has shape {tuple(value.shape)}, ST-ABN of {config.num_classes} classes and "
+                f"{config.num_frames} frames has {tuple(own[name].shape)}"
+            )
+        mapped[name] = value
     absent = [n for n in own if n not in mapped and not n.endswith("num_batches_tracked")]
     if absent:
         raise WeightsError(f"{source}: nothing for {', '.join(absent[:5])}; the file is incomplete")

@@ -175,7 +175,7 @@ def import_released(released: str, labels_uri: str, output_uri: str, data: DataC
     content = dump_checkpoint(model, config, data, classes, manifest_fingerprint="", stage="import-checkpoint", epoch=0)
     write_uri(output_uri, content)
     return (
-        f"{released}: ST-ABN with blocks {config.num_blocks}, {config.num_classes} classes, {config.num_frames} frames; "
+        f"{released}: ST-ABN, blocks {config.num_blocks}, {config.num_classes} classes, {config.num_frames} frames; "
         f"{len(weights)} tensors converted: {output_uri}"
     )
 

@@ -64,8 +64,11 @@ def forward_clips(model: nn.Module, clips: Tensor, **options: Any) -> Output:
     output: Output = model(clips.flatten(0, 1), **options)
     if num_clips == 1:
         return output
-    mean = lambda scores: None if scores is None else scores.unflatten(0, (batch, num_clips)).mean(1)  # noqa: E731
-    return output._replace(logits=mean(output.logits), attention_logits=mean(output.attention_logits))
+    logits = output.logits.unflatten(0, (batch, num_clips)).mean(1)
+    attention_logits = output.attention_logits
+    if attention_logits is not None:
+        attention_logits = attention_logits.unflatten(0, (batch, num_clips)).mean(1)
+    return output._replace(logits=logits, attention_logits=attention_logits)
 
 
 def batch_input(batch: dict[str, Tensor], config: DataConfig, device: torch.device) -> Tensor:
@@ -109,7 +112,7 @@ class Fit:
         """Train until the last epoch or the end of the schedule.
 
         Returns:
-            One dict per epoch; `best.pt` (with the whole history) and `last.pt` (with the optimiser) lie in the storage.
+            One dict per epoch; `best.pt` (with the history) and `last.pt` (with the optimiser) lie in the storage.
 
         Raises:
             TrainingError: the loss is not finite; names the videos of the batch.
@@ -217,25 +220,28 @@ class Fit:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _save(self, row: dict[str, float]) -> None:
-        common = dict(
-            manifest_fingerprint=self.train_data.manifest.fingerprint,
-            stage=self.stage,
-            epoch=len(self.history),
-            history=self.history,
-        )
-        described = (self.model, self.model_config, self.data_config, self.train_data.manifest.classes)
-        score = lambda r: (r["validation_top1"], -r["validation_loss"])  # noqa: E731
-        if score(row) == max(map(score, self.history)):
-            self.storage.write(BEST, dump_checkpoint(*described, **common))
-        state = dump_checkpoint(
-            *described,
-            **common,
+        if _score(row) == max(map(_score, self.history)):
+            self.storage.write(BEST, self._dump())
+        state = self._dump(
             optimizer=self.optimizer.state_dict(),
             plateau=self.plateau.state_dict(),
             identity=self.identity,
             random_state=torch.get_rng_state(),
         )
         self.storage.write(LAST, state)
+
+    def _dump(self, **state: Any) -> bytes:
+        return dump_checkpoint(
+            self.model,
+            self.model_config,
+            self.data_config,
+            self.train_data.manifest.classes,
+            manifest_fingerprint=self.train_data.manifest.fingerprint,
+            stage=self.stage,
+            epoch=len(self.history),
+            history=self.history,
+            **state,
+        )
 
     def _add_history_to_best(self) -> None:
         content = read_checkpoint(self.storage.locate(BEST))
@@ -261,6 +267,11 @@ class Fit:
         torch.set_rng_state(content["random_state"])
         self.history = content["history"]
         print(f"{self.stage}: goes on after epoch {len(self.history)} of {self.storage.locate(LAST)}", flush=True)
+
+
+def _score(row: dict[str, float]) -> tuple[float, float]:
+    """Return what makes an epoch the best one: validation top-1, then the lower loss."""
+    return row["validation_top1"], -row["validation_loss"]
 
 
 def make_optimizer(settings: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ from stabn.attention.edits import EditTable, load_edit_table
 from stabn.config import RunConfig, TrainConfig, fingerprint, to_dict
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
-from stabn.models import build_model
+from stabn.models import STABN, build_model
 from stabn.models.weights import load_initial_weights
 from stabn.storage import fetch, open_storage
 from stabn.tracking import stage_run
@@ -105,6 +105,7 @@ def finetune(
         drawn = rng.choice(others, round(len(others) * settings.unedited_share), replace=False)
         return np.concatenate([edited, drawn])
 
+    assert isinstance(model, STABN)
     model.freeze_feature_extractor()
     gamma = settings.gamma
     fit = Fit(
