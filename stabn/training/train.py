@@ -50,10 +50,11 @@ def train(manifest_uri: str, config: RunConfig, output_uri: str) -> TrainResult:
     model_config = dataclasses.replace(config.model, num_classes=len(manifest.classes))
     torch.manual_seed(config.train.seed)
     model = build_model(model_config)
-    if config.train.init_weights:
-        print(load_initial_weights(model, config.train.init_weights), flush=True)
     settings = config.train
+    if settings.init_weights:
+        print(load_initial_weights(model, settings.init_weights), flush=True)
     rows = manifest.indices("train")
+    model.set_activation_checkpointing(settings.activation_checkpointing)
     fit = Fit(
         model=prepare(model, choose_device(settings.device)),
         model_config=model_config,
@@ -107,6 +108,7 @@ def finetune(
 
     assert isinstance(model, STABN)
     model.freeze_feature_extractor()
+    model.set_activation_checkpointing(settings.activation_checkpointing)
     gamma = settings.gamma
     fit = Fit(
         model=prepare(model, choose_device(settings.device)),

@@ -1,0 +1,392 @@
+"""Initial weights: inflation against a 2D ResNet, released checkpoints against a network written from the table."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stabn.config import ConfigError, DataConfig, ModelConfig
+from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
+from stabn.errors import StabnError
+from stabn.models import STABN, build_model
+from stabn.models.weights import WeightsError, convert_released, inflate, load_initial_weights, read_weights
+from stabn.training.checkpoint import CheckpointError, import_released, load_model
+
+WIDTH = 4
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    """Make every network of these tests in float64: equality then means the same arithmetic."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def randomize(model: nn.Module, seed: int) -> None:
+    """Give every tensor, BatchNorm statistics included, a value that no layer starts with."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                tensor.fill_(7)
+            elif name.endswith("running_var"):
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+            elif tensor.ndim > 1:
+                fan_in = tensor[0].numel()
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / fan_in) ** 0.5)
+            else:
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) - 0.3)
+
+
+class Block2d(nn.Module):
+    """A residual block with torchvision's names and strides."""
+
+    def __init__(self, kind: str, inplanes: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.last = 2 if kind == "basic" else 3
+        kernels = {1: 3, 2: 3} if kind == "basic" else {1: 1, 2: 3, 3: 1}
+        strided, out = (1, planes) if kind == "basic" else (2, 4 * planes)
+        for i, kernel in kernels.items():
+            before, after = inplanes if i == 1 else planes, out if i == self.last else planes
+            step = stride if i == strided else 1
+            setattr(self, f"conv{i}", nn.Conv2d(before, after, kernel, step, kernel // 2, bias=False))
+            setattr(self, f"bn{i}", nn.BatchNorm2d(after))
+        if stride != 1 or inplanes != out:
+            self.downsample = nn.Sequential(nn.Conv2d(inplanes, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        self.out_planes = out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for i in range(1, self.last + 1):
+            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
+            y = F.relu(y) if i < self.last else y
+        return F.relu(y + (self.downsample(x) if hasattr(self, "downsample") else x))
+
+
+class ResNet2d(nn.Module):
+    """A 2D ResNet with torchvision's names."""
+
+    def __init__(self, kind: str, blocks: tuple[int, ...]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, WIDTH, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTH)
+        planes = WIDTH
+        for layer, number in enumerate(blocks, 1):
+            parts: list[nn.Module] = []
+            for i in range(number):
+                block = Block2d(kind, planes, WIDTH * 2 ** (layer - 1), 2 if layer > 1 and i == 0 else 1)
+                planes = block.out_planes
+                parts.append(block)
+            setattr(self, f"layer{layer}", nn.Sequential(*parts))
+        self.fc = nn.Linear(planes, 10)
+
+    def features(self, image: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(image))), 3, 2, 1)
+        return self.layer3(self.layer2(self.layer1(x)))
+
+
+def image_net(kind: str, blocks: tuple[int, ...] = (1, 2, 2, 1)) -> ResNet2d:
+    torch.manual_seed(0)
+    model = ResNet2d(kind, blocks).eval()
+    randomize(model, seed=1)
+    return model
+
+
+def config_of(kind: str, **settings: Any) -> ModelConfig:
+    values: dict[str, Any] = {
+        "block": kind,
+        "num_blocks": (1, 2, 2, 1),
+        "width": WIDTH,
+        "num_classes": 5,
+        "num_frames": 7,
+    }
+    return ModelConfig(**{**values, **settings})
+
+
+def save(folder: Path, content: Any, name: str = "weights.pth") -> str:
+    torch.save(content, folder / name)
+    return str(folder / name)
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+def test_inflated_network_sees_a_still_video_as_the_image(kind: str, tmp_path: Path) -> None:
+    """Frames that no temporal zero padding reaches: one per temporal kernel from each end, two in layer 3."""
+    flat = image_net(kind)
+    model = build_model(config_of(kind)).eval()
+    assert isinstance(model, STABN)
+    load_initial_weights(model, save(tmp_path, flat.state_dict()))
+    image = torch.randn(2, 3, 64, 64)
+    expected = flat.features(image)
+    features = model.extract_features(image[:, :, None].repeat(1, 1, 7, 1, 1))
+    for frame in (2, 3, 4):
+        torch.testing.assert_close(features[:, :, frame], expected)
+    assert not torch.allclose(features[:, :, 0], expected)
+    top = model.perception_branch.layer4(features[:, :, 2:5])
+    torch.testing.assert_close(top[:, :, 1], flat.layer4(expected))
+
+
+@pytest.mark.parametrize("name", ["st_abn", "resnet3d"])
+def test_inflation_reports_what_it_did(name: str, tmp_path: Path) -> None:
+    flat = image_net("basic")
+    model = build_model(config_of("basic", name=name))
+    report = load_initial_weights(model, save(tmp_path, {"state_dict": flat.state_dict()}))
+    branch = "perception_branch" if name == "st_abn" else "classifier"
+    own = model.state_dict()
+    kernel = own[f"{branch}.layer4.0.conv1.weight"]
+    assert kernel.shape[2] == 3
+    torch.testing.assert_close(kernel.sum(2), flat.layer4[0].conv1.weight)
+    assert torch.equal(own[f"{branch}.layer4.0.bn1.running_var"], flat.layer4[0].bn1.running_var)
+    assert report.unused == dict.fromkeys(("fc.weight", "fc.bias"), "the classifier is of other classes")
+    assert set(report.loaded).isdisjoint(report.missing)
+    counters = {key for key in own if key.endswith("num_batches_tracked")}
+    assert {*report.loaded, *report.missing} | counters == set(own)
+    random = {key.split(".")[0] + "." + key.split(".")[1] for key in report.missing}
+    if name == "resnet3d":
+        assert random == {"classifier.fc"}
+        return
+    assert random == {
+        "perception_branch.fc",
+        "attention_mechanism.0",
+        "attention_mechanism.1",
+        *(f"attention_branch.{part}" for part in ("class_maps", "logits", "spatial")),
+        *(f"attention_branch.temporal{part}" for part in ("", "_map", "_mix")),
+    }
+    for key, value in model.perception_branch.layer4.state_dict().items():
+        assert torch.equal(own[f"attention_branch.trunk.{key}"], value), key
+    assert "attention_branch.spatial" in str(report) and "fc.weight" in str(report)
+
+
+def test_the_trunk_may_stay_random() -> None:
+    model, flat = STABN(config_of("basic")), image_net("basic")
+    before = model.attention_branch.trunk[0].conv1.weight.clone()
+    report = inflate(model, flat.state_dict(), "image-net.pth", attention_trunk=False)
+    assert torch.equal(model.attention_branch.trunk[0].conv1.weight, before)
+    assert "attention_branch.trunk.0.conv1.weight" in report.missing
+
+
+def test_weights_of_another_shape_are_named() -> None:
+    flat = image_net("basic").state_dict()
+    flat["layer3.1.conv2.weight"] = torch.zeros(8, 8, 3, 3)
+    with pytest.raises(WeightsError, match=r"net\.pth: .*layer3\.1\.conv2\.weight has shape \(8, 8, 1, 3, 3\)"):
+        inflate(STABN(config_of("basic")), flat, "net.pth")
+    with pytest.raises(WeightsError, match=r"layer1\.0\.conv1\.weight .*choose the preset or depth"):
+        inflate(STABN(config_of("bottleneck")), image_net("basic").state_dict(), "net.pth")
+    with pytest.raises(WeightsError, match="none of its 1 tensors fits"):
+        inflate(STABN(config_of("basic")), {"encoder.weight": torch.zeros(2, 2)}, "net.pth")
+
+
+def test_a_refused_file_changes_nothing() -> None:
+    model, flat = STABN(config_of("basic")), image_net("basic").state_dict()
+    flat["layer4.0.bn2.bias"] = torch.zeros(3)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(WeightsError, match=r"layer4\.0\.bn2\.bias"):
+        inflate(model, flat, "net.pth")
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_weights_of_the_same_network_are_copied(tmp_path: Path) -> None:
+    source, target = STABN(config_of("basic")), STABN(config_of("basic"))
+    randomize(source, seed=4)
+    report = load_initial_weights(target, save(tmp_path, {"model": source.state_dict()}))
+    assert not report.missing and not report.unused
+    for key, value in target.state_dict().items():
+        assert torch.equal(value, source.state_dict()[key]), key
+
+
+class Released(nn.Module):
+    """ST-ABN as released: its module names, the linear head, the 3x3x3 temporal convolution; bottlenecks."""
+
+    def __init__(self, blocks: tuple[int, ...], classes: int, frames: int, width: int = WIDTH) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(3, width, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False)
+        self.bn1 = nn.BatchNorm3d(width)
+        self.layer1 = self.layer(width, width, blocks[0], 1, 1)
+        self.layer2 = self.layer(4 * width, 2 * width, blocks[1], 2, 1)
+        self.layer3 = self.layer(8 * width, 4 * width, blocks[2], 2, 3)
+        self.layer_att_common = self.layer(16 * width, 8 * width, blocks[3], 1, 3)
+        self.layer4 = self.layer(16 * width, 8 * width, blocks[3], 2, 3)
+        channels = 32 * width
+        pointwise = lambda before, after: nn.Conv3d(before, after, 1, bias=False)  # noqa: E731
+        self.conv_att_common = nn.Sequential(
+            nn.BatchNorm3d(channels), pointwise(channels, classes), nn.BatchNorm3d(classes), nn.ReLU()
+        )
+        self.conv_att_out = nn.Sequential(pointwise(classes, classes))
+        self.fc_att_out = nn.Linear(classes * frames, classes)
+        self.conv_spatial_att = nn.Sequential(pointwise(classes, 1), nn.BatchNorm3d(1), nn.Sigmoid())
+        self.conv_temp_att1 = nn.Sequential(
+            nn.Conv3d(classes, 1, 3, padding=1, bias=False), nn.BatchNorm3d(1), nn.ReLU()
+        )
+        self.conv_temp_att2 = nn.Sequential(nn.Conv2d(frames, frames, 1, bias=False), nn.ReLU())
+        self.conv_temp_att3 = nn.Sequential(
+            nn.Linear(frames, frames), nn.ReLU(), nn.Linear(frames, frames), nn.Sigmoid()
+        )
+        self.conv_att_mechanism = nn.Sequential(pointwise(32 * width, 16 * width), nn.BatchNorm3d(16 * width))
+        self.fc = nn.Linear(channels, classes)
+
+    @staticmethod
+    def layer(channels: int, width: int, number: int, stride: int, temporal: int) -> nn.Sequential:
+        blocks = []
+        for i in range(number):
+            step = (1, stride, stride) if i == 0 else (1, 1, 1)
+            block = nn.Module()
+            block.conv1 = nn.Conv3d(channels, width, (temporal, 1, 1), padding=(temporal // 2, 0, 0), bias=False)
+            block.bn1 = nn.BatchNorm3d(width)
+            block.conv2 = nn.Conv3d(width, width, (1, 3, 3), step, (0, 1, 1), bias=False)
+            block.bn2 = nn.BatchNorm3d(width)
+            block.conv3 = nn.Conv3d(width, 4 * width, 1, bias=False)
+            block.bn3 = nn.BatchNorm3d(4 * width)
+            if i == 0:
+                block.downsample = nn.Sequential(
+                    nn.Conv3d(channels, 4 * width, 1, step, bias=False), nn.BatchNorm3d(4 * width)
+                )
+            blocks.append(block)
+            channels = 4 * width
+        return nn.Sequential(*blocks)
+
+    @staticmethod
+    def through(layer: nn.Sequential, x: Tensor) -> Tensor:
+        for b in layer:
+            y = F.relu(b.bn1(b.conv1(x)))
+            y = b.bn3(b.conv3(F.relu(b.bn2(b.conv2(y)))))
+            x = F.relu(y + (b.downsample(x) if hasattr(b, "downsample") else x))
+        return x
+
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = F.max_pool3d(F.relu(self.bn1(self.conv1(video))), (1, 3, 3), (1, 2, 2), (0, 1, 1))
+        f = self.through(self.layer3, self.through(self.layer2, self.through(self.layer1, x)))
+        maps = self.conv_att_common(self.through(self.layer_att_common, f))
+        pooled = F.adaptive_avg_pool3d(self.conv_att_out(maps), (maps.shape[2], 1, 1))
+        attention_logits = self.fc_att_out(pooled.reshape(len(video), -1))
+        spatial = self.conv_spatial_att(maps)
+        curve = F.adaptive_avg_pool2d(self.conv_temp_att2(self.conv_temp_att1(maps)[:, 0]), 1)
+        temporal = self.conv_temp_att3(curve.reshape(len(video), -1)).reshape(len(video), 1, -1, 1, 1)
+        attended = self.conv_att_mechanism(torch.cat([f * spatial + f, f * temporal], dim=1))
+        top = F.adaptive_avg_pool3d(self.through(self.layer4, attended), 1)
+        return self.fc(top.flatten(1)), attention_logits, spatial, temporal
+
+
+def released(blocks: tuple[int, ...] = (1, 1, 2, 1), classes: int = 5, frames: int = 4) -> Released:
+    torch.manual_seed(0)
+    model = Released(blocks, classes, frames).eval()
+    randomize(model, seed=2)
+    return model
+
+
+@pytest.mark.parametrize(("blocks", "classes", "frames"), [((1, 1, 2, 1), 5, 4), ((2, 1, 1, 2), 3, 6)])
+def test_released_checkpoint_gives_the_same_outputs(
+    blocks: tuple[int, ...], classes: int, frames: int, tmp_path: Path
+) -> None:
+    reference = released(blocks, classes, frames)
+    prefixed = {f"module.{name}": value for name, value in reference.state_dict().items()}
+    uri = save(tmp_path, {"state_dict": prefixed, "epoch": 3})
+    config, weights = convert_released(read_weights(uri), uri)
+    assert config == ModelConfig(
+        num_blocks=blocks,
+        width=WIDTH,
+        num_classes=classes,
+        num_frames=frames,
+        attention_head="linear",
+        temporal_kernel="3x3x3",
+    )
+    model = build_model(config).eval()
+    model.load_state_dict(weights)
+    video = torch.randn(2, 3, frames, 64, 48)
+    with torch.no_grad():
+        expected, output = reference(video), model(video)
+    for name, a, b in zip(output._fields, output, expected, strict=True):
+        assert b.std() > 1e-3, f"{name} says nothing"
+        torch.testing.assert_close(a, b)
+
+
+def test_released_checkpoints_that_do_not_fit_are_refused() -> None:
+    good = released().state_dict()
+    without = lambda part: {k: v for k, v in good.items() if not k.startswith(part)}  # noqa: E731
+    cases: list[tuple[dict[str, Tensor], str]] = [
+        (image_net("bottleneck").state_dict(), r"a\.pth: no released ST-ABN, conv_temp_att2\.0\.weight, fc_att_out"),
+        ({**good, "layer4.0.bn3.bias": torch.zeros(3)}, r"layer4\.0\.bn3\.bias has shape \(3,\).* \(128,\)"),
+        ({**good, "fc_att_out.weight": torch.zeros(5, 5)}, r"fc_att_out\.weight has shape \(5, 5\).*\(5, 20\)"),
+        ({**good, "layer1.0.conv1.weight": torch.zeros(4, 4, 3, 3, 3)}, r"layer1\.0\.conv1\.weight has shape"),
+        ({**good, "layer2.0.conv9.weight": torch.zeros(1)}, r"layer2\.0\.conv9\.weight .* nothing of that name"),
+        ({**good, "fast.conv1.weight": torch.zeros(1)}, r"fast\.conv1\.weight has no place in ST-ABN"),
+        (without("conv_spatial_att.1.running_mean"), r"nothing for attention_branch\.spatial\.1\.running_mean"),
+    ]
+    for weights, message in cases:
+        with pytest.raises(WeightsError, match=message):
+            convert_released(weights, "a.pth")
+    with pytest.raises(StabnError) as error:
+        convert_released(without("layer3."), "a.pth")
+    assert not isinstance(error.value, ConfigError) and "a.pth" in str(error.value)
+
+
+def test_files_that_are_not_weights_are_refused(tmp_path: Path) -> None:
+    flat = image_net("basic").state_dict()
+    path = Path(save(tmp_path, {"state_dict": flat, "args": argparse.Namespace(lr=0.1)}, "object.pth"))
+    with pytest.raises(WeightsError, match=r"object\.pth: cannot be read as weights \(.+\)"):
+        read_weights(str(path))
+    whole = Path(save(tmp_path, flat, "whole.pth")).read_bytes()
+    for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        path = tmp_path / f"first-{length}.pth"
+        path.write_bytes(whole[:length])
+        with pytest.raises(WeightsError, match=rf"first-{length}\.pth: cannot be read as weights \(.+\)"):
+            read_weights(str(path))
+    for name, content in {"list": [flat["fc.bias"]], "numbers": {"epoch": 3}, "tensor": flat["fc.bias"]}.items():
+        with pytest.raises(WeightsError, match=rf"{name}\.pth: not a state dict"):
+            read_weights(save(tmp_path, content, f"{name}.pth"))
+
+
+def test_a_pickled_object_is_not_run(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    path = save(tmp_path, {"state_dict": image_net("basic").state_dict(), "payload": Payload()}, "payload.pth")
+    with pytest.raises(WeightsError, match="cannot be read as weights"):
+        read_weights(path)
+    assert not (tmp_path / "ran").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "ran").exists(), "the payload of this test does nothing"
+
+
+def write_labels(folder: Path, classes: int) -> str:
+    names = [f"Moving something {i}" for i in range(classes)]
+    rows = [{"id": str(i), "label": name, "template": name} for i, name in enumerate(names)]
+    files = {LABELS_FILE: {name: str(i) for i, name in enumerate(names)}, SPLIT_FILES["train"]: rows}
+    folder.mkdir()
+    for name, content in {**files, SPLIT_FILES["validation"]: [], SPLIT_FILES["test"]: []}.items():
+        (folder / name).write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_import_released_makes_a_checkpoint(tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float32)
+    reference = released()
+    source = save(tmp_path, {"state_dict": {f"module.{k}": v for k, v in reference.state_dict().items()}})
+    output_uri = str(tmp_path / "out" / "imported.pt")
+    data = DataConfig(num_frames=32, num_clips=2, crop_size=64)
+    line = import_released(source, write_labels(tmp_path / "labels", 5), output_uri, data)
+    assert source in line and "5 classes, 4 frames" in line and output_uri in line
+    model, checkpoint = load_model(output_uri)
+    assert checkpoint.classes == tuple(f"Moving something {i}" for i in range(5))
+    assert (checkpoint.stage, checkpoint.epoch, checkpoint.manifest_fingerprint) == ("import-checkpoint", 0, "")
+    assert checkpoint.data_config == DataConfig(num_frames=4, num_clips=2, crop_size=64)
+    assert checkpoint.model_config.attention_head == "linear"
+    video = torch.randn(2, 3, 4, 64, 64)
+    with torch.no_grad():
+        for a, b in zip(model(video), reference(video), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_import_released_wants_the_labels_of_its_dataset(tmp_path: Path) -> None:
+    source = save(tmp_path, released().state_dict())
+    output = tmp_path / "imported.pt"
+    with pytest.raises(CheckpointError, match=r"knows 5 classes, .*labels names 6"):
+        import_released(source, write_labels(tmp_path / "labels", 6), str(output), DataConfig())
+    assert not output.exists()
