@@ -51,8 +51,12 @@ def import_edits(
         selection: The chosen actions and videos of the round.
         summary: Videos edited, skipped and missing.
     """
+    import json
+
     from stabn.attention.edits import import_round
 
     result = import_round(round_uri, edits.path, manifest.path, checkpoint.path, selection.path)
     for name, value in result.counts().items():
         summary.log_metric(name, value)
+    with open(summary.path, "w") as file:  # KFP's cache takes an output without a file for a lost one
+        json.dump(result.counts(), file)

@@ -32,6 +32,8 @@ def evaluate(
         metrics: Top-1, top-5 and loss.
         confusion: Confusion matrix, of the most confused classes where there are many.
     """
+    import json
+
     from stabn.evaluation.predict import confusion_for_display, evaluate
     from stabn.presets import resolve
 
@@ -40,4 +42,9 @@ def evaluate(
     )
     for key, value in result.metrics.items():
         metrics.log_metric(key, value)
-    confusion.log_confusion_matrix(*confusion_for_display(result.predictions))
+    with open(metrics.path, "w") as file:  # KFP's cache takes an output without a file for a lost one
+        json.dump(result.metrics, file)
+    names, counts = confusion_for_display(result.predictions)
+    confusion.log_confusion_matrix(names, counts)
+    with open(confusion.path, "w") as file:
+        json.dump({"classes": names, "counts": counts}, file)

@@ -32,6 +32,8 @@ def finetune(
         finetuned: The network with the best validation top-1, with the metrics of every epoch.
         metrics: Metrics of the best epoch.
     """
+    import json
+
     from stabn.presets import resolve
     from stabn.training.train import finetune_into
 
@@ -40,3 +42,5 @@ def finetune(
     finetuned.metadata["uri"] = result.best_uri
     for key, value in result.metrics.items():
         metrics.log_metric(key, value)
+    with open(metrics.path, "w") as file:  # KFP's cache takes an output without a file for a lost one
+        json.dump(result.metrics, file)

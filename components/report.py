@@ -42,6 +42,8 @@ def report(
         figures: The pictures of the page as PNG files.
         metrics: The numbers of the tables.
     """
+    import json
+
     from stabn.evaluation.report import ReportInputs, tables_text, write_report
 
     result = write_report(
@@ -65,3 +67,5 @@ def report(
         file.write(f"```\n{tables_text(result)}\n```\n")
     for name, value in result.metrics.items():
         metrics.log_metric(name, value)
+    with open(metrics.path, "w") as file:  # KFP's cache takes an output without a file for a lost one
+        json.dump(result.metrics, file)

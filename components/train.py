@@ -24,6 +24,8 @@ def train(
         checkpoint: The network with the best validation top-1, with the metrics of every epoch.
         metrics: Metrics of the best epoch.
     """
+    import json
+
     from stabn.presets import resolve
     from stabn.training.train import train_into
 
@@ -31,3 +33,5 @@ def train(
     checkpoint.metadata["uri"] = result.best_uri
     for name, value in result.metrics.items():
         metrics.log_metric(name, value)
+    with open(metrics.path, "w") as file:  # KFP's cache takes an output without a file for a lost one
+        json.dump(result.metrics, file)

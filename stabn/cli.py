@@ -345,7 +345,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="stabn", description=stabn.__doc__, epilog="`stabn COMMAND --help` tells what a command reads and writes."
     )
     parser.add_argument("--version", action="version", version=f"stabn {stabn.__version__}")
-    commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
     for name, item in COMMANDS.items():
         text = inspect.cleandoc(item.run.__doc__ or "")
         sub = commands.add_parser(
@@ -397,16 +397,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; a user's error ends with one line and exit code 2, a passing failure with 75."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    item = COMMANDS[args.name]
+    item = COMMANDS[args.subcommand]
     try:
         config = presets.load(getattr(args, "preset", item.default_preset))
         given = {key: value for key, value in vars(args).items() if "." in key and value is not None}
         item.run(args, override(config, given))
     except StabnError as error:
-        print(f"stabn {args.name}: {error}", file=sys.stderr)
+        print(f"stabn {args.subcommand}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print(f"\nstabn {args.name}: interrupted; run it again to go on", file=sys.stderr)
+        print(f"\nstabn {args.subcommand}: interrupted; run it again to go on", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

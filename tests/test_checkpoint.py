@@ -1,5 +1,6 @@
 """Checkpoints: rebuilt from the file alone, named by their weights, refused when they are something else."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from stabn.config import DataConfig, ModelConfig, from_dict, to_dict
 from stabn.models import build_model
+from stabn.storage import write_uri
 from stabn.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -72,8 +74,6 @@ def test_a_checkpoint_alone_rebuilds_its_network(name: str, settings: dict[str, 
 
 
 def test_round_trip_through_object_storage(s3_uri: str) -> None:
-    from stabn.storage import write_uri
-
     model, config = network()
     write_uri(f"{s3_uri}/best.pt", dump(model, config))
     rebuilt, checkpoint = load_model(f"{s3_uri}/best.pt")
@@ -138,11 +138,22 @@ FOREIGN: dict[str, bytes] = {
 }
 
 
+# BUG reported: notes.txt ends in a bare IndexError of torch's unpickler, which read_checkpoint lets through.
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(FOREIGN[name])
-    with pytest.raises(CheckpointError, match=rf"{name}: (cannot be read as a checkpoint|refused).*\(.+\)"):
+    with pytest.raises(CheckpointError, match=rf"{name}: .+"):
         load_model(str(tmp_path / name))
+
+
+# BUG reported: the message quotes torch's advice to load with weights_only=False, for a text or an image, too.
+def test_no_message_advises_to_run_the_code_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_bytes(FOREIGN["labels.json"])
+    torch.save({"model_config": Path("x")}, tmp_path / "object.pt")
+    for name in ("labels.json", "object.pt"):
+        with pytest.raises(CheckpointError, match=name) as error:
+            read_checkpoint(str(tmp_path / name))
+        assert "weights_only" not in str(error.value), str(error.value)
 
 
 def test_other_files_of_torch_are_refused(tmp_path: Path) -> None:
@@ -166,7 +177,7 @@ def test_code_in_a_checkpoint_is_not_run(path: Path, tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     path.write_bytes(serialize({**read_checkpoint(str(path)), "extra": Payload()}))
-    with pytest.raises(CheckpointError, match=r"best\.pt: refused, it holds more than weights \(.+\)"):
+    with pytest.raises(CheckpointError, match=r"best\.pt: refused, it holds more than weights"):
         load_model(str(path))
     assert not (tmp_path / "ran").exists()
 
@@ -191,7 +202,5 @@ def test_settings_survive_as_plain_values() -> None:
 
 
 def _content(data: bytes) -> dict[str, Any]:
-    import io
-
     content: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
     return content

@@ -12,7 +12,7 @@ from stabn.models import STABN, Output, ResNet3D
 from stabn.models.resnet3d import ShapeError
 from stabn.training.losses import finetuning_loss, temporal_attention_loss, training_loss
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 NAN = float("nan")
 
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stabn.config import ConfigError, DataConfig, ModelConfig
+from stabn.config import DataConfig, ModelConfig
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
-from stabn.errors import StabnError
 from stabn.models import STABN, build_model
 from stabn.models.weights import WeightsError, convert_released, inflate, load_initial_weights, read_weights
 from stabn.training.checkpoint import CheckpointError, import_released, load_model
@@ -41,8 +40,10 @@ def randomize(model: nn.Module, seed: int) -> None:
             elif tensor.ndim > 1:
                 fan_in = tensor[0].numel()
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / fan_in) ** 0.5)
+            elif name.endswith("weight"):
+                tensor.copy_(0.8 + 0.6 * torch.rand(tensor.shape, generator=generator))
             else:
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) - 0.3)
+                tensor.copy_(0.4 * torch.rand(tensor.shape, generator=generator) - 0.2)
 
 
 class Block2d(nn.Module):
@@ -143,7 +144,8 @@ def test_inflation_reports_what_it_did(name: str, tmp_path: Path) -> None:
     assert kernel.shape[2] == 3
     torch.testing.assert_close(kernel.sum(2), flat.layer4[0].conv1.weight)
     assert torch.equal(own[f"{branch}.layer4.0.bn1.running_var"], flat.layer4[0].bn1.running_var)
-    assert report.unused == dict.fromkeys(("fc.weight", "fc.bias"), "the classifier is of other classes")
+    assert report.skipped == dict.fromkeys(("fc.weight", "fc.bias"), "the classifier is of other classes")
+    assert not report.unexpected
     assert set(report.loaded).isdisjoint(report.missing)
     counters = {key for key in own if key.endswith("num_batches_tracked")}
     assert {*report.loaded, *report.missing} | counters == set(own)
@@ -174,12 +176,32 @@ def test_the_trunk_may_stay_random() -> None:
 def test_weights_of_another_shape_are_named() -> None:
     flat = image_net("basic").state_dict()
     flat["layer3.1.conv2.weight"] = torch.zeros(8, 8, 3, 3)
-    with pytest.raises(WeightsError, match=r"net\.pth: .*layer3\.1\.conv2\.weight has shape \(8, 8, 1, 3, 3\)"):
+    with pytest.raises(
+        WeightsError, match=r"net\.pth: layer3\.1\.conv2\.weight has shape \(8, 8, 3, 3\), .* \(16, 16, 1, 3, 3\)"
+    ):
         inflate(STABN(config_of("basic")), flat, "net.pth")
-    with pytest.raises(WeightsError, match=r"layer1\.0\.conv1\.weight .*choose the preset or depth"):
+    with pytest.raises(WeightsError, match=r"layer1\.0\.conv1\.weight .*choose the preset"):
         inflate(STABN(config_of("bottleneck")), image_net("basic").state_dict(), "net.pth")
-    with pytest.raises(WeightsError, match="none of its 1 tensors fits"):
+    with pytest.raises(WeightsError, match=r"net\.pth: none of its tensors has a place"):
         inflate(STABN(config_of("basic")), {"encoder.weight": torch.zeros(2, 2)}, "net.pth")
+    deeper = image_net("basic", blocks=(1, 2, 3, 1)).state_dict()
+    with pytest.raises(WeightsError, match=r"net\.pth: its layers have \(1, 2, 3, 1\) blocks, .* \(1, 2, 2, 1\)"):
+        inflate(STABN(config_of("basic")), deeper, "net.pth")
+
+
+def test_parts_that_the_network_does_not_have_are_reported() -> None:
+    flat = {**image_net("basic").state_dict(), "head.weight": torch.zeros(1), "layer1.0.gate.bias": torch.zeros(1)}
+    report = inflate(STABN(config_of("basic")), flat, "net.pth")
+    assert sorted(report.unexpected) == ["head.weight", "layer1.0.gate.bias"]
+    assert "head.weight" in str(report) and "layer1.0.gate.bias" in str(report)
+
+
+def test_half_a_file_of_weights_is_reported_not_hidden() -> None:
+    flat = image_net("basic").state_dict()
+    del flat["layer2.0.bn1.running_mean"]
+    report = inflate(STABN(config_of("basic")), flat, "net.pth")
+    assert "feature_extractor.layer2.0.bn1.running_mean" in report.missing
+    assert "feature_extractor.layer2" in str(report)
 
 
 def test_a_refused_file_changes_nothing() -> None:
@@ -196,7 +218,7 @@ def test_weights_of_the_same_network_are_copied(tmp_path: Path) -> None:
     source, target = STABN(config_of("basic")), STABN(config_of("basic"))
     randomize(source, seed=4)
     report = load_initial_weights(target, save(tmp_path, {"model": source.state_dict()}))
-    assert not report.missing and not report.unused
+    assert not report.missing and not report.skipped and not report.unexpected
     for key, value in target.state_dict().items():
         assert torch.equal(value, source.state_dict()[key]), key
 
@@ -310,20 +332,28 @@ def test_released_checkpoints_that_do_not_fit_are_refused() -> None:
     good = released().state_dict()
     without = lambda part: {k: v for k, v in good.items() if not k.startswith(part)}  # noqa: E731
     cases: list[tuple[dict[str, Tensor], str]] = [
-        (image_net("bottleneck").state_dict(), r"a\.pth: no released ST-ABN, conv_temp_att2\.0\.weight, fc_att_out"),
+        (
+            image_net("bottleneck").state_dict(),
+            r"a\.pth: no released ST-ABN, fc_att_out\.weight, conv_temp_att2\.0\.weight missing; .*init_weights",
+        ),
         ({**good, "layer4.0.bn3.bias": torch.zeros(3)}, r"layer4\.0\.bn3\.bias has shape \(3,\).* \(128,\)"),
         ({**good, "fc_att_out.weight": torch.zeros(5, 5)}, r"fc_att_out\.weight has shape \(5, 5\).*\(5, 20\)"),
         ({**good, "layer1.0.conv1.weight": torch.zeros(4, 4, 3, 3, 3)}, r"layer1\.0\.conv1\.weight has shape"),
-        ({**good, "layer2.0.conv9.weight": torch.zeros(1)}, r"layer2\.0\.conv9\.weight .* nothing of that name"),
+        ({**good, "layer2.0.conv9.weight": torch.zeros(1)}, r"layer2\.0\.conv9\.weight has no place in ST-ABN"),
         ({**good, "fast.conv1.weight": torch.zeros(1)}, r"fast\.conv1\.weight has no place in ST-ABN"),
+        (without("layer3."), r"a\.pth: no released ST-ABN, layer3\.0\.conv1\.weight missing"),
+        ({k: v for k, v in good.items() if ".conv3." not in k}, r"a\.pth: a released ST-ABN of basic blocks"),
         (without("conv_spatial_att.1.running_mean"), r"nothing for attention_branch\.spatial\.1\.running_mean"),
     ]
     for weights, message in cases:
         with pytest.raises(WeightsError, match=message):
             convert_released(weights, "a.pth")
-    with pytest.raises(StabnError) as error:
-        convert_released(without("layer3."), "a.pth")
-    assert not isinstance(error.value, ConfigError) and "a.pth" in str(error.value)
+
+
+def test_a_released_checkpoint_is_no_initial_weights(tmp_path: Path) -> None:
+    uri = save(tmp_path, released().state_dict())
+    with pytest.raises(WeightsError, match=r"weights\.pth: a released ST-ABN; .*import-checkpoint"):
+        load_initial_weights(STABN(config_of("bottleneck", num_blocks=(1, 1, 2, 1), num_frames=4)), uri)
 
 
 def test_files_that_are_not_weights_are_refused(tmp_path: Path) -> None:

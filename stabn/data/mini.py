@@ -86,20 +86,20 @@ ANY, IN, OUT = (0.0, 0.0), (1.0, 0.0), (-1.0, 0.0)
 SLIDE, ZOOM, FALL, TURNS, SHORT = (0.36, 0.5), (0.5, 0.75), (0.5, 0.6), (1.0, 1.8), (0.3, 0.4)
 
 ACTIONS = (
-    Action("Pushing [something] from left to right", 2, "slide", RIGHT, SLIDE, "behind", EASY),
-    Action("Pushing [something] from right to left", 2, "slide", LEFT, SLIDE, "behind", EASY),
+    Action("Pushing [something] from left to right", 3, "slide", RIGHT, SLIDE, "behind", EASY),
+    Action("Pushing [something] from right to left", 3, "slide", LEFT, SLIDE, "behind", EASY),
     Action("Turning the camera left while filming [something]", 2, "pan", LEFT, SLIDE, "none", EASY),
     Action("Turning the camera right while filming [something]", 2, "pan", RIGHT, SLIDE, "none", EASY),
     Action("Approaching [something] with your camera", 2, "zoom", IN, ZOOM, "none", EASY),
     Action("Moving away from [something] with your camera", 1.5, "zoom", OUT, ZOOM, "none", EASY),
-    Action("Moving [something] up", 2, "slide", UP, SLIDE, "any", EASY),
-    Action("Moving [something] down", 2, "slide", DOWN, SLIDE, "any", EASY),
+    Action("Moving [something] up", 3, "slide", UP, SLIDE, "any", EASY),
+    Action("Moving [something] down", 2.5, "slide", DOWN, SLIDE, "any", EASY),
     Action("[Something] falling like a rock", 1, "fall", DOWN, FALL, "none", EASY),
     Action("Spinning [something] so it continues spinning", 1.5, "spin", ANY, TURNS, "any", EASY),
-    Action("Pulling [something] from left to right", 3, "slide", RIGHT, SLIDE, "front", HARD),
-    Action("Pulling [something] from right to left", 3, "slide", LEFT, SLIDE, "front", HARD),
-    Action("Moving [something] closer to [something]", 2.5, "approach", ANY, SHORT, "any", HARD),
-    Action("Moving [something] away from [something]", 2.5, "depart", ANY, SHORT, "any", HARD),
+    Action("Pulling [something] from left to right", 1.5, "slide", RIGHT, SLIDE, "front", HARD),
+    Action("Pulling [something] from right to left", 1.5, "slide", LEFT, SLIDE, "front", HARD),
+    Action("Moving [something] closer to [something]", 1.5, "approach", ANY, SHORT, "any", HARD),
+    Action("Moving [something] away from [something]", 1.5, "depart", ANY, SHORT, "any", HARD),
 )
 
 # Photographs inside the installed scikit-image package, and what an object cut from them is called.

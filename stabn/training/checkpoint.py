@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import io
+import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,20 +101,25 @@ def read_checkpoint(uri: str) -> dict[str, Any]:
     Raises:
         CheckpointError: truncated, or not a checkpoint of this product.
     """
+    data = read_uri(uri)
     try:
-        content = torch.load(io.BytesIO(read_uri(uri)), map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise CheckpointError(f"{uri}: cannot be read as a checkpoint ({_first_line(error)})") from None
-    except Exception as error:  # torch raises pickle's own error type for content that weights_only refuses
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise CheckpointError(f"{uri}: refused, it holds more than weights ({_first_line(error)})") from None
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for files that are truncated, not its own, or hold code
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(io.BytesIO(data)):
+            raise CheckpointError(f"{uri}: refused, it holds more than weights; use a file written by stabn") from None
+        raise CheckpointError(
+            f"{uri}: cannot be read as a checkpoint ({type(error).__name__}); it is truncated or not a checkpoint"
+        ) from None
     if not isinstance(content, dict) or "model_config" not in content:
         raise CheckpointError(
             f"{uri}: not a checkpoint of stabn; convert released weights with `stabn import-checkpoint`"
         )
     if content["format"] != FORMAT:
         raise CheckpointError(f"{uri}: checkpoint format {content['format']}, this version reads {FORMAT}")
+    if weights_fingerprint(content["model"]) != content["fingerprint"]:
+        raise CheckpointError(
+            f"{uri}: the weights do not match their fingerprint, the file is damaged; use another one"
+        )
     return content
 
 
@@ -194,7 +201,3 @@ def check_classes(checkpoint: Checkpoint, classes: Sequence[str], what: str) -> 
         f"{what}: its {len(classes)} classes are not the checkpoint's {len(checkpoint.classes)}; first difference at "
         f"index {first}: {list(classes)[first : first + 1]} against {list(checkpoint.classes)[first : first + 1]}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,255 @@
+"""The pipelines: forms that explain themselves, components that call what exists, output that people can read."""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.__main__ import PIPELINES, main
+from pipelines.demo import TASKS, readable
+from pipelines.local import code_fingerprint, parse_parameters
+from stabn.errors import StabnError
+
+ROOT = Path(__file__).parent.parent
+COMPONENTS = sorted(
+    path for path in (ROOT / "components").glob("*.py") if path.name not in ("__init__.py", "images.py")
+)
+REQUIRED = {
+    "baseline": {"videos_uri", "labels_uri", "storage_uri"},
+    "finetune": {"round_uri", "storage_uri"},
+    "full": {"videos_uri", "labels_uri", "storage_uri"},
+}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Return the YAML of each pipeline as `python -m pipelines compile` writes it."""
+    folder = tmp_path_factory.mktemp("build")
+    command = [sys.executable, "-m", "pipelines", "compile", "--output", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(folder / f"{name}.yaml") for name in PIPELINES]
+    return {path.stem: next(yaml.safe_load_all(path.read_text())) for path in folder.iterdir()}
+
+
+def tasks(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Return every task of a pipeline that has a container, those inside conditions too."""
+    for component in ({"dag": spec["root"]["dag"]}, *spec["components"].values()):
+        for name, task in component.get("dag", {}).get("tasks", {}).items():
+            if "executorLabel" in spec["components"][task["componentRef"]["name"]]:
+                yield name, task
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_forms_explain_every_parameter(name: str, compiled: dict[str, dict[str, Any]]) -> None:
+    spec = compiled[name]
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    for key, item in parameters.items():
+        assert len(item["description"]) > 10 and item["description"].endswith("."), key
+        assert item["parameterType"] in ("STRING", "NUMBER_INTEGER", "NUMBER_DOUBLE", "BOOLEAN"), key
+    assert {key for key, item in parameters.items() if "defaultValue" not in item} == REQUIRED[name]
+    assert spec["pipelineInfo"]["description"] and spec["pipelineInfo"]["displayName"].startswith("ST-ABN")
+
+
+def test_defaults_of_the_forms_are_the_papers(compiled: dict[str, dict[str, Any]]) -> None:
+    parameters = compiled["full"]["root"]["inputDefinitions"]["parameters"]
+    values = {key: item.get("defaultValue") for key, item in parameters.items()}
+    assert (values["preset"], values["finetune_gamma"], values["select_threshold"]) == ("ssv2_r50_32", 10, 0.5)
+    assert values["edit_source"] == "people", "corrections by people are the point"
+
+
+def test_the_graphs_have_every_stage(compiled: dict[str, dict[str, Any]]) -> None:
+    stages = {name: [task for task, _ in tasks(spec)] for name, spec in compiled.items()}
+    assert sorted(stages["full"]) == sorted(TASKS), "what the demo shows progress for"
+    assert len(stages["baseline"]) == 6 and "export-attention" in stages["baseline"]
+    kinds = {name: Counter(re.sub(r"-\d$", "", task) for task in names) for name, names in stages.items()}
+    assert kinds["baseline"] + kinds["finetune"] + Counter(["edits"]) == kinds["full"], "the two halves and the people"
+
+
+def test_edits_are_never_taken_from_the_cache(compiled: dict[str, dict[str, Any]]) -> None:
+    cached = {name: task.get("cachingOptions", {}).get("enableCache", False) for name, task in tasks(compiled["full"])}
+    assert [name for name, is_cached in cached.items() if not is_cached] == ["edits"]
+    imported = dict(tasks(compiled["finetune"]))["import-edits"]
+    assert not imported.get("cachingOptions", {}).get("enableCache", False), "here its inputs do not tell of new edits"
+
+
+def test_every_task_has_an_image_and_no_packages_to_install(compiled: dict[str, dict[str, Any]]) -> None:
+    for spec in compiled.values():
+        for name, executor in spec["deploymentSpec"]["executors"].items():
+            container = executor["container"]
+            assert container["image"].startswith("stabn-"), name
+            assert "pip install" not in str(container["command"]), f"{name}: a cluster may have no way out"
+
+
+@pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)
+def test_components_call_what_exists_with_arguments_that_fit(path: Path) -> None:
+    """Their bodies are text that runs elsewhere: neither Python nor a type checker looks at it before."""
+    tree = ast.parse(path.read_text())
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert functions
+    outside = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert not [name for name in outside if name and name.startswith("stabn")], "KFP runs the body alone"
+    calls = 0
+    for function in functions:
+        known: dict[str, Any] = {}
+        for node in ast.walk(function):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module or "")
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{path.name}: {node.module} has no {alias.name}"
+                    if (node.module or "").startswith("stabn"):
+                        known[alias.asname or alias.name] = getattr(module, alias.name)
+        assert known, f"{function.name} calls nothing of the library"
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in known:
+                keywords = {item.arg: None for item in node.keywords if item.arg}
+                inspect.signature(known[node.func.id]).bind(*node.args, **keywords)
+                calls += 1
+    assert calls
+
+
+@pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)
+def test_components_use_only_names_that_are_theirs(path: Path) -> None:
+    """A body that reads a global of its file fails in the container, where the file's globals are not."""
+    for function in (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)):
+        nodes = [node for part in function.body for node in ast.walk(part)]
+        local = {argument.arg for argument in function.args.args}
+        local |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                local |= {alias.asname or alias.name for alias in node.names}
+        read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        assert read - local - set(dir(__import__("builtins"))) == set(), function.name
+
+
+KFP_OUTPUT = """\
+09:15:39.199 - INFO - Running pipeline: \x1b[95m'st-abn-full'\x1b[0m
+--------------------------------------------------------------------------------
+09:15:39.207 - INFO - Executing task \x1b[96m'extract-frames'\x1b[0m
+/x/kfp/local/subprocess_task_handler.py:81: RuntimeWarning: You may be attemping to run a task that uses custom
+  warnings.warn(
+09:15:39.207 - INFO - Streamed logs:
+
+    [KFP Executor 2026-11-23 09:15:39,276 INFO]: Looking for component `extract_frames` in --component_module_path
+    [KFP Executor 2026-11-23 09:15:39,277 INFO]: Got executor_input:
+    {
+        "inputs": {
+            "parameterValues": {
+                "preset": "mini"
+            }
+        },
+        "outputs": {
+            "outputFile": "/x/executor_output.json"
+        }
+    }
+    [KFP Executor 2026-11-23 09:15:42,526 INFO]: Found credentials in environment variables.
+    extract-frames  45/45 videos  10.9/s  0:04 taken  rejects 0
+    [KFP Executor 2026-11-23 09:15:46,810 INFO]: Wrote executor output file to /x/executor_output.json.
+
+
+09:15:47.705 - INFO - Task \x1b[96m'extract-frames'\x1b[0m finished with status \x1b[92mSUCCESS\x1b[0m
+09:15:47.705 - INFO - Task \x1b[96m'extract-frames'\x1b[0m outputs:
+    manifest: Dataset( name='manifest',
+                       uri='/x/extract-frames/manifest',
+                       metadata={'fingerprint': '5b9e1924e191348f', 'num_videos': 45.0} )
+--------------------------------------------------------------------------------
+Task train cache hit (key=cfcc8309332d); skipping execution.
+09:15:47.707 - INFO - Executing task \x1b[96m'evaluate-2'\x1b[0m
+09:15:47.707 - INFO - Streamed logs:
+
+    evaluate baseline, train: 30 videos, top1 40.0%
+    stabn.errors.StabnError: a line of the stage itself is never lost
+"""
+
+
+def test_readable_keeps_headings_and_the_stages_own_lines() -> None:
+    lines = [line for line in readable(KFP_OUTPUT.splitlines()) if line.strip()]
+    assert [line.strip() for line in lines] == [
+        "[ 1/17] extract-frames   (0:00 so far)",
+        "extract-frames  45/45 videos  10.9/s  0:04 taken  rejects 0",
+        "[ 2/17] train   reused: it ran before with the same inputs and code",
+        "[ 3/17] evaluate-2   (0:00 so far)",
+        "evaluate baseline, train: 30 videos, top1 40.0%",
+        "stabn.errors.StabnError: a line of the stage itself is never lost",
+    ]
+
+
+def test_readable_shows_a_line_as_soon_as_it_comes() -> None:
+    source = iter(KFP_OUTPUT.splitlines())
+    shown = readable(source)
+    assert "extract-frames" in next(shown) and next(source).startswith("/x/kfp"), "nothing was read ahead"
+
+
+def test_parameters_have_the_types_of_the_form() -> None:
+    texts = {"videos_uri": "v", "labels_uri": "l", "storage_uri": "s", "select_max_classes": "4", "finetune_gamma": "0"}
+    values = parse_parameters(PIPELINES["full"], texts)
+    assert values == {**texts, "select_max_classes": 4, "finetune_gamma": 0.0}
+    assert type(values["select_max_classes"]) is int and type(values["finetune_gamma"]) is float
+    assert parse_parameters(PIPELINES["finetune"], {"round_uri": "5", "storage_uri": "s"})["round_uri"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ({"round_uri": "r", "storage_uri": "s", "gama": "1"}, r"no parameter gama; it has round_uri.*finetune_gamma"),
+        ({"round_uri": "r"}, r"give --param storage_uri=…"),
+        ({}, r"give --param round_uri=… --param storage_uri=…"),
+        ({"round_uri": "r", "storage_uri": "s", "finetune_gamma": "ten"}, r"finetune_gamma = 'ten': expected a number"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_named(texts: dict[str, str], said: str) -> None:
+    with pytest.raises(StabnError, match=said):
+        parse_parameters(PIPELINES["finetune"], texts)
+
+
+def test_run_refuses_before_it_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    for name in ("STABN_PIPELINE", "STABN_RUN_ID"):
+        monkeypatch.setenv(name, "test")
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "full", "--dir", str(tmp_path / "run"), "--param", "videos_uri=v"])
+    assert stopped.value.code == 2 and not (tmp_path / "run").exists()
+    assert "give --param labels_uri=… --param storage_uri=…" in capsys.readouterr().err
+
+
+def test_a_parameter_without_a_value_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    for name in ("STABN_PIPELINE", "STABN_RUN_ID"):
+        monkeypatch.setenv(name, "test")
+    ran: list[Any] = []
+    monkeypatch.setattr("pipelines.__main__.run_local", lambda *args: ran.append(args))
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "run",
+                "finetune",
+                "--dir",
+                str(tmp_path),
+                "--param",
+                "round_uri=r",
+                "--param",
+                "storage_uri=s",
+                "--param",
+                "preset mini",
+            ]
+        )
+    assert "preset mini" in capsys.readouterr().err and not ran
+
+
+def test_results_of_other_code_are_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("stabn", "components", "pipelines"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "a.py").write_text("A = 1\n")
+    monkeypatch.setattr("pipelines.local.SOURCES", tmp_path)
+    first = code_fingerprint()
+    assert first == code_fingerprint()
+    (tmp_path / "stabn" / "a.py").write_text("A = 2\n")
+    assert code_fingerprint() != first

@@ -1,0 +1,477 @@
+"""Training and fine-tuning on real frames: resumed equals uninterrupted, the frozen part stays, edits are learnt."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+import torch
+
+import stabn.training.train as stage
+from stabn.attention.edits import EDIT_SCHEMA
+from stabn.config import ConfigError, DataConfig, ExtractConfig, FinetuneConfig, ModelConfig, RunConfig, TrainConfig
+from stabn.data.dataset import ClipDataset
+from stabn.data.manifest import Manifest, build_manifest
+from stabn.evaluation.metrics import Predictions
+from stabn.evaluation.predict import evaluate
+from stabn.training.checkpoint import CheckpointError, load_model, read_checkpoint
+from stabn.training.loop import TrainingError, batch_input, one_cycle
+from stabn.training.train import finetune, train, train_into
+
+CLASSES = ("Pushing something from left to right", "Pushing something from right to left", "Holding something")
+SPLITS = ("train",) * 9 + ("validation",) * 6
+COMMON: dict[str, Any] = {"batch_size": 4, "precision": "fp32", "device": "cpu"}
+
+
+def frames_of(class_index: int, num_frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Return uint8 (num_frames, 40, 48, 3): a bright square that is pushed to one side, or held."""
+    frames = rng.integers(0, 60, (num_frames, 40, 48, 3), dtype=np.uint8)
+    top = int(rng.integers(4, 20))
+    for index in range(num_frames):
+        way = index / (num_frames - 1)
+        left = round(34 * (way, 1 - way, 0.5)[class_index])
+        frames[index, top : top + 14, left : left + 14] = 230
+    return frames
+
+
+@pytest.fixture(scope="module")
+def manifest_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a manifest of 15 videos of 6 to 10 frames, whose frames lie in a folder."""
+    folder = tmp_path_factory.mktemp("dataset")
+    (folder / "frames").mkdir()
+    rng, rows = np.random.default_rng(5), []
+    for number, split in enumerate(SPLITS):
+        class_index, num_frames = number % 3, 6 + number % 5
+        jpegs = [simplejpeg.encode_jpeg(frame, 90, "RGB") for frame in frames_of(class_index, num_frames, rng)]
+        key = f"{number + 1}.mjpeg"
+        (folder / "frames" / key).write_bytes(b"".join(jpegs))
+        rows.append(
+            {
+                "video_id": str(number + 1),
+                "split": split,
+                "class_index": class_index,
+                "label": CLASSES[class_index].replace("something", "a box"),
+                "object_key": key,
+                "frame_sizes": [len(jpeg) for jpeg in jpegs],
+                "num_frames": num_frames,
+                "width": 48,
+                "height": 40,
+                "source_sha256": f"{number:064}",
+            }
+        )
+    build_manifest(rows, CLASSES, str(folder / "frames"), {}).save(folder / "manifest.parquet")
+    return str(folder / "manifest.parquet")
+
+
+def settings(**changes: Any) -> RunConfig:
+    """Return settings of a tiny network; `train__epochs=3` sets train.epochs."""
+    sections: dict[str, Any] = {
+        "extract": ExtractConfig(short_side=40),
+        "data": DataConfig(num_frames=4, crop_size=32, scales=(1.0, 0.9), color_jitter=0.1, workers=0),
+        "model": ModelConfig(block="basic", num_blocks=(1, 1, 1, 1), width=4, num_frames=4, dropout=0.5),
+        "train": TrainConfig(**COMMON, epochs=3, learning_rate=0.01),
+        "finetune": FinetuneConfig(**COMMON, epochs=6, learning_rate=0.01),
+    }
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        sections[section] = dataclasses.replace(sections[section], **{field: value})
+    return RunConfig(preset="mini", **sections)
+
+
+def write_edits(path: Path, curves: dict[str, list[float]], fingerprint: str = "f" * 16) -> str:
+    """Write a table like that of import-edits."""
+    rows = [
+        {"video_id": name, "edited_attention": curve, "editor": "test", "revision": 1, "status": "edited"}
+        for name, curve in curves.items()
+    ]
+    header = json.dumps({"round_id": "round", "fingerprint": fingerprint}).encode()
+    pq.write_table(pa.Table.from_pylist(rows, schema=EDIT_SCHEMA.with_metadata({b"stabn": header})), path)
+    return str(path)
+
+
+def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k not in ("seconds", "videos_per_second")} for row in history]
+
+
+def same(one: Any, other: Any, where: str = "") -> None:
+    """Compare checkpoints' contents to the last bit, naming the first place where they differ."""
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for number, pair in enumerate(zip(one, other)):
+            same(*pair, f"{where}[{number}]")
+    else:
+        assert one == other, where
+
+
+def checkpoints(folder: Path) -> dict[str, Any]:
+    contents = {name: read_checkpoint(str(folder / name)) for name in ("best.pt", "last.pt")}
+    for content in contents.values():
+        content["history"] = without_times(content["history"])
+    return contents
+
+
+class Interrupted(BaseException):
+    """Stands for SIGKILL: nothing in the product may catch it."""
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, name: str, steps: int) -> None:
+    """Let the loss function of the stages raise in the step after `steps` steps."""
+    real: Callable[..., Any] = getattr(stage, name)
+    calls = 0
+
+    def loss(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > steps:
+            raise Interrupted
+        return real(*args, **options)
+
+    monkeypatch.setattr(stage, name, loss)
+
+
+@pytest.fixture(scope="module")
+def trained(manifest_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a checkpoint of a network trained for two epochs."""
+    return train(manifest_path, settings(train__epochs=2), str(tmp_path_factory.mktemp("trained"))).best_uri
+
+
+def test_train_leaves_two_checkpoints_with_the_whole_history(manifest_path: str, tmp_path: Path) -> None:
+    result = train(manifest_path, settings(train__learning_rate=0.05), str(tmp_path / "out"))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"best.pt", "last.pt"}
+    assert [row["epoch"] for row in result.history] == [1, 2, 3]
+    best, last = read_checkpoint(result.best_uri), read_checkpoint(result.last_uri)
+    assert best["history"] == last["history"] == result.history and last["epoch"] == 3
+    for row in result.history:
+        assert {
+            "learning_rate",
+            "train_loss",
+            "train_top1",
+            "validation_loss",
+            "validation_top1",
+            "videos_per_second",
+        } <= set(row)
+        assert row["train_loss"] == pytest.approx(row["train_perception_loss"] + row["train_attention_loss"], rel=1e-5)
+        assert row["train_temporal_loss"] == 0 and 0 <= row["validation_top1"] <= row["validation_top5"] == 1
+    order = [(row["validation_top1"], -row["validation_loss"]) for row in result.history]
+    assert best["epoch"] == 1 + order.index(max(order))
+    assert result.metrics["validation_top1"] == max(row["validation_top1"] for row in result.history)
+    assert "optimizer" not in best and "optimizer" in last, "the one to use is small"
+    assert best["classes"] == list(CLASSES) and best["model_config"]["num_classes"] == 3
+    model, _ = load_model(result.best_uri)
+    same(dict(model.state_dict()), best["model"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train__plateau_patience": 0, "train__plateau_factor": 0.5, "train__learning_rate": 0.3},
+        {"train__optimizer": "adamw", "train__schedule": "one_cycle", "data__num_clips": 2, "data__workers": 1},
+    ],
+    ids=["sgd-plateau", "adamw-one-cycle-two-clips"],
+)
+@pytest.mark.parametrize("steps", [3, 4, 8], ids=["after-epoch-1", "inside-epoch-2", "inside-epoch-3"])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    changes: dict[str, Any], steps: int, manifest_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(**changes)
+    whole = train(manifest_path, config, str(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, "training_loss", steps)
+        with pytest.raises(Interrupted):
+            train(manifest_path, config, str(tmp_path / "resumed"))
+    assert read_checkpoint(str(tmp_path / "resumed" / "last.pt"))["epoch"] == steps // 3, "three steps are an epoch"
+    torch.manual_seed(999)  # another process has another state
+    resumed = train(manifest_path, config, str(tmp_path / "resumed"))
+    assert without_times(resumed.history) == without_times(whole.history)
+    same(checkpoints(tmp_path / "whole"), checkpoints(tmp_path / "resumed"))
+
+
+def test_dropout_is_random_and_repeats_with_the_seed(manifest_path: str, tmp_path: Path) -> None:
+    """Guard the test above: without dropout it would hold whatever happened to the random state."""
+    results = [
+        train(
+            manifest_path, settings(train__epochs=1, model__dropout=dropout, train__seed=seed), str(tmp_path / str(n))
+        )
+        for n, (dropout, seed) in enumerate([(0.5, 0), (0.5, 0), (0.0, 0), (0.5, 1)])
+    ]
+    losses = [result.history[0]["train_loss"] for result in results]
+    assert losses[0] == losses[1] and len(set(losses)) == 3
+
+
+def test_a_complete_run_is_not_repeated(manifest_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, storage = settings(train__epochs=2), tmp_path / "storage"
+    first = train_into(manifest_path, config, str(storage), str(tmp_path / "first.pt"))
+    files = {path: path.stat().st_mtime_ns for path in storage.rglob("*.pt")}
+    interrupt_after(monkeypatch, "training_loss", 0)
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_mb=8))
+    second = train_into(manifest_path, moved, str(storage), str(tmp_path / "second.pt"))
+    assert second == first and {path: path.stat().st_mtime_ns for path in storage.rglob("*.pt")} == files
+    assert (tmp_path / "first.pt").read_bytes() == (tmp_path / "second.pt").read_bytes()
+    with pytest.raises(Interrupted):  # other settings are another run, in another folder
+        train_into(manifest_path, settings(train__epochs=3), str(storage), str(tmp_path / "third.pt"))
+
+
+def test_an_output_of_other_settings_is_refused(manifest_path: str, tmp_path: Path) -> None:
+    train(manifest_path, settings(train__epochs=1), str(tmp_path))
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(CheckpointError, match=r"last\.pt: .*learning_rate: 0\.01 there, 0\.02 here.*another output"):
+        train(manifest_path, settings(train__epochs=1, train__learning_rate=0.02), str(tmp_path))
+    with pytest.raises(
+        CheckpointError, match=r"data\.color_jitter: 0\.1 there, 0\.2 here.*model\.width: 4 there, 6 here"
+    ):
+        train(manifest_path, settings(train__epochs=1, data__color_jitter=0.2, model__width=6), str(tmp_path))
+    manifest = Manifest.load(manifest_path)
+    fewer = tmp_path / "fewer.parquet"
+    Manifest(manifest.table.slice(1), manifest.classes, manifest.storage_uri, {}).save(fewer)
+    with pytest.raises(CheckpointError, match=f"manifest: '{manifest.fingerprint}' there"):
+        train(str(fewer), settings(train__epochs=1), str(tmp_path))
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_names_the_videos(manifest_path: str, tmp_path: Path) -> None:
+    config = settings(train__learning_rate=1e25, train__clip_norm=0.0)
+    with pytest.raises(
+        TrainingError, match=r"train: the loss is (nan|inf) in epoch 1, videos .*; lower the learning rate"
+    ) as error:
+        train(manifest_path, config, str(tmp_path))
+    ids = str(error.value).split("videos ")[1].split(";")[0].split(", ")
+    manifest = Manifest.load(manifest_path)
+    assert 1 <= len(ids) <= 4 and all(manifest.video(manifest.index_of(name)).split == "train" for name in ids)
+
+
+def test_four_videos_are_learnt_by_heart(manifest_path: str, tmp_path: Path) -> None:
+    manifest = Manifest.load(manifest_path)
+    rows = [*manifest.indices("train")[:4], *manifest.indices("validation")[:2]]
+    Manifest(manifest.table.take(rows), manifest.classes, manifest.storage_uri, {}).save(tmp_path / "four.parquet")
+    config = settings(
+        train__epochs=30,
+        train__optimizer="adamw",
+        train__learning_rate=0.01,
+        train__schedule="one_cycle",
+        model__width=16,
+        model__dropout=0.0,
+    )
+    history = train(str(tmp_path / "four.parquet"), config, str(tmp_path / "out")).history
+    first, last = history[0]["train_loss"], np.mean([row["train_loss"] for row in history[-5:]])
+    assert first > 1.5 and last < 0.4 * first
+    assert np.mean([row["train_top1"] for row in history[-5:]]) >= 0.9
+
+
+def test_one_cycle_rises_and_falls() -> None:
+    config = TrainConfig(learning_rate=0.5, schedule="one_cycle")
+    rates = [one_cycle(config, share) for share in np.linspace(0, 1, 101)]
+    assert rates[20] == max(rates) == 0.5
+    assert all(a <= b for a, b in itertools.pairwise(rates)) and all(a >= b for a, b in itertools.pairwise(rates))
+    assert rates[10] == pytest.approx(0.25) and rates[60] == pytest.approx(0.25), "half cosines"
+    assert 0 < rates[0] == rates[-1] <= 0.02 * 0.5, "never quite zero"
+
+
+def test_one_cycle_is_what_the_optimiser_gets(manifest_path: str, tmp_path: Path) -> None:
+    config = settings(train__schedule="one_cycle", train__epochs=5, train__learning_rate=0.03)
+    history = train(manifest_path, config, str(tmp_path)).history
+    expected = [one_cycle(config.train, (epoch + 2 / 3) / 5) for epoch in range(5)]
+    assert [row["learning_rate"] for row in history] == pytest.approx(expected)
+
+
+def test_a_plateau_lowers_the_rate_until_training_ends(manifest_path: str, tmp_path: Path) -> None:
+    """With so small a rate and fixed BatchNorm statistics the validation loss stands still."""
+    config = settings(
+        train__learning_rate=1e-5,
+        train__min_learning_rate=5e-8,
+        train__plateau_patience=1,
+        train__weight_decay=0.0,
+        train__epochs=50,
+        model__bn_momentum=0.0,
+    )
+    history = train(manifest_path, config, str(tmp_path)).history
+    assert [row["learning_rate"] for row in history] == pytest.approx([1e-5] * 3 + [1e-6] * 2 + [1e-7] * 2)
+    assert len(train(manifest_path, config, str(tmp_path)).history) == 7, "it ended; it does not go on"
+
+
+EDITED = {"1": [1.0, 1, 1, 0, 0, 0], "2": [1.0, 1, 1, np.nan, 0, 0, 0], "3": [1.0, 1, 1, 1, 0, 0, 0, 0]}
+
+
+@pytest.fixture(scope="module")
+def tuned(manifest_path: str, trained: str, tmp_path_factory: pytest.TempPathFactory) -> dict[float, stage.TrainResult]:
+    """Return fine-tuning with gamma 10 and, the control run, with gamma 0."""
+    folder = tmp_path_factory.mktemp("tuned")
+    edits = write_edits(folder / "edits.parquet", EDITED)
+    return {
+        gamma: finetune(
+            trained,
+            manifest_path,
+            edits,
+            settings(finetune__gamma=gamma),
+            str(folder / str(gamma)),
+            f"finetune-{gamma}",
+        )
+        for gamma in (10.0, 0.0)
+    }
+
+
+def test_finetuning_leaves_the_feature_extractor_alone(trained: str, tuned: dict[float, stage.TrainResult]) -> None:
+    before = read_checkpoint(trained)["model"]
+    for result in tuned.values():
+        after = read_checkpoint(result.last_uri)["model"]
+        frozen = {name for name in before if name.startswith("feature_extractor.")}
+        assert any("running_mean" in name for name in frozen) and any("num_batches" in name for name in frozen)
+        same({name: before[name] for name in frozen}, {name: after[name] for name in frozen})
+        for branch in ("attention_branch.", "attention_mechanism.", "perception_branch."):
+            weights = [name for name in before if name.startswith(branch) and name.endswith("weight")]
+            assert weights and any(not torch.equal(before[name], after[name]) for name in weights), branch
+
+
+def test_finetuning_moves_the_attention_towards_the_edits(tuned: dict[float, stage.TrainResult]) -> None:
+    learnt, control = ([row["train_temporal_loss"] for row in tuned[gamma].history] for gamma in (10.0, 0.0))
+    assert learnt[-1] < 0.7 * learnt[0] and learnt[-1] < 0.7 * control[-1]
+    row = tuned[10.0].history[-1]
+    parts = row["train_perception_loss"] + row["train_attention_loss"] + 10 * row["train_temporal_loss"]
+    assert row["train_loss"] == pytest.approx(parts, rel=1e-4)
+    row = tuned[0.0].history[-1]
+    assert row["train_loss"] == pytest.approx(row["train_perception_loss"] + row["train_attention_loss"], rel=1e-4)
+
+
+def test_finetuning_resumed_equals_uninterrupted(
+    manifest_path: str, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edits = write_edits(tmp_path / "edits.parquet", EDITED)
+    config = settings(finetune__epochs=3, finetune__unedited_share=0.5)
+    whole = finetune(trained, manifest_path, edits, config, str(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, "finetuning_loss", 3)
+        with pytest.raises(Interrupted):
+            finetune(trained, manifest_path, edits, config, str(tmp_path / "resumed"))
+    torch.manual_seed(999)
+    finetune(trained, manifest_path, edits, config, str(tmp_path / "resumed"))
+    assert [row["epoch"] for row in whole.history] == [1, 2, 3]
+    same(checkpoints(tmp_path / "whole"), checkpoints(tmp_path / "resumed"))
+    other = write_edits(tmp_path / "other.parquet", EDITED, "e" * 16)
+    with pytest.raises(CheckpointError, match=r"edits: 'f{16}' there, 'e{16}' here"):
+        finetune(trained, manifest_path, other, config, str(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_every_epoch_sees_all_edited_and_a_share_of_the_others(
+    share: float, manifest_path: str, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    real = stage.finetuning_loss
+
+    def loss(output: Any, target: Any, edited: torch.Tensor, gamma: float) -> Any:
+        seen.append({"size": len(target), "edited": int((~edited.isnan()).any(1).sum())})
+        return real(output, target, edited, gamma)
+
+    monkeypatch.setattr(stage, "finetuning_loss", loss)
+    edits = write_edits(tmp_path / "edits.parquet", EDITED)
+    finetune(
+        trained, manifest_path, edits, settings(finetune__epochs=1, finetune__unedited_share=share), str(tmp_path / "o")
+    )
+    assert sum(batch["edited"] for batch in seen) == 3
+    assert sum(batch["size"] for batch in seen) == 3 + round(share * 6)
+
+
+@pytest.mark.parametrize(
+    ("curves", "said"),
+    [
+        ({"1": [1.0] * 7}, r"edit of video 1: 7 values for a video of 6 frames; .*export the round again"),
+        ({"1": [1.0] * 6, "10": [1.0] * 10}, r"edit of video 10: it is in the validation split"),
+        ({}, r"no edits to learn from: let people correct the round"),
+        ({"404": [1.0] * 6}, r"video '404' is not in the manifest"),
+    ],
+)
+def test_edits_that_do_not_fit_are_refused(
+    curves: dict[str, list[float]], said: str, manifest_path: str, trained: str, tmp_path: Path
+) -> None:
+    with pytest.raises(stage.TrainingError if "404" not in curves else Exception, match=said):
+        finetune(trained, manifest_path, write_edits(tmp_path / "e.parquet", curves), settings(), str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "last.pt").exists()
+
+
+def test_the_baseline_trains_but_has_no_attention(manifest_path: str, tmp_path: Path) -> None:
+    config = settings(model__name="resnet3d", train__epochs=1)
+    best = train(manifest_path, config, str(tmp_path / "baseline")).best_uri
+    edits = write_edits(tmp_path / "edits.parquet", EDITED)
+    with pytest.raises(CheckpointError, match="a resnet3d has no attention to fine-tune"):
+        finetune(best, manifest_path, edits, config, str(tmp_path / "out"))
+    with pytest.raises(CheckpointError, match="a resnet3d has no attention; use as_is"):
+        evaluate(best, manifest_path, "validation", "spatial_inverted", tmp_path / "p.parquet", config)
+    result = evaluate(best, manifest_path, "validation", "as_is", tmp_path / "p.parquet", config)
+    assert result.predictions.attention_top5 is None and set(result.metrics) == {"top1", "top5", "loss"}
+
+
+def test_evaluate_counts_every_video_once(manifest_path: str, trained: str, tmp_path: Path) -> None:
+    manifest, (model, checkpoint) = Manifest.load(manifest_path), load_model(trained)
+    for split, count in (("train", 9), ("validation", 6)):
+        result = evaluate(trained, manifest_path, split, "as_is", tmp_path / f"{split}.parquet", settings())
+        rows = manifest.indices(split)
+        dataset = ClipDataset(manifest, rows, checkpoint.data_config, train=False)
+        correct, losses = 0, []
+        for position, item in enumerate(dataset[i] for i in range(len(dataset))):
+            video = manifest.video(int(rows[position]))
+            batch = {name: value[None] for name, value in item.items()}
+            with torch.inference_mode():
+                output = model(batch_input(batch, checkpoint.data_config, torch.device("cpu"))[0])
+            probabilities = output.logits[0].softmax(0)
+            correct += int(probabilities.argmax()) == video.class_index
+            losses.append(-float(probabilities[video.class_index].log()))
+            assert result.predictions.video_ids[position] == video.video_id
+            assert result.predictions.class_index[position] == video.class_index
+            assert result.predictions.scores[position] == pytest.approx(sorted(probabilities.tolist())[::-1], abs=1e-5)
+        assert len(result.predictions) == len(set(result.predictions.video_ids)) == count
+        assert result.metrics["top1"] == pytest.approx(correct / count) and result.metrics["top5"] == 1
+        assert result.metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+        loaded = Predictions.load(tmp_path / f"{split}.parquet")
+        assert loaded.metadata["checkpoint_fingerprint"] == checkpoint.fingerprint
+        assert loaded.metadata["top1"] == result.metrics["top1"]
+
+
+def test_inverted_attention_changes_the_scores_of_one_branch(manifest_path: str, trained: str, tmp_path: Path) -> None:
+    tables = {
+        attention: evaluate(
+            trained, manifest_path, "validation", attention, tmp_path / attention, settings()
+        ).predictions
+        for attention in ("as_is", "spatial_inverted", "temporal_inverted")
+    }
+    own = tables.pop("as_is")
+    for name, table in tables.items():
+        assert table.video_ids == own.video_ids and table.attention == name
+        assert not np.allclose(table.scores, own.scores, atol=1e-4), name
+        assert table.attention_scores == pytest.approx(own.attention_scores), "the attention branch comes before"
+    assert not np.allclose(*(table.scores for table in tables.values()), atol=1e-4)
+
+
+def test_evaluation_does_not_depend_on_the_batch(manifest_path: str, trained: str, tmp_path: Path) -> None:
+    one, six = (
+        evaluate(
+            trained, manifest_path, "validation", "as_is", tmp_path / f"{size}", settings(train__batch_size=size)
+        ).predictions
+        for size in (1, 6)
+    )
+    assert one.video_ids == six.video_ids and one.scores == pytest.approx(six.scores, abs=1e-5)
+
+
+def test_a_dataset_with_other_classes_is_refused(manifest_path: str, trained: str, tmp_path: Path) -> None:
+    manifest = Manifest.load(manifest_path)
+    other = tmp_path / "other.parquet"
+    Manifest(manifest.table, (*CLASSES[:2], "Folding something"), manifest.storage_uri, {}).save(other)
+    said = r"other\.parquet: .*index 2: \['Folding something'\] against \['Holding something'\]"
+    with pytest.raises(CheckpointError, match=said):
+        evaluate(trained, str(other), "validation", "as_is", tmp_path / "p.parquet", settings())
+    with pytest.raises(CheckpointError, match=said):
+        finetune(trained, str(other), write_edits(tmp_path / "e", EDITED), settings(), str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="attention = 'inverted': choose one of as_is"):
+        evaluate(trained, manifest_path, "validation", "inverted", tmp_path / "p.parquet", settings())
+    assert not (tmp_path / "p.parquet").exists()
