@@ -77,15 +77,12 @@ def test_every_bound_holds_at_its_edge_and_not_beyond(section: str) -> None:
         for bound, beyond in ((item.metadata["low"], -1), (item.metadata["high"], 1)):
             if bound is None:
                 continue
-            number = type(item.default[0] if isinstance(item.default, tuple) else item.default)
-            wrap = (
-                (lambda value, default=item.default: (value,) * len(default))
-                if isinstance(item.default, tuple)
-                else (lambda v: v)
-            )
-            kind(**{item.name: wrap(number(bound))})
+            many = isinstance(item.default, tuple)
+            number = type(item.default[0] if many else item.default)
+            inside, outside = number(bound), number(bound) + beyond
+            kind(**{item.name: (inside,) * len(item.default) if many else inside})
             with pytest.raises(ConfigError, match=item.name):
-                kind(**{item.name: wrap(number(bound) + beyond)})
+                kind(**{item.name: (outside,) * len(item.default) if many else outside})
             checked += 1
     assert checked >= 2
 
