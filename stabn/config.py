@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class Settings:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             choices, low, high = (item.metadata.get(key) for key in ("choices", "low", "high"))
+            if any(isinstance(v, float) and not math.isfinite(v) for v in _numbers(value)):
+                raise ConfigError(f"{item.name} = {value!r}: must be a finite number")
             if choices and value not in choices:
                 raise ConfigError(f"{item.name} = {value!r}: choose one of {', '.join(map(str, choices))}")
             if low is not None and any(v < low for v in _numbers(value)):
@@ -85,6 +88,14 @@ class DataConfig(Settings):
     cache_mb: int = setting(0, "memory for compressed frames in each loading process, in MB; 0: none", low=0)
     workers: int = setting(2, "processes that load clips; 0: load in the training process", low=0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, length in (("mean", 3), ("std", 3)):
+            if len(getattr(self, name)) != length:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give three numbers, for red, green and blue")
+        if not self.scales:
+            raise ConfigError("scales is empty: give at least one share of the short side, such as 1.0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Settings):
@@ -110,7 +121,7 @@ class ModelConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.num_blocks) != 4:
-            raise ConfigError(f"model.num_blocks = {self.num_blocks}: give four numbers, for layer1 to layer4")
+            raise ConfigError(f"num_blocks = {self.num_blocks}: give four numbers, for layer1 to layer4")
 
 
 @dataclass(frozen=True, kw_only=True)
