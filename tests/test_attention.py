@@ -109,17 +109,17 @@ def round_(inputs: dict[str, str], storage_uri: str) -> Round:
 
 
 def edit_of(item: Round, video_id: str, curve: list[float | None], **changes: object) -> Edit:
-    values = dict(
-        round_id=item.round_id,
-        video_id=video_id,
-        revision=1,
-        num_frames=LENGTHS.get(video_id, 8),
-        model_attention=tuple(model_attention(item, video_id)) if video_id in LENGTHS else (0.5,) * 8,
-        edited_attention=tuple(curve),
-        status="edited",
-        editor="ann",
-        edited_at="2026-01-02T03:04:05+00:00",
-    )
+    values = {
+        "round_id": item.round_id,
+        "video_id": video_id,
+        "revision": 1,
+        "num_frames": LENGTHS.get(video_id, 8),
+        "model_attention": tuple(model_attention(item, video_id)) if video_id in LENGTHS else (0.5,) * 8,
+        "edited_attention": tuple(curve),
+        "status": "edited",
+        "editor": "ann",
+        "edited_at": "2026-01-02T03:04:05+00:00",
+    }
     return Edit(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -134,7 +134,7 @@ def test_a_round_has_everything_and_an_export_again_keeps_edits(round_: Round, i
     again = export_round(*inputs.values(), parent, mini())
     assert again.round_id == round_.round_id and set(read_edits(again)) == {"10"}
     assert load_round(round_.uri) == again
-    with pytest.raises(RoundError, match="no round.json"):
+    with pytest.raises(RoundError, match=r"no round\.json"):
         load_round(parent)
 
 
@@ -159,7 +159,7 @@ def test_the_later_of_two_people_gets_both_versions(round_: Round) -> None:
     mine = edit_of(round_, "10", [1.0] * 8)
     theirs = dataclasses.replace(mine, editor="bob", edited_attention=(0.0,) * 8)
     save_edit(round_, theirs)
-    with pytest.raises(EditConflict, match="video 10.*bob") as conflict:
+    with pytest.raises(EditConflict, match=r"video 10.*bob") as conflict:
         save_edit(round_, mine)
     assert conflict.value.mine == mine and conflict.value.theirs == theirs
     save_edit(round_, dataclasses.replace(mine, revision=2))
@@ -197,7 +197,7 @@ def test_automatic_edits_are_high_on_the_action_and_leave_people_alone(round_: R
     assert (curve[40:60] == 1).all() and (curve[:37] == 0).all() and (curve[63:] == 0).all()
     assert edits["30"].status == "skipped", "its segment is not known"
     assert automatic_edits(round_, str(segments)).fingerprint == summary.fingerprint
-    assert len([key for key in round_.storage.list("edits/")]) == 3, "the second time nothing is written"
+    assert len(list(round_.storage.list("edits/"))) == 3, "the second time nothing is written"
 
 
 def test_waiting_ends_when_people_are_done_or_time_is_up(round_: Round) -> None:

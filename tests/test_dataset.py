@@ -95,7 +95,7 @@ def test_manifest_round_trip_does_not_depend_on_order(manifest: Manifest, tmp_pa
 def test_manifest_says_what_it_does_not_have(manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="video '9' is not in the manifest"):
         manifest.index_of("9")
-    with pytest.raises(ManifestError, match="split 'test' has no videos.*train"):
+    with pytest.raises(ManifestError, match=r"split 'test' has no videos.*train"):
         manifest.indices("test")
     (tmp_path / "other").write_bytes(b"not parquet")
     with pytest.raises(ManifestError, match="not a manifest"):
