@@ -275,7 +275,10 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 def _wait(process: subprocess.Popen, folder: Path, buckets: Sequence[str]) -> None:
-    """Return as soon as every bucket takes an object."""
+    """Return as soon as every bucket takes an object and gives it back.
+
+    An empty object would prove nothing: it has no bytes on a volume, and reads fail until the volumes are known.
+    """
     import boto3.session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
@@ -292,7 +295,8 @@ def _wait(process: subprocess.Popen, folder: Path, buckets: Sequence[str]) -> No
             log = folder / "weed.log"
             raise LocalServiceError(f"{folder}: the object store {what}; end of {log}:\n{_tail(log.read_text())}")
         try:
-            client.put_object(Bucket=waiting[0], Key=".started", Body=b"")
+            client.put_object(Bucket=waiting[0], Key=".started", Body=b"started")
+            client.get_object(Bucket=waiting[0], Key=".started")["Body"].read()
             client.delete_object(Bucket=waiting[0], Key=".started")
             waiting.pop(0)
         except (BotoCoreError, ClientError) as error:
