@@ -7,7 +7,7 @@ from kfp.dsl import PipelineTask
 
 from components.evaluate import evaluate
 from components.export_attention import export_attention
-from components.extract_frames import extract_frames
+from components.extract_frames import extract_frames, merge_frames, plan_parts
 from components.select_classes import select_classes
 from components.train import train
 from pipelines.settings import default, describe
@@ -25,6 +25,7 @@ def train_and_select(
     videos_uri: str,
     labels_uri: str,
     dataset_version: str,
+    extract_parts: int,
     storage_uri: str,
     preset: str,
     overrides: str,
@@ -33,13 +34,15 @@ def train_and_select(
 ) -> TrainedTasks:
     """Add the stages from extract-frames to select-classes to the pipeline being defined."""
     settings = {"preset": preset, "overrides": overrides}
-    extracted = extract_frames(
-        videos_uri=videos_uri,
-        labels_uri=labels_uri,
-        storage_uri=storage_uri,
-        dataset_version=dataset_version,
-        **settings,
-    )
+    dataset = {
+        "videos_uri": videos_uri,
+        "labels_uri": labels_uri,
+        "storage_uri": storage_uri,
+        "dataset_version": dataset_version,
+    }
+    with dsl.ParallelFor(plan_parts(num_parts=extract_parts).output, name="parts") as part:
+        done = extract_frames(part=part, **dataset, **settings)
+    extracted = merge_frames(parts=dsl.Collected(done.output), **dataset, **settings)
     manifest = extracted.outputs["manifest"]
     trained = train(manifest=manifest, storage_uri=storage_uri, **settings)
     predictions = {}
@@ -77,12 +80,21 @@ def _baseline(
     preset: str = "ssv2_r50_32",
     overrides: str = "",
     dataset_version: str = "",
+    extract_parts: int = 1,
     select_threshold: float = default("select.threshold"),
     select_max_classes: int = default("select.max_classes"),
 ):
     """Train ST-ABN, find the actions it recognises badly, and export their attention for editing."""
     tasks = train_and_select(
-        videos_uri, labels_uri, dataset_version, storage_uri, preset, overrides, select_threshold, select_max_classes
+        videos_uri,
+        labels_uri,
+        dataset_version,
+        extract_parts,
+        storage_uri,
+        preset,
+        overrides,
+        select_threshold,
+        select_max_classes,
     )
     with dsl.If(tasks.select.outputs["Output"] == "selected", name="actions selected"):
         export(tasks, storage_uri, preset, overrides)

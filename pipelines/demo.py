@@ -17,7 +17,9 @@ from stabn.progress import Progress
 # The tasks of the pipeline `full` and about how long each takes on two cores, in seconds: only their proportions count,
 # for the time left.
 TASKS = {
+    "plan-parts": 2,
     "extract-frames": 15,
+    "merge-frames": 3,
     "train": 110,
     "evaluate": 8,
     "evaluate-2": 7,

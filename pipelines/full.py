@@ -15,6 +15,7 @@ def _full(
     preset: str = "ssv2_r50_32",
     overrides: str = "",
     dataset_version: str = "",
+    extract_parts: int = 1,
     select_threshold: float = default("select.threshold"),
     select_max_classes: int = default("select.max_classes"),
     edit_source: str = "people",
@@ -26,7 +27,15 @@ def _full(
 ):
     """Train ST-ABN, have its attention corrected, fine-tune it with the corrections, and report before and after."""
     tasks = train_and_select(
-        videos_uri, labels_uri, dataset_version, storage_uri, preset, overrides, select_threshold, select_max_classes
+        videos_uri,
+        labels_uri,
+        dataset_version,
+        extract_parts,
+        storage_uri,
+        preset,
+        overrides,
+        select_threshold,
+        select_max_classes,
     )
     with dsl.If(tasks.select.outputs["Output"] == "selected", name="actions selected"):
         exported = export(tasks, storage_uri, preset, overrides)

@@ -7,12 +7,13 @@ from typing import Any
 from stabn.config import SECTIONS
 
 DESCRIPTIONS = {
-    "videos_uri": "Folder or s3:// prefix with <id>.webm.",
+    "videos_uri": "Folder or s3:// prefix with <id>.webm, or with the dataset's archive.",
     "labels_uri": "Folder or s3:// prefix with the four Something-Something v2 label files.",
     "storage_uri": "s3:// prefix that keeps frames, checkpoints and editing rounds.",
     "preset": "Named settings: ssv2_r50_32, ssv2_r50_32x2, ssv2_r101_32, ssv2_r101_32x2, baseline_..., mini.",
     "overrides": "Settings that differ from the preset, such as: train.epochs=20 data.workers=8.",
     "dataset_version": "Change it when the videos or labels change, so that cached frames are not used.",
+    "extract_parts": "Pods that extract frames at the same time, each with its share of the videos.",
     "round_uri": "Editing round that people have corrected; it holds its network and its manifest.",
     "edit_source": "people: wait for corrections in the editor; segments: write them from segments_uri.",
     "edit_segments_uri": "With segments: JSON file of video id to [first, last) frame of the action.",

@@ -113,29 +113,62 @@ def _mini_dataset(args: Arguments, config: RunConfig) -> None:
     print(f"{result.num_videos} videos in {result.videos_dir}, labels in {result.labels_dir}")
 
 
-@command(
-    "extract-frames",
-    argument("--videos", metavar="URI", help="folder or s3:// prefix with <id>.webm"),
+VIDEOS = (
+    argument("--videos", metavar="URI", help="folder or s3:// prefix with <id>.webm, or with the dataset's archive"),
     argument("--labels", metavar="URI", help="folder or s3:// prefix with something-something-v2-*.json"),
     argument("--storage", metavar="URI", help="folder or s3:// prefix that gets the frames"),
     argument("--manifest", metavar="PATH", default="manifest.parquet", help="manifest to write"),
     argument("--rejects", metavar="PATH", default="rejects.parquet", help="list of unusable videos to write"),
+)
+
+
+@command(
+    "extract-frames",
+    *VIDEOS,
+    argument("--part", metavar="i/n", default="", help="do only the i-th of n parts; then `stabn merge-frames`"),
     sections=["extract"],
 )
 def _extract_frames(args: Arguments, config: RunConfig) -> None:
     """Turn videos into frames in object storage, one object per video, and write the manifest that names them.
 
-    Reads WebM files and the four Something-Something v2 label files. Started again after an interruption, it decodes
-    only what is missing.
+    Reads WebM files and the four Something-Something v2 label files. The videos may lie in a folder or s3:// prefix,
+    or still be in the dataset's own archive (20bn-something-something-v2-00, -01, …), which is read without unpacking.
+    Started again after an interruption, it decodes only what is missing. To share the work between machines, run it
+    with --part 1/n to n/n and the same options, and then `stabn merge-frames --parts n`.
     """
-    from stabn.data.frames import extract_frames
+    from stabn.data.frames import Part, extract_frames, extract_part
 
+    if args.part:
+        part = Part.parse(args.part)
+        print(f"part {part}: {extract_part(args.videos, args.labels, args.storage, part, config.extract)}")
+        return
     manifest = extract_frames(
         args.videos, args.labels, args.storage, Path(args.manifest), Path(args.rejects), config.extract
     )
-    print(
-        f"{len(manifest)} videos, {len(manifest.classes)} classes, fingerprint {manifest.fingerprint}: {args.manifest}"
+    _say_manifest(manifest, args.manifest)
+
+
+@command(
+    "merge-frames",
+    *VIDEOS,
+    argument("--parts", type=int, metavar="n", help="how many parts the work was shared out to"),
+    sections=["extract"],
+)
+def _merge_frames(args: Arguments, config: RunConfig) -> None:
+    """Make one manifest of the parts that `stabn extract-frames --part i/n` did, with the same options as there.
+
+    The result is the same as without parts, whatever their number.
+    """
+    from stabn.data.frames import merge_frames
+
+    manifest = merge_frames(
+        args.videos, args.labels, args.storage, args.parts, Path(args.manifest), Path(args.rejects), config.extract
     )
+    _say_manifest(manifest, args.manifest)
+
+
+def _say_manifest(manifest: Any, path: str) -> None:
+    print(f"{len(manifest)} videos, {len(manifest.classes)} classes, fingerprint {manifest.fingerprint}: {path}")
 
 
 @command(
@@ -361,9 +394,10 @@ def build_parser() -> argparse.ArgumentParser:
                 "--preset", default=item.default_preset, metavar="NAME", help=f"settings: {', '.join(presets.PRESETS)}"
             )
             sub.usage = f"%(prog)s {' '.join(_usage(names, options) for names, options in item.arguments)} [settings]"
-        for section in dict.fromkeys(name.partition(".")[0] for name in item.sections):
+        sections = dict.fromkeys(name.partition(".")[0] for name in item.sections)
+        for section in sections:
             fields = [name.partition(".")[2] for name in item.sections if name.startswith(section)]
-            _add_settings(sub, section, [] if "" in fields else fields)
+            _add_settings(sub, section, [] if "" in fields else fields, short=len(sections) == 1)
     return parser
 
 
@@ -373,7 +407,8 @@ def _usage(names: tuple[str, ...], options: dict[str, Any]) -> str:
     return text if options.get("required") or not names[0].startswith("--") else f"[{text}]"
 
 
-def _add_settings(parser: argparse.ArgumentParser, section: str, names: Sequence[str]) -> None:
+def _add_settings(parser: argparse.ArgumentParser, section: str, names: Sequence[str], short: bool) -> None:
+    """Add a flag per setting, `--extract.max_rejects`; with `short` also `--max-rejects`."""
     kind = SECTIONS[section]
     group = parser.add_argument_group(f"settings of {section}", (kind.__doc__ or "").strip())
     for item in dataclasses.fields(kind):
@@ -384,7 +419,8 @@ def _add_settings(parser: argparse.ArgumentParser, section: str, names: Sequence
         default = ",".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
         shown = str(default).lower() if isinstance(default, bool) else default
         text = f"{item.metadata['help']} (default: the preset's; in the paper's presets {shown})".replace("%", "%%")
-        group.add_argument(f"--{section}.{item.name}", dest=f"{section}.{item.name}", metavar=metavar, help=text)
+        flags = [f"--{section}.{item.name}"] + [f"--{item.name.replace('_', '-')}"] * short
+        group.add_argument(*flags, dest=f"{section}.{item.name}", metavar=metavar, help=text)
 
 
 def _kind_name(value: Any) -> str:

@@ -60,9 +60,15 @@ class ExtractConfig(Settings):
     short_side: int = setting(256, "height or width, whichever is smaller, of the stored frames, in pixels", low=16)
     jpeg_quality: int = setting(90, "JPEG quality of the stored frames, 1 to 100", low=1, high=100)
     decoder: str = setting("pyav", "engine that decodes the videos", choices=("pyav", "ffmpeg"))
-    max_reject_share: float = setting(
+    max_rejects: float = setting(
         0.01, "share of videos that may be unusable before the stage fails, 0 to 1", low=0.0, high=1.0
     )
+    fps: float = setting(12.0, "frames per second that every video must have, within 5%; 0: any", low=0.0)
+    min_frames: int = setting(2, "frames that a video must have at least", low=1)
+    max_frames: int = setting(3000, "frames that a video may have at most", low=1)
+    max_pixels: int = setting(16_777_216, "width x height that a video may have at most", low=1)
+    max_mb: int = setting(256, "size of a video file, at most, in MB", low=1)
+    time_limit: float = setting(60.0, "seconds that decoding one video may take", low=0.001)
     workers: int = setting(0, "processes that decode; 0: one per core", low=0)
 
 

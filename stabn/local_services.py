@@ -1,25 +1,23 @@
 """The services of a run without a cluster: a real S3 server (SeaweedFS) and an MLflow database, both in one folder."""
 
 import contextlib
-import ctypes
 import importlib.metadata
 import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stabn.errors import StabnError
-from stabn.signals import exit_on_sigterm
+from stabn.signals import end_with_parent, exit_on_sigterm
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
@@ -244,23 +242,12 @@ def _weed(program: str, folder: Path, state: dict[str, Any], buckets: Sequence[s
             cwd=folder,
             env=environment,
             start_new_session=True,  # Ctrl+C must not end it before the last objects are written
-            preexec_fn=_end_with_parent(),
+            preexec_fn=end_with_parent() if threading.current_thread() is threading.main_thread() else None,
         )
     try:
         yield process
     finally:
         _stop(process)
-
-
-def _end_with_parent() -> Callable[[], None] | None:
-    """Return what a child runs so that the kernel ends it if this process is killed; None where that is impossible.
-
-    The kernel watches the starting thread, so it is safe in the main thread only.
-    """
-    if not sys.platform.startswith("linux") or threading.current_thread() is not threading.main_thread():
-        return None
-    libc = ctypes.CDLL(None)
-    return lambda: libc.prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
 
 
 def _stop(process: subprocess.Popen) -> None:

@@ -40,6 +40,11 @@ class Progress:
         self._start = self._shown = time.monotonic()
         self._closed = False
 
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._start
+
     def update(self, n: int = 1, **numbers: float) -> None:
         """Count n more items and remember numbers to show, like `loss=1.23`."""
         self.count += n
@@ -62,7 +67,7 @@ class Progress:
 
     def line(self) -> str:
         """Return the present line, "train  1,200/4,800 videos  112/s  0:32 left  loss 1.23"."""
-        seconds = time.monotonic() - self._start
+        seconds = self.seconds
         rate = self.count / seconds if seconds > 0 else 0.0
         total = f"/{self.total:,}" if self.total else ""
         parts = [self.what, f"{self.count:,}{total} {self.unit}", f"{_number(rate)}/s"]

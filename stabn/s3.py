@@ -6,13 +6,14 @@ AWS_SESSION_TOKEN, AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_MAX_ATTEMPTS), read
 
 import contextlib
 import os
+import random
 import re
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import boto3.session
 import botocore.exceptions as aws
@@ -21,6 +22,7 @@ from botocore.config import Config
 from stabn.errors import RetryableError, StabnError
 from stabn.storage import (
     ObjectExists,
+    ObjectInfo,
     ObjectNotFound,
     Storage,
     StorageError,
@@ -31,12 +33,19 @@ from stabn.storage import (
     write_file,
 )
 
+Result = TypeVar("Result")
+
 CONNECT_TIMEOUT_SECONDS = 10
 READ_TIMEOUT_SECONDS = 60
 MAX_ATTEMPTS = 6  # of one request, over all retries; AWS_MAX_ATTEMPTS overrides it
-BODY_ATTEMPTS = 3  # of a download whose connection breaks after the response has begun, which botocore never repeats
+OWN_ATTEMPTS = 3  # where botocore repeats nothing: a download broken off in its body, credentials that have expired
 MAX_CONNECTIONS = 64  # per process
+BACKOFF_SECONDS = 0.3  # before a second attempt, doubled before each further one
 CHUNK_BYTES = 1 << 20
+
+
+class ExpiredCredentials(StorageError):
+    """The credentials are no longer valid; new ones may be there at the next attempt."""
 
 
 class S3Storage(Storage):
@@ -65,11 +74,10 @@ class S3Storage(Storage):
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         request = self._request(key)
-        with _s3_errors(self.locate(key)):
-            if if_absent:
-                self._write_new(request, data)
-            else:
-                _client().put_object(**request, Body=data)
+        if if_absent:
+            _call(self.locate(key), lambda: self._write_new(request, data))
+        else:
+            _call(self.locate(key), lambda: _client().put_object(**request, Body=data))
 
     def _write_new(self, request: dict[str, str], data: bytes) -> None:
         writer = uuid.uuid4().hex
@@ -91,26 +99,31 @@ class S3Storage(Storage):
 
     def exists(self, key: str) -> bool:
         try:
-            with _s3_errors(self.locate(key)):
-                _client().head_object(**self._request(key))
+            _call(self.locate(key), lambda: _client().head_object(**self._request(key)))
         except ObjectNotFound:
             return False
         return True
 
-    def list(self, prefix: str = "") -> Iterator[str]:
+    def scan(self, prefix: str = "") -> Iterator[ObjectInfo]:
         folder = prefix.rpartition("/")[0]
         if folder:
             check_key(folder, self.uri, "prefix")
-        keys = []
-        with _s3_errors(self.uri):
+
+        def collect() -> list[ObjectInfo]:
             pages = _client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
-            for page in pages:
-                keys += [item["Key"].removeprefix(self.prefix) for item in page.get("Contents", ())]
-        yield from sorted(key for key in keys if not key.endswith("/"))  # SeaweedFS lists by folder, AWS by bytes
+            return [
+                ObjectInfo(item["Key"].removeprefix(self.prefix), item["Size"], item["ETag"])
+                for page in pages
+                for item in page.get("Contents", ())
+            ]
+
+        found = _call(f"{self.uri}/{prefix}", collect)
+        # SeaweedFS lists by folder, AWS by bytes
+        yield from sorted(info for info in found if not info.key.endswith("/"))
 
     def delete(self, key: str) -> None:
-        with contextlib.suppress(ObjectNotFound), _s3_errors(self.locate(key)):
-            _client().delete_object(**self._request(key))
+        with contextlib.suppress(ObjectNotFound):
+            _call(self.locate(key), lambda: _client().delete_object(**self._request(key)))
 
     def download(self, key: str, path: str | os.PathLike[str]) -> None:
         def fill(file: IO[bytes]) -> None:
@@ -123,15 +136,22 @@ class S3Storage(Storage):
 
     def upload(self, path: str | os.PathLike[str], key: str) -> None:
         request = self._request(key)
-        with open_local(path) as file, _s3_errors(self.locate(key)):
-            _client().upload_fileobj(file, request["Bucket"], request["Key"])  # multipart when large
+
+        def send() -> None:
+            with open_local(path) as file:
+                _client().upload_fileobj(file, request["Bucket"], request["Key"])  # multipart when large
+
+        _call(self.locate(key), send)
+        _call(
+            self.locate(key), lambda: _client().upload_file(os.fspath(path), request["Bucket"], request["Key"])
+        )  # multipart when large
 
     def _request(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + check_key(key, self.uri)}
 
     def _chunks(self, key: str, restart: Callable[[], Any] | None = None, **request: str) -> Iterator[bytes]:
-        """Yield an object's bytes; a broken connection is repeated from the start after `restart`."""
-        for attempt in range(1, BODY_ATTEMPTS + 1):
+        """Yield an object's bytes; a download broken off is repeated from the start after `restart`."""
+        for attempt in range(OWN_ATTEMPTS):
             collected: list[bytes] = []
             try:
                 with _s3_errors(self.locate(key)):
@@ -146,11 +166,30 @@ class S3Storage(Storage):
                         body.close()
                 yield from collected
                 return
-            except RetryableError:
-                if attempt == BODY_ATTEMPTS:
-                    raise
+            except (RetryableError, ExpiredCredentials) as error:
+                _prepare_again(error, attempt)
                 if restart is not None:
                     restart()
+
+
+def _call(uri: str, operation: Callable[[], Result]) -> Result:
+    """Run an operation on the client; with expired credentials again, with those that are there by then."""
+    for attempt in range(OWN_ATTEMPTS):
+        try:
+            with _s3_errors(uri):
+                return operation()
+        except ExpiredCredentials as error:
+            _prepare_again(error, attempt)
+    raise AssertionError("unreachable")
+
+
+def _prepare_again(error: StabnError, attempt: int) -> None:
+    """Wait before the next attempt, or raise the error if there is none."""
+    if attempt + 1 == OWN_ATTEMPTS:
+        raise error
+    if isinstance(error, ExpiredCredentials):
+        _forget_clients()  # a new client reads the credentials anew
+    time.sleep(BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1))
 
 
 _clients: dict[tuple[str | None, ...], Any] = {}
@@ -239,8 +278,8 @@ def _client_error(uri: str, endpoint: str, error: Any) -> StabnError:
         return StorageError(f"{uri}: ends before the bytes asked for; the object is not the one its index describes")
     if code in ("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException") or status == 429 or status >= 500:
         return RetryableError(f"{said}; it is overloaded or restarting, try again")
-    if code in ("ExpiredToken", "InvalidToken"):
-        return StorageError(f"{said}; renew AWS_SESSION_TOKEN and the keys that belong to it")
+    if code in ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired"):
+        return ExpiredCredentials(f"{said}; renew AWS_SESSION_TOKEN and the keys that belong to it")
     if status in (401, 403):
         return StorageError(
             f"{said}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL ({endpoint}) "

@@ -1,10 +1,12 @@
 """SIGTERM as an orderly exit: what Kubernetes and launchers send before they kill."""
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -58,3 +60,14 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+def end_with_parent() -> Callable[[], object] | None:
+    """Return what a new child process runs so that the kernel ends it if its parent is killed; None if impossible.
+
+    The kernel watches the thread that starts the child: take it where that thread lives as long as the process.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return lambda: libc.prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG

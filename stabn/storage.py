@@ -13,7 +13,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from stabn.errors import RetryableError, StabnError
 
@@ -51,6 +51,14 @@ def check_id(name: str, what: str) -> str:
             f"{what} {name!r}: use 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit"
         )
     return name
+
+
+class ObjectInfo(NamedTuple):
+    """What a listing tells of an object: its key, its bytes, and a stamp that changes with its content."""
+
+    key: str
+    size: int
+    stamp: str
 
 
 class Storage(ABC):
@@ -100,8 +108,13 @@ class Storage(ABC):
         """Tell whether there is such an object."""
 
     @abstractmethod
+    def scan(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects whose keys begin with the prefix, sorted by key."""
+
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys that begin with the prefix, sorted."""
+        for info in self.scan(prefix):
+            yield info.key
 
     @abstractmethod
     def delete(self, key: str) -> None:
@@ -190,15 +203,20 @@ class FolderStorage(Storage):
         with self._errors(key):
             return self._path(key).is_file()
 
-    def list(self, prefix: str = "") -> Iterator[str]:
+    def scan(self, prefix: str = "") -> Iterator[ObjectInfo]:
         folder = prefix.rpartition("/")[0]
         if folder:
             check_key(folder, self.uri, "prefix")
-        keys = []
+        found = []
         for parent, _, names in os.walk(os.path.join(self.uri, folder)):
             relative = os.path.relpath(parent, self.uri)
-            keys += [os.path.normpath(os.path.join(relative, name)) for name in names if not name.startswith(PARTIAL)]
-        yield from sorted(key for key in keys if key.startswith(prefix))
+            for name in names:
+                key = os.path.normpath(os.path.join(relative, name))
+                if key.startswith(prefix) and not name.startswith(PARTIAL):
+                    with contextlib.suppress(FileNotFoundError):  # gone since
+                        status = os.stat(os.path.join(parent, name))
+                        found.append(ObjectInfo(key, status.st_size, f"{status.st_mtime_ns} {status.st_ino}"))
+        yield from sorted(found)
 
     def delete(self, key: str) -> None:
         with self._errors(key):

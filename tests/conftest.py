@@ -1,12 +1,17 @@
 """Real services for the tests: an S3 server and an MLflow database."""
 
+import json
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from faulty_server import Faults, faulty_server
 
+from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
+from stabn.data.video import encode
 from stabn.local_services import LocalStore, local_object_store, prepare_mlflow
 
 
@@ -49,3 +54,30 @@ def storage_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "folder":
         return str(tmp_path / "objects")
     return request.getfixturevalue("s3_uri")
+
+
+@pytest.fixture
+def faults(s3: LocalStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    """Put a proxy before the S3 server that lets chosen requests go wrong."""
+    monkeypatch.setattr("stabn.s3.BACKOFF_SECONDS", 0.01)
+    with faulty_server(s3.endpoint) as faults:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", faults.endpoint)
+        yield faults
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with three videos of 24, 9 and 30 frames in SSv2's layout: `videos` and `labels`."""
+    folder = tmp_path_factory.mktemp("dataset")
+    rng = np.random.default_rng(0)
+    for name, (length, width) in {"1": (24, 128), "2": (9, 96), "3": (30, 128)}.items():
+        low = rng.integers(0, 255, (length, 6, width // 16, 3), dtype=np.uint8)
+        (folder / "videos").mkdir(exist_ok=True)
+        encode(folder / "videos" / f"{name}.webm", list(low.repeat(16, 1).repeat(16, 2)), 12)
+    (folder / "labels").mkdir()
+    (folder / "labels" / LABELS_FILE).write_text(json.dumps({"Moving something up": "0"}))
+    row = {"label": "moving a cup up", "template": "Moving [something] up", "placeholders": ["a cup"]}
+    splits = {"train": [{"id": "1", **row}], "validation": [{"id": "2", **row}], "test": [{"id": "3"}]}
+    for split, rows in splits.items():
+        (folder / "labels" / SPLIT_FILES[split]).write_text(json.dumps(rows))
+    return folder

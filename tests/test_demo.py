@@ -13,7 +13,16 @@ from mlflow.tracking import MlflowClient
 from stabn.data.manifest import Manifest
 
 OVERRIDES = "train.epochs=2 finetune.epochs=1 select.max_videos=6"
-STAGES = {"extract-frames", "train", "evaluate", "select-classes", "export-attention", "edits", "import-edits"}
+STAGES = {
+    "extract-frames",
+    "merge-frames",
+    "train",
+    "evaluate",
+    "select-classes",
+    "export-attention",
+    "edits",
+    "import-edits",
+}
 
 
 def run_demo(folder: Path) -> str:
@@ -38,9 +47,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_every_stage_is_shown_and_tables_are_printed(finished: tuple[Path, str]) -> None:
     _, output = finished
-    headings = re.findall(r"\[ ?(\d+)/17\] ([\w-]+)", output)
-    assert [int(number) for number, _ in headings] == list(range(1, 18))
-    assert {re.sub(r"-\d$", "", name) for _, name in headings} == STAGES | {"finetune", "report", "promote"}
+    headings = re.findall(r"\[ ?(\d+)/19\] ([\w-]+)", output)
+    assert [int(number) for number, _ in headings] == list(range(1, 20))
+    assert {re.sub(r"-\d$", "", name) for _, name in headings} == STAGES | {
+        "plan-parts",
+        "finetune",
+        "report",
+        "promote",
+    }
     assert "Table 2" in output and "Table 3" in output and "control" in output
     assert "mlflow ui" in output and "stabn local" in output
     assert '"inputs"' not in output, "KFP's own JSON is noise to a newcomer"
@@ -100,6 +114,6 @@ def test_edits_are_documents_per_source_frame(finished: tuple[Path, str]) -> Non
 def test_run_again_reuses_everything(finished: tuple[Path, str]) -> None:
     folder, output = finished
     again = run_demo(folder)
-    assert again.count("reused: it ran before") == 16, "all but the edits, which may have changed"
+    assert again.count("reused: it ran before") == 18, "all but the edits, which may have changed"
     tables = output[output.index("Table 2") : output.index("Done in")]
     assert tables in again

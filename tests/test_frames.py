@@ -1,41 +1,43 @@
 """Extraction: real WebM files in, packed JPEG frames and the manifest out, whatever goes wrong on the way."""
 
+import hashlib
+import io
 import json
+import os
 import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import av
+import imageio_ffmpeg
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
+from faulty_server import Faults
 
 from stabn.config import ExtractConfig
-from stabn.data.frames import ExtractError, extract_frames
+from stabn.data.extraction import pack_frames
+from stabn.data.frames import ExtractError, Part, extract_frames, extract_part, merge_frames
 from stabn.data.manifest import Manifest
+from stabn.data.mjpeg import unpack
+from stabn.data.sources import SourceError
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
 from stabn.data.video import encode
 from stabn.storage import open_storage
 
 TEMPLATE = "Moving [something] up"
-CONFIG = ExtractConfig(short_side=48, workers=1, max_reject_share=0.0)
+CONFIG = ExtractConfig(short_side=48, workers=1, max_rejects=0.0)
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three videos of 24, 9 and 30 frames in SSv2's layout."""
-    folder = tmp_path_factory.mktemp("dataset")
-    rng = np.random.default_rng(0)
-    for name, (length, width) in {"1": (24, 128), "2": (9, 96), "3": (30, 128)}.items():
-        low = rng.integers(0, 255, (length, 6, width // 16, 3), dtype=np.uint8)
-        (folder / "videos").mkdir(exist_ok=True)
-        encode(folder / "videos" / f"{name}.webm", list(low.repeat(16, 1).repeat(16, 2)), 12)
-    (folder / "labels").mkdir()
-    (folder / "labels" / LABELS_FILE).write_text(json.dumps({"Moving something up": "0"}))
-    row = {"label": "moving a cup up", "template": TEMPLATE, "placeholders": ["a cup"]}
-    splits = {"train": [{"id": "1", **row}], "validation": [{"id": "2", **row}], "test": [{"id": "3"}]}
-    for split, rows in splits.items():
-        (folder / "labels" / SPLIT_FILES[split]).write_text(json.dumps(rows))
-    return folder
+@pytest.fixture
+def dataset(small_dataset: Path) -> Path:
+    return small_dataset
 
 
 def extract(dataset: Path, storage_uri: str, out: Path, config: ExtractConfig = CONFIG) -> Manifest:
@@ -92,18 +94,258 @@ def test_both_engines_give_the_same_frames(dataset: Path, tmp_path: Path) -> Non
     assert found[0] == found[1]
 
 
-def test_unusable_videos_are_listed_with_the_reason(dataset: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(dataset, tmp_path / "copy")
-    (copy / "videos" / "1.webm").write_bytes(b"")
-    (copy / "videos" / "2.webm").unlink()
-    data = (copy / "videos" / "3.webm").read_bytes()
-    with pytest.raises(ExtractError, match=r"2 of 3 videos .*max_reject_share = 0 .*rejects\.parquet"):
-        extract(copy, str(tmp_path / "store"), tmp_path / "out")
+def test_a_store_that_fails_now_and_then_goes_unnoticed(
+    dataset: Path, s3_uri: str, faults: Faults, tmp_path: Path
+) -> None:
+    faults.kind, faults.count = "error_500", 4
+    assert len(extract(dataset, s3_uri, tmp_path / "out")) == 3
+    assert faults.happened == 4
+
+
+# Parts
+
+
+def many(folder: Path, dataset: Path, count: int) -> Path:
+    """Make a dataset of `count` videos (copies of the small one's), one more that no list names, and bad entries."""
+    (folder / "videos").mkdir(parents=True)
+    originals = sorted((dataset / "videos").iterdir())
+    rows = []
+    for number in range(count):
+        shutil.copyfile(originals[number % 3], folder / "videos" / f"{100 + number}.webm")
+        rows.append({"id": str(100 + number), "label": "", "template": TEMPLATE})
+    shutil.copyfile(originals[0], folder / "videos" / "7.webm")
+    rows += [{"id": "../8", "label": "", "template": TEMPLATE}, {"id": "9", "template": "Juggling [something]"}]
+    rows += [{"id": "10", "label": "", "template": TEMPLATE}, rows[0]]
+    (folder / "labels").mkdir()
+    for name, content in {LABELS_FILE: {"Moving something up": "0"}, SPLIT_FILES["train"]: rows}.items():
+        (folder / "labels" / name).write_text(json.dumps(content))
+    for split in ("validation", "test"):
+        (folder / "labels" / SPLIT_FILES[split]).write_text("[]")
+    return folder
+
+
+def empty(uri: str) -> None:
+    storage = open_storage(uri)
+    for key in storage.list():
+        storage.delete(key)
+
+
+def test_the_result_does_not_depend_on_the_number_of_parts(dataset: Path, storage_uri: str, tmp_path: Path) -> None:
+    folder = many(tmp_path / "many", dataset, 8)
+    config = replace(CONFIG, max_rejects=0.5)
+    places = (str(folder / "videos"), str(folder / "labels"), storage_uri)
+
+    def files() -> list[bytes]:
+        return [(tmp_path / f"{name}.parquet").read_bytes() for name in ("manifest", "rejects")]
+
+    paths = (tmp_path / "manifest.parquet", tmp_path / "rejects.parquet")
+    assert len(extract_frames(*places, *paths, config)) == 8
+    whole = files()
+    reasons = {row["video_id"]: row["reason"] for row in pq.read_table(paths[1]).to_pylist()}
+    assert {name: reason.split(":")[0] for name, reason in reasons.items()} == {
+        "../8": "bad id",
+        "9": "unknown template",
+        "10": "missing",
+        "100": "duplicate",
+        "7": "unlisted",
+    }
+    for total in (3, 11):  # more parts than some have videos for
+        empty(storage_uri)
+        for number in [*range(2, total + 1), 1]:
+            with pytest.raises(ExtractError, match=rf"part \d+/{total} of .* --part \d+/{total}"):
+                merge_frames(*places, total, *paths, config)
+            extract_part(*places, Part(number, total), config)
+        merge_frames(*places, total, *paths, config)
+        assert files() == whole
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "a/b", "1/2/3", ""])
+def test_a_part_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(ExtractError, match="write i/n"):
+        Part.parse(text)
+
+
+def test_killed_in_the_middle_it_decodes_nothing_twice(dataset: Path, s3_uri: str, tmp_path: Path) -> None:
+    folder = many(tmp_path / "many", dataset, 60)
+    command = [sys.executable, "-m", "stabn.cli", "extract-frames", "--videos", folder / "videos"]
+    command += ["--labels", folder / "labels", "--storage", s3_uri, "--max-rejects", "0.2", "--workers", "2"]
+
+    def start(name: str) -> subprocess.Popen[str]:
+        outputs = ["--manifest", tmp_path / f"{name}.parquet", "--rejects", tmp_path / f"{name}-rejects.parquet"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""}
+        return subprocess.Popen([*command, *outputs], env=environment, stdout=subprocess.PIPE, text=True)
+
+    def stored() -> int:
+        return sum(key.endswith(".mjpeg") for key in open_storage(s3_uri).list())
+
+    first = start("killed")
+    while stored() < 5:
+        assert first.poll() is None
+    workers = psutil.Process(first.pid).children(recursive=True)
+    first.kill()
+    first.wait()
+    psutil.wait_procs(workers, timeout=10)
+    assert not any(worker.is_running() and worker.status() != "zombie" for worker in workers), "workers live on"
+    there = stored()
+    assert 5 <= there < 60
+    second = start("resumed")
+    output = second.communicate()[0]
+    assert second.returncode == 0 and f"{there} of 60 videos were there already" in output
+    empty(s3_uri)
+    third = start("whole")
+    output = third.communicate()[0]
+    assert third.returncode == 0 and "were there already" not in output
+    assert (tmp_path / "resumed.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+# The dataset's own archive
+
+
+def archive(dataset: Path, folder: Path, num_parts: int) -> bytes:
+    """Pack the videos as the dataset comes: one tar.gz cut into numbered parts."""
+    folder.mkdir()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        tar.add(dataset / "videos", "20bn-something-something-v2")
+    data = buffer.getvalue()
+    size = -(-len(data) // num_parts)
+    for number in range(num_parts):
+        name = f"20bn-something-something-v2-{number:02}"
+        (folder / name).write_bytes(data[number * size : (number + 1) * size])
+    return data
+
+
+def test_videos_are_read_from_the_archive_as_from_files(dataset: Path, storage_uri: str, tmp_path: Path) -> None:
+    expected = extract(dataset, storage_uri + "/a", tmp_path / "a")
+    archive(dataset, tmp_path / "parts", 3)
+    source = tmp_path / "parts"
+    if storage_uri.startswith("s3://"):
+        for path in source.iterdir():
+            open_storage(storage_uri + "/source").upload(path, path.name)
+        source = storage_uri + "/source"
+    for run in ("b", "c"):  # the second one finds everything done
+        paths = (tmp_path / f"{run}.parquet", tmp_path / f"{run}-rejects.parquet")
+        manifest = extract_frames(str(source), str(dataset / "labels"), storage_uri + "/b", *paths, CONFIG)
+        assert manifest.fingerprint == expected.fingerprint
+    assert (tmp_path / "b.parquet").read_bytes() == (tmp_path / "c.parquet").read_bytes()
+
+
+def test_an_incomplete_archive_is_an_error(dataset: Path, tmp_path: Path) -> None:
+    archive(dataset, tmp_path / "parts", 4)
+
+    def run() -> None:
+        paths = (tmp_path / "manifest.parquet", tmp_path / "rejects.parquet")
+        extract_frames(str(tmp_path / "parts"), str(dataset / "labels"), str(tmp_path / "store"), *paths, CONFIG)
+
+    (tmp_path / "parts" / "20bn-something-something-v2-03").unlink()
+    with pytest.raises(SourceError, match=r"damaged or cut off after [0-2] videos"):
+        run()
+    (tmp_path / "parts" / "20bn-something-something-v2-01").unlink()
+    with pytest.raises(SourceError, match=r"has no part 20bn-something-something-v2-01"):
+        run()
+    assert not (tmp_path / "manifest.parquet").exists()
+
+
+# Bad input
+
+
+def no_video(path: Path, webm: bytes) -> None:
+    with av.open(str(path), "w", format="webm") as container:
+        stream = container.add_stream("libopus", rate=48000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), format="flt", layout="mono")
+        frame.rate = 48000
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+
+
+def frames(count: int, height: int = 64, width: int = 96) -> list[np.ndarray]:
+    return [np.full((height, width, 3), 3 * number % 256, np.uint8) for number in range(count)]
+
+
+BAD: dict[str, tuple[str, Callable[[Path, bytes], object]]] = {
+    "missing": ("missing", lambda path, webm: path.unlink()),
+    "zero bytes": ("empty", lambda path, webm: path.write_bytes(b"")),
+    "cut off": ("truncated", lambda path, webm: path.write_bytes(webm[: len(webm) // 2])),
+    "text": ("no video", lambda path, webm: path.write_bytes(b"not a video at all" * 100)),
+    "sound only": ("no video", no_video),
+    "garbled": ("undecodable", lambda path, webm: path.write_bytes(webm[:500] + bytes(len(webm) - 500))),
+    "30 frames per second": ("wrong frame rate", lambda path, webm: encode(path, frames(20), 30)),
+    "1 frame": ("too short", lambda path, webm: encode(path, frames(1), 12)),
+    "501 frames": ("too long", lambda path, webm: encode(path, frames(501, 16, 16), 12)),
+    "large frames": ("too large", lambda path, webm: encode(path, frames(2, 1100, 1100), 12)),
+    "large file": ("too large", lambda path, webm: path.write_bytes(webm + bytes(1 << 20))),
+}
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "ffmpeg"])
+def test_each_kind_of_bad_video_is_listed_with_its_reason(dataset: Path, tmp_path: Path, decoder: str) -> None:
+    folder = many(tmp_path / "many", dataset, len(BAD) + 1)
+    for number, (_, damage) in enumerate(BAD.values()):
+        path = folder / "videos" / f"{100 + number}.webm"
+        damage(path, path.read_bytes())
+    config = replace(CONFIG, decoder=decoder, max_frames=500, max_pixels=1_000_000, max_mb=1, max_rejects=1.0)
+    manifest = extract(folder, str(tmp_path / "store"), tmp_path / "out", config)
+    assert manifest.table["video_id"].to_pylist() == [str(100 + len(BAD))]
     rows = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
-    assert {row["video_id"]: row["reason"].split(":")[0] for row in rows} == {"1": "empty", "2": "missing"}
-    assert not (tmp_path / "out" / "manifest.parquet").exists()
-    lenient = ExtractConfig(short_side=48, workers=1, max_reject_share=0.7)
-    assert len(extract(copy, str(tmp_path / "store"), tmp_path / "lenient", lenient)) == 1
-    (copy / "videos" / "3.webm").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ExtractError, match=r"3 of 3 videos.*undecodable \(1\)"):
-        extract(copy, str(tmp_path / "store2"), tmp_path / "out2", ExtractConfig(max_reject_share=1.0, workers=1))
+    reasons = {row["video_id"]: row["reason"] for row in rows}
+    found = {name: reasons[str(100 + number)].split(":")[0] for number, name in enumerate(BAD)}
+    assert found == {name: kind for name, (kind, _) in BAD.items()}
+    with pytest.raises(ExtractError, match=r"16 of 17 videos .*more than --max-rejects 0\.5 .*too large \(2\)"):
+        extract(folder, str(tmp_path / "store"), tmp_path / "strict", replace(config, max_rejects=0.5))
+    assert (tmp_path / "strict" / "rejects.parquet").exists() and not (
+        tmp_path / "strict" / "manifest.parquet"
+    ).exists()
+    any_rate = replace(config, fps=0.0)
+    assert len(extract(folder, str(tmp_path / "store"), tmp_path / "any", any_rate)) == 2
+
+
+def test_a_decoder_that_hangs_is_given_up(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Video 3 is the largest; the program that decodes it never ends."""
+    sizes = sorted(path.stat().st_size for path in (dataset / "videos").iterdir())
+    program = tmp_path / "ffmpeg"
+    program.write_text(
+        f"""#!/bin/sh
+for word; do
+  case "$word" in file:*)
+    if [ $(stat -c %s "${{word#file:}}") -ge {sizes[-1]} ]; then echo $$ >> {tmp_path}/pid; exec sleep 600; fi
+  esac
+done
+exec {imageio_ffmpeg.get_ffmpeg_exe()} "$@"
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    config = replace(CONFIG, decoder="ffmpeg", max_rejects=1.0, time_limit=2.0)
+    manifest = extract(dataset, str(tmp_path / "store"), tmp_path / "out", config)
+    assert sorted(manifest.table["video_id"].to_pylist()) == ["1", "2"]
+    (row,) = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    assert row == {"video_id": "3", "split": "test", "reason": "timeout: not decoded within 2 s"}
+    pid = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", "the program lives on"
+    monkeypatch.delenv("IMAGEIO_FFMPEG_EXE")
+    assert len(extract(dataset, str(tmp_path / "store"), tmp_path / "again", config)) == 3
+
+
+def test_a_place_without_videos_is_never_a_success(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    paths = (tmp_path / "manifest.parquet", tmp_path / "rejects.parquet")
+    labels, store = str(dataset / "labels"), str(tmp_path / "store")
+    with pytest.raises(SourceError, match=r"no <id>\.webm and no archive"):
+        extract_frames(str(tmp_path / "nothing"), labels, store, *paths, replace(CONFIG, max_rejects=1.0))
+    with pytest.raises(SourceError, match=rf"give {dataset}/videos"):
+        extract_frames(str(dataset), labels, store, *paths, CONFIG)
+    shutil.copyfile(dataset / "videos" / "1.webm", tmp_path / "nothing" / "99.webm")
+    with pytest.raises(ExtractError, match=r"no video can be used: missing \(3\), unlisted \(1\)"):
+        extract_frames(str(tmp_path / "nothing"), labels, store, *paths, replace(CONFIG, max_rejects=1.0))
+    assert paths[1].exists() and not paths[0].exists()
+
+
+def test_packed_frames_tell_their_source_and_their_sizes(dataset: Path) -> None:
+    data = (dataset / "videos" / "1.webm").read_bytes()
+    packed, record = pack_frames(data, CONFIG, "1")
+    sha256, sizes, size = unpack(packed) or ("", [], (0, 0))
+    assert sha256 == hashlib.sha256(data).hexdigest() and sizes == record["frame_sizes"]
+    assert size == (record["width"], record["height"])
+    assert unpack(packed[:-1]) is None and unpack(b"") is None and unpack(packed[sizes[0] :]) is None
+    with av.open(io.BytesIO(packed), format="mjpeg") as container:
+        assert sum(1 for _ in container.decode(video=0)) == 24

@@ -274,7 +274,7 @@ def test_a_connection_that_breaks_in_the_middle_is_repeated(flaky_endpoint, tmp_
     answers[:] = [Answer(200, b"abc", 6)]
     with pytest.raises(RetryableError, match="s3://data/y"):
         open_storage("s3://data").download("y", tmp_path / "z")
-    assert not (tmp_path / "z").exists() and len(requests) == 2 + 2 + s3_module.BODY_ATTEMPTS
+    assert not (tmp_path / "z").exists() and len(requests) == 2 + 2 + s3_module.OWN_ATTEMPTS
 
 
 def test_a_store_that_is_not_there_may_be_tried_again(monkeypatch):

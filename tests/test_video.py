@@ -64,7 +64,7 @@ def test_short_side_scales_down_only() -> None:
 
 
 def test_odd_sizes_are_kept_by_vp9_and_cut_by_h264(tmp_path: Path, webm: Path) -> None:
-    assert probe(webm) == (427, 240, 12.0)
+    assert probe(webm) == (427, 240, pytest.approx(12.0, rel=1e-3))
     encode(tmp_path / "odd.mp4", pictures(3), 12, codec="h264")
     assert probe(tmp_path / "odd.mp4")[:2] == (426, 240)
 
@@ -83,7 +83,8 @@ def test_both_engines_turn_a_phone_s_video_upright(tmp_path: Path, angle: int) -
     ffmpeg("-display_rotation", angle, "-i", tmp_path / "flat.mp4", "-c", "copy", tmp_path / "turned.mp4")
     flat = list(decode(tmp_path / "flat.mp4"))
     by_pyav, by_ffmpeg = (list(decode(tmp_path / "turned.mp4", decoder)) for decoder in DECODERS)
-    assert np.array_equal(by_pyav, [np.rot90(frame, angle // 90) for frame in flat])
+    upright = [np.rot90(frame, angle // 90) for frame in flat]
+    assert np.abs(np.array(by_pyav, int) - np.array(upright)).max() <= 2  # colour is interpolated row by row
     assert np.abs(np.array(by_pyav, int) - np.array(by_ffmpeg)).max() <= 2
 
 

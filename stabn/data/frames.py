@@ -1,36 +1,91 @@
-"""Stage extract-frames: videos become packed JPEG frames in object storage, and the manifest that names them."""
+"""Stage extract-frames: videos become packed JPEG frames in object storage, and the manifest that names them.
 
-import hashlib
+The work is planned from the label files and the listing of the videos, and may be shared out: part i of n takes every
+n-th video, and `merge_frames` makes one manifest of the parts. The result depends on neither n nor interruptions.
+"""
+
 import io
-import json
-import multiprocessing
-import os
-import time
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import simplejpeg
 
 from stabn.config import ExtractConfig, fingerprint, to_dict
-from stabn.data.manifest import Manifest, build_manifest
-from stabn.data.ssv2 import Video, load_labels
-from stabn.data.video import decode
+from stabn.data.extraction import extract_videos
+from stabn.data.manifest import SCHEMA, Manifest, build_manifest
+from stabn.data.sources import open_source
+from stabn.data.ssv2 import SPLITS, Reject, load_labels
 from stabn.errors import StabnError
-from stabn.progress import Progress
 from stabn.storage import ObjectNotFound, Storage, open_storage
 from stabn.tracking import stage_run
 
-PART_SECONDS = 5.0
+FRAME_SETTINGS = ("short_side", "jpeg_quality", "decoder")  # what the stored bytes depend on
+NEUTRAL_SETTINGS = ("workers", "max_rejects")
 REJECT_SCHEMA = pa.schema([("video_id", pa.string()), ("split", pa.string()), ("reason", pa.string())])
+PART_SCHEMA = SCHEMA.append(pa.field("reason", pa.string()))
 
 
 class ExtractError(StabnError):
-    """Too few videos could be used."""
+    """Too few videos could be used, or parts of the work are missing."""
+
+
+class Part(NamedTuple):
+    """One share of the work: `number` of `total`, counted from 1."""
+
+    number: int = 1
+    total: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `2/3`.
+
+        Raises:
+            ExtractError: not two numbers with 1 <= i <= n.
+        """
+        match = re.fullmatch(r"([1-9]\d{0,4})/([1-9]\d{0,4})", text)
+        if not match or int(match[1]) > int(match[2]):
+            raise ExtractError(f"part {text!r}: write i/n, such as 2/3 for the second of three parts")
+        return cls(int(match[1]), int(match[2]))
+
+    def of(self, items: Sequence[Any]) -> Sequence[Any]:
+        """Return this part's items."""
+        return items[self.number - 1 :: self.total]
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.total}"
+
+
+def part_names(count: int) -> list[str]:
+    """Return the names of all parts, `1/n` to `n/n`.
+
+    Raises:
+        ExtractError: fewer than one part.
+    """
+    if count < 1:
+        raise ExtractError(f"{count} parts: share the work out to at least one")
+    return [str(Part(number, count)) for number in range(1, count + 1)]
+
+
+class _Plan:
+    """What an extraction is about: the labels, where the frames go, and the settings that decide on the result."""
+
+    def __init__(self, videos_uri: str, labels_uri: str, storage_uri: str, config: ExtractConfig) -> None:
+        self.videos_uri, self.config = videos_uri, config
+        self.labels = load_labels(labels_uri)
+        values = to_dict(config)
+        self.settings = {name: values[name] for name in FRAME_SETTINGS}
+        self.target: Storage = open_storage(storage_uri).child(f"frames-{fingerprint(self.settings)}")
+        limits = {name: value for name, value in values.items() if name not in NEUTRAL_SETTINGS}
+        names = fingerprint(self.labels.classes, self.labels.videos, self.labels.rejects)
+        self.fingerprint = fingerprint({"videos": videos_uri, "labels": names, **limits})
+
+    def part_key(self, part: Part) -> str:
+        return f"parts/{self.fingerprint}/{part.number}-of-{part.total}.parquet"
 
 
 def extract_frames(
@@ -42,149 +97,122 @@ def extract_frames(
     what is missing or changed, and ends in the same manifest.
 
     Args:
-        videos_uri: folder or prefix with `<id>.webm`.
+        videos_uri: folder or prefix with `<id>.webm`, or with the dataset's archive (see `sources.open_source`).
         labels_uri: folder or prefix with the four SSv2 label files.
         storage_uri: folder or prefix that gets the frames.
         manifest_path: Parquet file to write.
         rejects_path: Parquet file to write: the videos that cannot be used, with the reason.
-        config: size and quality of the frames.
+        config: size and quality of the frames, limits.
 
     Raises:
-        ExtractError: no video is usable, or more than `config.max_reject_share` are not; the rejects are written first.
+        ExtractError: no video is usable, or more than `config.max_rejects` are not; the rejects are written first.
+        SourceError: no videos there.
     """
-    settings = {
-        name: value for name, value in to_dict(config).items() if name in ("short_side", "jpeg_quality", "decoder")
-    }
-    with stage_run("extract-frames", settings={**settings, "videos": videos_uri}, inputs={}) as run:
-        labels = load_labels(labels_uri)
-        target = open_storage(storage_uri).child(f"frames-{fingerprint(settings)}")
-        rows, rejects = _extract_all(labels.videos, open_storage(videos_uri), target, config)
-        pq.write_table(pa.Table.from_pylist(rejects, schema=REJECT_SCHEMA), rejects_path)
-        run.log_metrics(
-            {"videos": len(rows), "rejects": len(rejects), "frames": sum(row["num_frames"] for row in rows)}
+    plan = _Plan(videos_uri, labels_uri, storage_uri, config)
+    settings = {**plan.settings, "videos": videos_uri}
+    with stage_run("extract-frames", settings=settings, inputs={}) as run:
+        table = _extract_part(plan, Part())
+        return _finish(plan, table, manifest_path, rejects_path, run)
+
+
+def extract_part(videos_uri: str, labels_uri: str, storage_uri: str, part: Part, config: ExtractConfig) -> str:
+    """Do one part of `extract_frames`; what came of it is kept in the storage for `merge_frames`.
+
+    Returns:
+        URI of the part's result.
+    """
+    plan = _Plan(videos_uri, labels_uri, storage_uri, config)
+    settings = {**plan.settings, "videos": videos_uri, "part": str(part)}
+    with stage_run(f"extract-frames/{part.number}-of-{part.total}", settings=settings, inputs={}) as run:
+        table = _extract_part(plan, part)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        plan.target.write(plan.part_key(part), buffer.getvalue())
+        usable = pc.sum(pc.is_null(table["reason"])).as_py() or 0
+        run.log_metrics({"videos": usable, "rejects": len(table) - usable})
+        return plan.target.locate(plan.part_key(part))
+
+
+def merge_frames(
+    videos_uri: str,
+    labels_uri: str,
+    storage_uri: str,
+    num_parts: int,
+    manifest_path: Path,
+    rejects_path: Path,
+    config: ExtractConfig,
+) -> Manifest:
+    """Make one manifest of all parts; the same as `extract_frames` would, whatever their number.
+
+    Args:
+        num_parts: how many parts the work was shared out to.
+        videos_uri, labels_uri, storage_uri, manifest_path, rejects_path, config: as for `extract_frames`.
+
+    Raises:
+        ExtractError: a part has not finished with these settings; or as for `extract_frames`.
+    """
+    plan = _Plan(videos_uri, labels_uri, storage_uri, config)
+    with stage_run("merge-frames", settings={**plan.settings, "videos": videos_uri}, inputs={}) as run:
+        tables = []
+        for part in map(Part.parse, part_names(num_parts)):
+            try:
+                data = plan.target.read(plan.part_key(part))
+            except ObjectNotFound:
+                raise ExtractError(
+                    f"part {part} of {videos_uri} has not finished with these labels and settings; "
+                    f"run: stabn extract-frames --part {part} … with the same options"
+                ) from None
+            tables.append(pq.read_table(io.BytesIO(data), schema=PART_SCHEMA))
+        return _finish(plan, pa.concat_tables(tables), manifest_path, rejects_path, run)
+
+
+def _extract_part(plan: _Plan, part: Part) -> pa.Table:
+    """Return one row per video of the part: the manifest's columns, or the reason why it cannot be used."""
+    source = open_source(plan.videos_uri)
+    everything = sorted(plan.labels.videos, key=lambda video: (len(video.video_id), video.video_id))
+    listed = {video.video_id for video in everything} | {reject.video_id for reject in plan.labels.rejects}
+    mine = {video.video_id: video for video in part.of(everything)}
+    name = "extract-frames" if part.total == 1 else f"extract-frames {part}"
+    result = extract_videos(source, plan.target, set(mine), plan.config, name)
+    rejects = [Reject(id, mine[id].split, reason) for id, reason in result.rejects.items()]
+    rejects += part.of(plan.labels.rejects)
+    unlisted = sorted(set(result.seen) - listed)
+    rejects += [Reject(id, "", "unlisted: no label file names this video") for id in part.of(unlisted)]
+    rows = [{**record, **mine[record["video_id"]]._asdict(), "reason": None} for record in result.records]
+    rows += [reject._asdict() for reject in rejects]
+    return pa.Table.from_pylist(rows, schema=PART_SCHEMA)
+
+
+def _finish(plan: _Plan, table: pa.Table, manifest_path: Path, rejects_path: Path, run: Any) -> Manifest:
+    """Write the rejects and, unless they are too many, the manifest."""
+    usable = table.filter(pc.is_null(table["reason"])).select(SCHEMA.names)
+    rejects = table.filter(pc.is_valid(table["reason"])).select(REJECT_SCHEMA.names).to_pylist()
+    order = {split: number for number, split in enumerate(SPLITS)}
+    rejects.sort(key=lambda row: (order.get(row["split"], len(order)), row["video_id"], row["reason"]))
+    _write_whole(pa.Table.from_pylist(rejects, schema=REJECT_SCHEMA), rejects_path)
+    kinds = Counter(reject["reason"].split(":")[0] for reject in rejects)
+    summary = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
+    num_frames = pc.sum(usable["num_frames"]).as_py() or 0
+    run.log_metrics({"videos": len(usable), "rejects": len(rejects), "frames": num_frames})
+    run.log_metrics({f"rejects_{re.sub('[^a-z0-9]+', '_', kind)}": count for kind, count in kinds.items()})
+    if not len(usable):
+        raise ExtractError(f"{plan.videos_uri}: no video can be used: {summary}; all are listed in {rejects_path}")
+    if len(rejects) > plan.config.max_rejects * len(table):
+        raise ExtractError(
+            f"{len(rejects)} of {len(table)} videos of {plan.videos_uri} cannot be used, more than --max-rejects "
+            f"{plan.config.max_rejects:g} allows: {summary}; all are listed in {rejects_path}"
         )
-        if not rows or len(rejects) > config.max_reject_share * len(labels.videos):
-            kinds = Counter(reject["reason"].split(":")[0] for reject in rejects).most_common(3)
-            raise ExtractError(
-                f"{len(rejects)} of {len(labels.videos)} videos of {videos_uri} cannot be used, more than "
-                f"extract.max_reject_share = {config.max_reject_share:g} allows; most frequent: "
-                f"{', '.join(f'{kind} ({count})' for kind, count in kinds)}; all in {rejects_path}"
-            )
-        manifest = build_manifest(rows, labels.classes, target.uri, settings)
-        temporary = manifest_path.with_name(manifest_path.name + ".partial")
-        manifest.save(temporary)
-        temporary.replace(manifest_path)
-        run.set_tags({"stabn.dataset_fingerprint": manifest.fingerprint})
+    if rejects:
+        print(f"{len(rejects)} of {len(table)} videos are left out: {summary}; see {rejects_path}", flush=True)
+    manifest = build_manifest(usable.to_pylist(), plan.labels.classes, plan.target.uri, plan.settings)
+    temporary = manifest_path.with_name(manifest_path.name + ".partial")
+    manifest.save(temporary)
+    temporary.replace(manifest_path)
+    run.set_tags({"stabn.dataset_fingerprint": manifest.fingerprint})
     return manifest
 
 
-def _extract_all(
-    videos: Sequence[Video], source: Storage, target: Storage, config: ExtractConfig
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Return the manifest's rows and the rejects, in the order of the videos."""
-    known = dict(_read_parts(target))
-    rows: list[dict[str, Any]] = []
-    rejects: list[dict[str, str]] = []
-    parts = _PartWriter(target, known)
-    progress = Progress(len(videos), "extract-frames")
-    workers = config.workers or len(os.sched_getaffinity(0))
-    task = _Extraction(source, target, config)
-    jobs = [(video, known.get(video.video_id)) for video in videos]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(task,)) as pool:
-        for video, (record, reason) in zip(videos, pool.map(_run, jobs, chunksize=4), strict=True):
-            if record is None:
-                rejects.append({"video_id": video.video_id, "split": video.split, "reason": reason})
-            else:
-                parts.add(video.video_id, record)
-                rows.append({**record, **video._asdict()})
-            progress.update(1, rejects=len(rejects))
-    parts.flush()
-    progress.close()
-    return rows, rejects
-
-
-class _Extraction:
-    """The work of one process: a video's bytes in, its packed frames out."""
-
-    def __init__(self, source: Storage, target: Storage, config: ExtractConfig) -> None:
-        self.source, self.target, self.config = source, target, config
-
-    def __call__(self, video: Video, known: dict[str, Any] | None) -> tuple[dict[str, Any] | None, str]:
-        """Return the video's record, or None and the reason why it cannot be used."""
-        key = f"{video.video_id}.mjpeg"
-        try:
-            data = self.source.read(f"{video.video_id}.webm")
-        except ObjectNotFound:
-            return None, "missing: no such file"
-        if not data:
-            return None, "empty: the file has no bytes"
-        sha256 = hashlib.sha256(data).hexdigest()
-        if known and known["source_sha256"] == sha256 and self.target.exists(key):
-            return known, ""
-        try:
-            packed, record = pack_frames(data, self.config, video.video_id)
-        except StabnError as error:
-            return None, f"undecodable: {error}"
-        self.target.write(key, packed)
-        return {"object_key": key, "source_sha256": sha256, **record}, ""
-
-
-def pack_frames(data: bytes, config: ExtractConfig, video_id: str) -> tuple[bytes, dict[str, Any]]:
-    """Decode a video and lay its frames end to end as JPEGs, a raw MJPEG stream that ffmpeg plays.
-
-    Returns:
-        The stream, and the frames' sizes in bytes, number, width and height.
-
-    Raises:
-        StabnError: the video cannot be decoded or has no frame.
-    """
-    jpegs: list[bytes] = []
-    width = height = 0
-    for frame in decode(io.BytesIO(data), config.decoder, short_side=config.short_side):
-        height, width = frame.shape[:2]
-        jpegs.append(simplejpeg.encode_jpeg(frame, quality=config.jpeg_quality, colorspace="RGB"))
-    if not jpegs:
-        raise ExtractError(f"video {video_id}: it has no frame")
-    sizes = [len(jpeg) for jpeg in jpegs]
-    return b"".join(jpegs), {"frame_sizes": sizes, "num_frames": len(jpegs), "width": width, "height": height}
-
-
-_extraction: _Extraction
-
-
-def _start(extraction: _Extraction) -> None:
-    global _extraction
-    _extraction = extraction
-
-
-def _run(job: tuple[Video, dict[str, Any] | None]) -> tuple[dict[str, Any] | None, str]:
-    return _extraction(*job)
-
-
-class _PartWriter:
-    """Keep the records of finished videos in the storage, some seconds' worth to an object."""
-
-    def __init__(self, storage: Storage, known: dict[str, dict[str, Any]]) -> None:
-        self.storage, self.known = storage, known
-        self.pending: dict[str, dict[str, Any]] = {}
-        self.written = time.monotonic()
-
-    def add(self, video_id: str, record: dict[str, Any]) -> None:
-        if self.known.get(video_id) != record:
-            self.pending[video_id] = record
-        if time.monotonic() - self.written > PART_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.pending:
-            data = json.dumps(self.pending).encode()
-            self.storage.write(f"records/{time.time_ns():020d}.json", data)
-        self.pending = {}
-        self.written = time.monotonic()
-
-
-def _read_parts(storage: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the records of finished videos, newer ones after older ones."""
-    for key in storage.list("records/"):
-        yield from json.loads(storage.read(key)).items()
+def _write_whole(table: pa.Table, path: Path) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    pq.write_table(table, temporary)
+    temporary.replace(path)

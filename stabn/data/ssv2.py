@@ -38,27 +38,44 @@ class Video(NamedTuple):
     label: str
 
 
+class Reject(NamedTuple):
+    """A video that cannot be used, and why: a word or two for counting, a colon, and the details."""
+
+    video_id: str
+    split: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Labels:
-    """Classes (templates without brackets, ordered by index) and videos (in the order of the files) of the dataset."""
+    """The classes and videos of the dataset.
+
+    Attributes:
+        classes: templates without brackets, ordered by index.
+        videos: in the order of the files.
+        rejects: entries that cannot be used.
+    """
 
     classes: tuple[str, ...]
     videos: tuple[Video, ...]
+    rejects: tuple[Reject, ...] = ()
 
 
 def load_labels(uri: str | os.PathLike[str]) -> Labels:
     """Read the label file and the three split files of a folder or prefix.
 
+    Entries that cannot be used are listed in `rejects`. Of an entry that is repeated as it is, one stays; entries of
+    one id that contradict each other (two classes, two splits) are all left out.
+
     Raises:
-        LabelsError: a file is missing or malformed, an id is not a plain name or comes twice, or a video's template is
-            not among the labels.
+        LabelsError: a file is missing or is not one of Something-Something v2.
     """
     storage = open_storage(uri)
     where, content = _read(storage, LABELS_FILE)
     classes = _classes(where, content)
     index_of = {name: index for index, name in enumerate(classes)}
-    videos: list[Video] = []
-    seen: dict[str, tuple[Video, str]] = {}
+    entries: dict[str, list[Video]] = {}
+    rejects: list[Reject] = []
     for split in SPLITS:
         where, content = _read(storage, SPLIT_FILES[split])
         if not isinstance(content, list):
@@ -67,11 +84,18 @@ def load_labels(uri: str | os.PathLike[str]) -> Labels:
             )
         for number, entry in enumerate(content):
             video = _video(where, number, entry, split, index_of)
-            if video.video_id in seen:
-                _refuse_duplicate(video, where, *seen[video.video_id], classes)
-            seen[video.video_id] = (video, where)
-            videos.append(video)
-    return Labels(classes, tuple(videos))
+            if isinstance(video, Reject):
+                rejects.append(video)
+            else:
+                entries.setdefault(video.video_id, []).append(video)
+    videos: list[Video] = []
+    for group in entries.values():
+        keys = {(video.split, video.class_index) for video in group}
+        if len(keys) == 1:
+            videos.append(group[0])
+            group = group[1:]
+        rejects += [Reject(video.video_id, video.split, _duplicate(video, keys, classes)) for video in group]
+    return Labels(classes, tuple(videos), tuple(rejects))
 
 
 def template_to_class(template: str) -> str:
@@ -132,34 +156,36 @@ def _classes(where: str, content: Any) -> tuple[str, ...]:
     return tuple(by_index[index] for index in range(len(by_index)))
 
 
-def _video(where: str, number: int, entry: Any, split: str, index_of: dict[str, int]) -> Video:
+def _video(where: str, number: int, entry: Any, split: str, index_of: dict[str, int]) -> Video | Reject:
     """Check one entry of a split file."""
     if not isinstance(entry, dict) or "id" not in entry:
         raise LabelsError(f"{where}: entry {number} is {_kind(entry)} without an id; is it another dataset's?")
+    name = str(entry["id"])[:200]
     try:
         video_id = check_id(entry["id"], "video id")
     except StorageError as error:
-        raise LabelsError(f"{where}: entry {number}: {error}") from None
+        return Reject(name, split, f"bad id: entry {number} of {where}: {error}")
     if split == "test":
         return Video(video_id, split, -1, "")
     template, label = entry.get("template"), entry.get("label", "")
     if not isinstance(template, str) or not isinstance(label, str):
-        raise LabelsError(f"{where}: video {video_id}: template {template!r}, label {label!r}; both must be text")
-    name = template_to_class(template)
-    if name not in index_of:
-        raise LabelsError(
-            f"{where}: video {video_id}: {name!r} is not among the {len(index_of)} classes of {LABELS_FILE}; "
-            "use label files of one dataset"
+        return Reject(name, split, f"bad entry: template {template!r}, label {label!r} in {where}; both must be text")
+    class_name = template_to_class(template)
+    if class_name not in index_of:
+        return Reject(
+            name,
+            split,
+            f"unknown template: {class_name!r} is not among the {len(index_of)} classes of {LABELS_FILE}; "
+            "use label files of one dataset",
         )
-    return Video(video_id, split, index_of[name], label)
+    return Video(video_id, split, index_of[class_name], label)
 
 
-def _refuse_duplicate(video: Video, where: str, other: Video, elsewhere: str, classes: tuple[str, ...]) -> None:
-    if -1 not in (video.class_index, other.class_index) and video.class_index != other.class_index:
-        names = f"{classes[other.class_index]!r} in {elsewhere}, {classes[video.class_index]!r} in {where}"
-        raise LabelsError(f"video {video.video_id} has contradictory labels: {names}; remove one")
-    place = f"twice in {where}" if where == elsewhere else f"in {elsewhere} and in {where}"
-    raise LabelsError(f"video {video.video_id} comes {place}; remove one")
+def _duplicate(video: Video, keys: set[tuple[str, int]], classes: tuple[str, ...]) -> str:
+    if len(keys) == 1:
+        return f"duplicate: comes more than once in {SPLIT_FILES[video.split]}; the first is used"
+    places = [f"{SPLIT_FILES[split]} ({classes[index] if index >= 0 else 'no class'})" for split, index in sorted(keys)]
+    return f"duplicate: its entries contradict each other, in {' and in '.join(places)}; remove all but one"
 
 
 def _kind(content: Any) -> str:

@@ -18,10 +18,18 @@ import imageio_ffmpeg
 import numpy as np
 
 from stabn.errors import StabnError
+from stabn.signals import end_with_parent
 
 Source = str | os.PathLike[str] | IO[bytes]
 
 DECODERS = ("pyav", "ffmpeg")
+BT601, FULL_RANGE = (2, 5, 6), 2  # values of AVFrame's colorspace (2: not said) and color_range
+
+_LEVELS = np.arange(256.0)
+FULL_LUMA = np.clip(np.rint((_LEVELS - 16) * 255 / 219), 0, 255).astype(np.uint8)  # from a video's range to JPEG's
+FULL_CHROMA = np.clip(np.rint((_LEVELS - 128) * 255 / 224 + 128), 0, 255).astype(np.uint8)
+
+MAX_PIXELS = 1 << 26  # of one frame, width x height: larger ones are refused unless asked for
 
 # Containers of single video files. Playlists and scripts (HLS, concat) are left out: they could name other files.
 CONTAINERS = "matroska,webm,mov,mp4,avi,mpegts,flv,ogg"
@@ -36,15 +44,87 @@ CODECS: dict[str, dict[str, object]] = {
 
 
 class VideoError(StabnError):
-    """A video cannot be read or written."""
+    """A video cannot be read or written.
+
+    Attributes:
+        kind: a word or two for counting: missing, empty, no video, truncated, undecodable, too large.
+    """
+
+    def __init__(self, message: str, kind: str = "undecodable") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class VideoInfo(NamedTuple):
-    """What a video's header says: size in pixels as shown, frames per second (0 when unknown)."""
+    """Size in pixels as the header says, and frames per second as the frames' times say (0: unknown)."""
 
     width: int
     height: int
     fps: float
+
+
+class Planes(NamedTuple):
+    """One frame in the colours of JPEG: BT.601, 0 to 255, chroma at half the resolution.
+
+    Attributes:
+        luma: uint8 (H, W).
+        blue, red: uint8 ((H + 1) // 2, (W + 1) // 2), 128 where there is no colour.
+    """
+
+    luma: np.ndarray
+    blue: np.ndarray
+    red: np.ndarray
+
+
+class OpenVideo:
+    """A video whose structure has been checked and whose frames have not been decoded yet."""
+
+    def __init__(self, name: str, file: IO[bytes], packets: list[Any], info: VideoInfo) -> None:
+        self.info = info
+        self._name, self._file, self._packets = name, file, packets
+
+    def planes(self, decoder: str = "pyav", short_side: int | None = None) -> Iterator[Planes]:
+        """Yield the frames once, as JPEG has them; see `decode` for the arguments."""
+        if decoder not in DECODERS:
+            raise VideoError(f"decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
+        frames = (
+            _decode_pyav(self._packets, self._name) if decoder == "pyav" else _decode_ffmpeg(self._file, self._name)
+        )
+        count = 0
+        for luma, *chroma in frames:
+            height, width = luma.shape
+            size = scaled_size(width, height, short_side)
+            if size != (width, height):
+                luma = cv2.resize(luma, size, interpolation=cv2.INTER_AREA)
+                half = ((size[0] + 1) // 2, (size[1] + 1) // 2)
+                chroma = [cv2.resize(plane, half, interpolation=cv2.INTER_AREA) for plane in chroma]
+            yield Planes(cv2.LUT(luma, FULL_LUMA), *(cv2.LUT(plane, FULL_CHROMA) for plane in chroma))
+            count += 1
+        if not count:
+            raise VideoError(f"{self._name}: no frame can be decoded; get the file again or leave it out")
+
+
+@contextmanager
+def open_video(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[OpenVideo]:
+    """Open a video and check its structure.
+
+    Args:
+        source: path or binary file. A path is only ever opened as a file, never as an ffmpeg protocol.
+        max_pixels: a larger width x height is refused before anything is decoded.
+
+    Raises:
+        VideoError: no such file, an empty, truncated or damaged one, one without video, or one too large.
+    """
+    with _open(source) as (file, name), _container(file, name) as container:
+        context = container.streams.video[0].codec_context
+        if context.width * context.height > max_pixels:
+            raise VideoError(
+                f"{name}: {context.width} x {context.height} pixels, more than {max_pixels:,}; leave it out",
+                "too large",
+            )
+        context.options = {"max_pixels": str(max_pixels)}  # frames may be larger than the header says
+        packets = _check_structure(file, name, container)
+        yield OpenVideo(name, file, packets, VideoInfo(context.width, context.height, _frame_rate(container, packets)))
 
 
 def decode(source: Source, decoder: str = "pyav", short_side: int | None = None) -> Iterator[np.ndarray]:
@@ -58,32 +138,30 @@ def decode(source: Source, decoder: str = "pyav", short_side: int | None = None)
         short_side: scale frames down so that their shorter side has so many pixels; never up. None: as they are.
 
     Raises:
-        VideoError: no such file, an empty, truncated or damaged one, or one without video.
+        VideoError: see `open_video`.
     """
-    if decoder not in DECODERS:
-        raise VideoError(f"decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
-    with _open(source) as (file, name), _container(file, name) as container:
-        packets = _check_structure(file, name, container)
-        frames = _decode_pyav(packets, name) if decoder == "pyav" else _decode_ffmpeg(file, name)
-        count = 0
-        for frame in frames:
-            height, width = frame.shape[:2]
-            size = scaled_size(width, height, short_side)
-            yield frame if size == (width, height) else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-            count += 1
-        if not count:
-            raise VideoError(f"{name}: no frame can be decoded; get the file again or leave it out")
+    with open_video(source) as video:
+        for luma, *chroma in video.planes(decoder, short_side):
+            size = luma.shape[::-1]
+            blue, red = (cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR) for plane in chroma)
+            yield cv2.cvtColor(cv2.merge([luma, red, blue]), cv2.COLOR_YCrCb2RGB)
 
 
 def probe(source: Source) -> VideoInfo:
-    """Read the size and rate of a video from its header.
+    """Return the size and rate of a video.
 
     Raises:
-        VideoError: as for `decode`.
+        VideoError: see `open_video`.
     """
-    with _open(source) as (file, name), _container(file, name) as container:
-        stream = container.streams.video[0]
-        return VideoInfo(stream.codec_context.width, stream.codec_context.height, float(stream.average_rate or 0))
+    with open_video(source) as video:
+        return video.info
+
+
+def _frame_rate(container: Any, packets: list[Any]) -> float:
+    times = sorted(float(p.pts * p.time_base) for p in packets if p.size and p.pts is not None)
+    if len(times) > 1 and times[-1] > times[0]:
+        return (len(times) - 1) / (times[-1] - times[0])
+    return float(container.streams.video[0].average_rate or 0)
 
 
 def scaled_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
@@ -105,7 +183,7 @@ def _open(source: Source) -> Iterator[tuple[IO[bytes], str]]:
         try:
             file = stack.enter_context(open(name, "rb"))
         except FileNotFoundError:
-            raise VideoError(f"{name}: no such file; check the path") from None
+            raise VideoError(f"{name}: no such file; check the path", "missing") from None
         except OSError as error:
             raise VideoError(f"{name}: cannot be read ({error.strerror}); check the path and its permissions") from None
         yield file, name
@@ -117,17 +195,18 @@ def _container(file: IO[bytes], name: str) -> Iterator[Any]:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if size == 0:
-        raise VideoError(f"{name}: the file is empty; get it again or leave it out")
+        raise VideoError(f"{name}: the file is empty; get it again or leave it out", "empty")
     try:
         container = av.open(file, options={"format_whitelist": CONTAINERS})
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(
-            f"{name}: not a video, or cut off within its header ({_reason(error)}); get the file again or leave it out"
+            f"{name}: not a video, or cut off within its header ({_reason(error)}); get the file again or leave it out",
+            "no video",
         ) from None
     with container:
         if not container.streams.video:
             kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
-            raise VideoError(f"{name}: no video in the file, only {kinds}; leave it out")
+            raise VideoError(f"{name}: no video in the file, only {kinds}; leave it out", "no video")
         yield container
 
 
@@ -143,7 +222,8 @@ def _check_structure(file: IO[bytes], name: str, container: Any) -> list[Any]:
     file.seek(position)
     if expected is not None and size < expected:
         raise VideoError(
-            f"{name}: truncated, {size:,} of {expected:,} bytes are there; get the file again or leave it out"
+            f"{name}: truncated, {size:,} of {expected:,} bytes are there; get the file again or leave it out",
+            "truncated",
         )
     stream = container.streams.video[0]
     stream.thread_type = "NONE"
@@ -184,15 +264,17 @@ def _webm_length(head: bytes) -> int | None:
     return position
 
 
-def _decode_pyav(packets: list[Any], name: str) -> Iterator[np.ndarray]:
+def _decode_pyav(packets: list[Any], name: str) -> Iterator[list[np.ndarray]]:
+    """Yield luma and the two chroma planes of each frame, in the limited range that videos have."""
     size: tuple[int, int] | None = None
     number = 0
     try:
         for packet in packets:
             for frame in packet.decode():
                 size = size or (frame.width, frame.height)  # a stream may change its size; its first one stays
-                image = frame.reformat(*size, format="rgb24", interpolation="BILINEAR").to_ndarray()
-                yield np.ascontiguousarray(np.rot90(image, frame.rotation // 90)) if frame.rotation else image
+                turns = frame.rotation // 90
+                planes = [_plane(plane) for plane in _to_yuv420(frame, size).planes]
+                yield [np.ascontiguousarray(np.rot90(plane, turns)) for plane in planes] if turns else planes
                 number += 1
     except (av.FFmpegError, OSError) as error:
         raise VideoError(
@@ -200,7 +282,21 @@ def _decode_pyav(packets: list[Any], name: str) -> Iterator[np.ndarray]:
         ) from None
 
 
-def _decode_ffmpeg(file: IO[bytes], name: str) -> Iterator[np.ndarray]:
+def _to_yuv420(frame: Any, size: tuple[int, int]) -> Any:
+    """Return the frame as 8 bit 4:2:0 in the limited range of BT.601; most are so already."""
+    plain = frame.format.name == "yuv420p" and frame.color_range != FULL_RANGE and frame.colorspace in BT601
+    if plain and (frame.width, frame.height) == size:
+        return frame
+    return frame.reformat(
+        *size, format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG", interpolation="BILINEAR"
+    )
+
+
+def _plane(plane: Any) -> np.ndarray:
+    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+
+
+def _decode_ffmpeg(file: IO[bytes], name: str) -> Iterator[list[np.ndarray]]:
     with tempfile.NamedTemporaryFile(suffix=".video") as copy:
         path = name
         if not os.path.exists(name) or not isinstance(file, io.BufferedReader):
@@ -209,24 +305,33 @@ def _decode_ffmpeg(file: IO[bytes], name: str) -> Iterator[np.ndarray]:
             copy.flush()
             path = copy.name
         stream = ffmpeg.input(
-            f"file:{path}", threads=1, xerror=None, protocol_whitelist="file", format_whitelist=CONTAINERS
+            f"file:{path}",
+            threads=1,
+            xerror=None,
+            max_pixels=MAX_PIXELS,
+            protocol_whitelist="file",
+            format_whitelist=CONTAINERS,
         ).output(
             "pipe:",
-            format="image2pipe",
-            vcodec="ppm",
-            pix_fmt="rgb24",
+            format="yuv4mpegpipe",
+            pix_fmt="yuv420p",
             fps_mode="passthrough",
-            vf="scale=flags=bilinear",
+            vf="scale=flags=bilinear:out_color_matrix=bt601:out_range=tv",
         )
         with _ffmpeg(stream, name, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
-            while line := process.stdout.readline():
-                width, height = map(int, process.stdout.readline().split())
-                process.stdout.readline()
-                data = process.stdout.read(width * height * 3)
-                if line != b"P6\n" or len(data) < width * height * 3:
+            header = process.stdout.readline().split()  # YUV4MPEG2 W427 H240 F12:1 …
+            numbers = {word[:1]: word[1:] for word in header[1:]}
+            if not header:
+                return
+            width, height = int(numbers[b"W"]), int(numbers[b"H"])
+            shapes = [(height, width)] + [((height + 1) // 2, (width + 1) // 2)] * 2
+            ends = np.cumsum([rows * columns for rows, columns in shapes])
+            while process.stdout.readline().startswith(b"FRAME"):
+                data = np.frombuffer(process.stdout.read(ends[-1]), np.uint8)
+                if len(data) < ends[-1]:
                     break
-                yield np.frombuffer(bytearray(data), np.uint8).reshape(height, width, 3)
+                yield [part.reshape(shape) for part, shape in zip(np.split(data, ends[:-1]), shapes, strict=True)]
 
 
 def _reason(error: Exception) -> str:
@@ -286,7 +391,7 @@ def _ffmpeg(stream: object, path: object, **pipes: int) -> Iterator[subprocess.P
     """Run an ffmpeg-python stream; what ffmpeg says on stderr becomes the error when it fails."""
     command = ffmpeg.compile(stream, cmd=[imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", "-y"])
     with tempfile.TemporaryFile() as stderr:
-        process = subprocess.Popen(command, stderr=stderr, **pipes)  # type: ignore[call-overload]
+        process = subprocess.Popen(command, stderr=stderr, preexec_fn=end_with_parent(), **pipes)  # type: ignore[call-overload]
         finished, gave_up = False, False
         try:
             yield process

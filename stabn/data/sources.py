@@ -1,0 +1,169 @@
+"""Where the source videos are: a folder or prefix of files, or the dataset's own archive, read without unpacking it."""
+
+import gzip
+import io
+import re
+import tarfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from stabn.config import fingerprint
+from stabn.errors import StabnError
+from stabn.storage import ObjectInfo, Storage, open_storage
+
+SUFFIX = ".webm"
+BLOCK_BYTES = 8 << 20  # of an archive, fetched at once
+
+_PART = re.compile(r"(?P<stem>[^/]+)-(?P<number>\d\d)")  # 20bn-something-something-v2-00
+_SINGLE = re.compile(r"[^/]+\.(tar|tar\.gz|tgz)")
+
+
+class SourceError(StabnError):
+    """There are no videos at a place, or its archive is incomplete."""
+
+
+class SourceVideo(NamedTuple):
+    """One video of a source.
+
+    Attributes:
+        video_id: the file's name without `.webm`; not yet checked.
+        size: bytes.
+        stamp: changes when the file does; equal stamps need no second look at the content.
+        data: its bytes, if the source had them in hand (archives); else None: ask `read`.
+    """
+
+    video_id: str
+    size: int
+    stamp: str
+    data: bytes | None
+
+
+class VideoSource(ABC):
+    """Videos named `<id>.webm`. Can be pickled."""
+
+    uri: str
+
+    @abstractmethod
+    def videos(self, wanted: Callable[[str, str], bool]) -> Iterator[SourceVideo]:
+        """Yield every video once; `wanted(video_id, stamp)` tells whether its bytes are needed."""
+
+    @abstractmethod
+    def read(self, video_id: str) -> bytes:
+        """Return the bytes of a video that came without them."""
+
+
+def open_source(uri: str) -> VideoSource:
+    """Look at what is in a folder or prefix: `<id>.webm` files, or an archive, whole or in numbered parts.
+
+    Raises:
+        SourceError: neither, or parts of the archive are missing.
+    """
+    storage = open_storage(uri)
+    found = list(storage.scan())
+    files = [info for info in found if info.key.endswith(SUFFIX) and "/" not in info.key]
+    if files:
+        return FileSource(storage, files)
+    if parts := _archive_parts(uri, found):
+        return ArchiveSource(storage, parts)
+    deeper = sorted({info.key.rpartition("/")[0] for info in found if info.key.endswith(SUFFIX)})
+    hint = f"there are some below it: give {uri.rstrip('/')}/{deeper[0]}" if deeper else "check the place"
+    raise SourceError(f"{uri}: no <id>{SUFFIX} and no archive (20bn-something-something-v2-00, …) in it; {hint}")
+
+
+class FileSource(VideoSource):
+    """One file or object per video."""
+
+    def __init__(self, storage: Storage, files: Sequence[ObjectInfo]) -> None:
+        self.storage, self.uri = storage, storage.uri
+        self._files = sorted(files)
+
+    def videos(self, wanted: Callable[[str, str], bool]) -> Iterator[SourceVideo]:
+        for info in self._files:
+            yield SourceVideo(info.key.removesuffix(SUFFIX), info.size, info.stamp, None)
+
+    def read(self, video_id: str) -> bytes:
+        return self.storage.read(video_id + SUFFIX)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_files": []}  # worker processes read by name; the listing stays where it is
+
+
+class ArchiveSource(VideoSource):
+    """A tar file, compressed or not, possibly cut into numbered parts; read once from front to back.
+
+    The parts of Something-Something v2 laid end to end are one tar.gz. Every pass reads all of it.
+    """
+
+    def __init__(self, storage: Storage, parts: Sequence[ObjectInfo]) -> None:
+        self.storage, self.uri = storage, storage.uri
+        self._parts = list(parts)
+        self._stamp = fingerprint({info.key: f"{info.size} {info.stamp}" for info in parts})
+
+    def videos(self, wanted: Callable[[str, str], bool]) -> Iterator[SourceVideo]:
+        raw = io.BufferedReader(_Joined(self.storage, self._parts), BLOCK_BYTES)
+        stream = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+        count = 0
+        try:
+            with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as archive:
+                for member in archive:
+                    archive.members = []  # type: ignore[attr-defined]  # tarfile would remember every header
+                    name = member.name.rpartition("/")[2]
+                    if not member.isfile() or not name.endswith(SUFFIX):
+                        continue
+                    video_id, stamp = name.removesuffix(SUFFIX), f"{self._stamp}/{member.size}"
+                    data = None
+                    if wanted(video_id, stamp):
+                        file = archive.extractfile(member)
+                        data = file.read() if file else b""
+                    yield SourceVideo(video_id, member.size, stamp, data)
+                    count += 1
+            stream.read()  # to the end, so that a missing tail is noticed
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise SourceError(
+                f"{self.uri}: the archive {self._parts[0].key} … is damaged or cut off after {count} videos ({error}); "
+                "get its parts again; what is extracted is kept"
+            ) from None
+
+    def read(self, video_id: str) -> bytes:
+        raise SourceError(f"{self.uri}: video {video_id} is in an archive, which can only be read from its beginning")
+
+
+def _archive_parts(uri: str, found: Sequence[ObjectInfo]) -> list[ObjectInfo]:
+    numbered: dict[str, dict[int, ObjectInfo]] = {}
+    for info in found:
+        if match := _PART.fullmatch(info.key):
+            numbered.setdefault(match["stem"], {})[int(match["number"])] = info
+    single = [info for info in found if _SINGLE.fullmatch(info.key)]
+    names = [f"{stem}-…" for stem in numbered] + [info.key for info in single]
+    if len(names) > 1:
+        raise SourceError(f"{uri}: several archives ({', '.join(sorted(names))}); leave one")
+    for stem, parts in numbered.items():
+        missing = sorted(set(range(max(parts) + 1)) - set(parts))
+        if missing:
+            raise SourceError(f"{uri}: the archive has no part {stem}-{missing[0]:02}; get it again")
+        return [parts[number] for number in sorted(parts)]
+    return single
+
+
+class _Joined(io.RawIOBase):
+    """Objects laid end to end as one readable stream."""
+
+    def __init__(self, storage: Storage, parts: Sequence[ObjectInfo]) -> None:
+        self.storage, self.parts = storage, list(parts)
+        self.number = self.offset = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def,override]
+        while self.number < len(self.parts):
+            part = self.parts[self.number]
+            length = min(len(buffer), part.size - self.offset)
+            if length > 0:
+                buffer[:length] = self.storage.read_range(part.key, self.offset, length)
+                self.offset += length
+                return length
+            self.number, self.offset = self.number + 1, 0
+        return 0
