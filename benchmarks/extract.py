@@ -8,30 +8,27 @@ medians as a Markdown table. Processor time counts all processes; wall time is w
 
 import argparse
 import concurrent.futures
-import contextlib
 import os
 import resource
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import av
 import imageio_ffmpeg
+from videos import ssv2_like
 
 from stabn.config import ExtractConfig
 from stabn.data.extraction import extract_videos, pack_frames
 from stabn.data.sources import open_source
-from stabn.data.video import decode, encode
 from stabn.local_services import local_object_store
 from stabn.storage import open_storage
 
 CONFIG = ExtractConfig(short_side=240)
-CRF = 22
 
 
 def cpu_seconds() -> float:
@@ -78,24 +75,6 @@ def ffmpeg_files(folder: Path, videos: list[Path], workers: int, program: str = 
         return sum(pool.map(run, videos))
 
 
-@contextlib.contextmanager
-def dataset(count: int) -> Iterator[tuple[Path, list[Path]]]:
-    """Render up to 60 videos, about 2 kB a frame as in SSv2, and copy them under new names until there are `count`."""
-    from stabn.data.mini import make_mini_dataset  # here, because the worker processes import this file
-
-    with tempfile.TemporaryDirectory(prefix="stabn-benchmark-") as name:
-        folder = Path(name)
-        made = sorted(make_mini_dataset(folder / "mini", min(count, 60), 0).videos_dir.glob("*.webm"))
-        (folder / "videos").mkdir()
-        videos = [folder / "videos" / f"{number}.webm" for number in range(count)]
-        for number, path in enumerate(videos):
-            if number < len(made):
-                encode(path, decode(made[number]), 12, crf=CRF)
-            else:
-                shutil.copyfile(videos[number % len(made)], path)
-        yield folder, videos
-
-
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,7 +82,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds; the medians are shown (default: 3)")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time (default: 2)")
     args = parser.parse_args()
-    with dataset(args.videos) as (folder, videos), local_object_store(folder / "store") as store:
+    with ssv2_like(args.videos) as (folder, videos), local_object_store(folder / "store") as store:
         size = sum(path.stat().st_size for path in videos)
         methods: dict[str, Callable[[Path, list[Path], int], int]] = {
             "floor: PyAV decodes, 1 process": decode_only,

@@ -1,17 +1,21 @@
 """From stored frames to clips: sampling, the manifest, augmentation, edits at the sampled frames."""
 
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
 import torch
+from torch.utils.data import DataLoader
 
 from stabn.config import DataConfig
-from stabn.data.dataset import ClipDataset, FrameReader
+from stabn.data.dataset import ClipDataset, FrameReader, decode_jpeg
 from stabn.data.manifest import Manifest, ManifestError, build_manifest
+from stabn.data.sampler import EpochSampler
 from stabn.data.sampling import covering_samples, evaluation_sample, training_sample
-from stabn.data.transforms import color_matrix, to_input
+from stabn.data.transforms import color_matrix, crop_clip, evaluation_crop, to_input
 from stabn.storage import open_storage
 
 CLASSES = (
@@ -174,3 +178,60 @@ def test_color_jitter_is_brightness_contrast_and_saturation() -> None:
     saturated = 1.15 * color + (1 - 1.15) * gray
     expected = ((saturated * 1.1 * 0.9 + 0.5 * (1 - 0.9)) - np.array(CONFIG.mean)) / np.array(CONFIG.std)
     assert np.allclose(matrix[:, :3] @ color + matrix[:, 3], expected, atol=1e-5)
+
+
+def test_clips_do_not_depend_on_workers_processes_or_the_cache(manifest: Manifest, tmp_path: Path) -> None:
+    config = replace(CONFIG, cache_dir=str(tmp_path / "cache"), cache_gb=0.01)
+
+    def clips(config: DataConfig, workers: int, world_size: int) -> dict[int, torch.Tensor]:
+        found = {}
+        for rank in range(world_size):
+            dataset = ClipDataset(manifest, [0, 1, 2], config, train=True, seed=1)
+            dataset.epoch = 4
+            sampler = EpochSampler([0, 1, 2], 2, seed=1, epoch=4, rank=rank, world_size=world_size)
+            for batch in DataLoader(dataset, batch_sampler=sampler, num_workers=workers):
+                found |= {int(index): clip for index, clip in zip(batch["index"], batch["clips"], strict=True)}
+        return found
+
+    alone = clips(CONFIG, 0, 1)
+    for other in (clips(CONFIG, 2, 1), clips(config, 0, 2), clips(config, 2, 3)):
+        assert sorted(other) == [0, 1, 2] and all(torch.equal(other[i], alone[i]) for i in alone)
+    assert len(list((tmp_path / "cache").glob("*/*"))) == 3
+
+
+def test_one_get_for_exactly_the_span_of_the_sampled_frames(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = FrameReader(manifest)
+    gets: list[tuple[int, int]] = []
+    read_range = type(reader.storage).read_range
+
+    def counted(self: object, key: str, start: int, length: int) -> bytes:
+        gets.append((start, length))
+        return read_range(self, key, start, length)
+
+    monkeypatch.setattr(type(reader.storage), "read_range", counted)
+    sizes = manifest.video(2).frame_sizes
+    reader.jpegs(2, [50, 20, 99, 50])
+    assert gets == [(int(sizes[:20].sum()), int(sizes[20:100].sum()))]
+
+
+def test_large_frames_are_decoded_small(manifest: Manifest) -> None:
+    """A crop of 48 rows shown in 16: a half of the resolution suffices, and looks the same."""
+    small = DataConfig(num_frames=8, crop_size=16, scales=(1.0,), workers=0, evaluation_scale=1.0)
+    clip = ClipDataset(manifest, [1], small, train=False)[0]["clips"][0].numpy().astype(int)
+    frames = FrameReader(manifest).frames(1, evaluation_sample(33, 8, 1)[0])
+    exact = crop_clip(frames, evaluation_crop(80, 48, small), 16).astype(int)
+    assert np.abs(clip - exact).mean() < 3
+    jpeg = FrameReader(manifest).jpegs(1, [0])[0]
+    assert 16 <= decode_jpeg(jpeg, "2", 0, min_height=16).shape[0] <= 24
+    assert decode_jpeg(jpeg, "2", 0).shape == (48, 80, 3)
+
+
+def test_a_manifest_is_passed_to_other_processes(manifest: Manifest) -> None:
+    copy = pickle.loads(pickle.dumps(manifest))
+    assert copy.fingerprint == manifest.fingerprint
+    assert copy.video(1).frame_sizes.tolist() == manifest.video(1).frame_sizes.tolist()
+    assert [copy.index_of(name) for name in LENGTHS] == [0, 1, 2]
+    with pytest.raises(ManifestError, match="row 3 of a manifest of 3"):
+        copy.video(3)

@@ -204,7 +204,7 @@ def _finish(plan: _Plan, table: pa.Table, manifest_path: Path, rejects_path: Pat
         )
     if rejects:
         print(f"{len(rejects)} of {len(table)} videos are left out: {summary}; see {rejects_path}", flush=True)
-    manifest = build_manifest(usable.to_pylist(), plan.labels.classes, plan.target.uri, plan.settings)
+    manifest = build_manifest(usable, plan.labels.classes, plan.target.uri, plan.settings)
     temporary = manifest_path.with_name(manifest_path.name + ".partial")
     manifest.save(temporary)
     temporary.replace(manifest_path)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from stabn.errors import StabnError
 from stabn.storage import read_uri
 
-FORMAT = 1
+FORMAT = 2
 SCHEMA = pa.schema(
     [
         ("video_id", pa.string()),
@@ -31,6 +31,8 @@ SCHEMA = pa.schema(
         ("source_sha256", pa.string()),
     ]
 )
+TEXTS = ("video_id", "split", "label", "object_key", "source_sha256")
+NUMBERS = ("class_index", "num_frames", "width", "height")
 
 
 class ManifestError(StabnError):
@@ -47,6 +49,7 @@ class ManifestVideo:
         frame_sizes: int32 (num_frames,), bytes of each JPEG.
         num_frames: frames as decoded; the truth for everything that follows.
         width, height: size of the stored frames, in pixels.
+        source_sha256: of the video file that the frames were made of.
     """
 
     video_id: str
@@ -58,28 +61,52 @@ class ManifestVideo:
     num_frames: int
     width: int
     height: int
+    source_sha256: str
 
 
 class Manifest:
-    """All videos of a dataset as an Arrow table, so that worker processes share it at no cost per video."""
+    """All videos of a dataset.
+
+    Rows are read from a few arrays that hold all of them, so that a process needs no memory per video it has seen, and
+    processes that are forked share them.
+    """
 
     def __init__(self, table: pa.Table, classes: Iterable[str], storage_uri: str, settings: Mapping[str, Any]) -> None:
-        self.table = table
+        self.table = table.combine_chunks()
         self.classes = tuple(classes)
         self.storage_uri = storage_uri
         self.settings = dict(settings)
-        self.fingerprint = _fingerprint(table, self.classes)
-        self._positions: dict[str, int] | None = None
+        self._numbers = {name: _array(self.table, name) for name in NUMBERS}
+        self._texts = {name: _chunk(self.table, name) for name in TEXTS}
+        self._sizes = _chunk(self.table, "frame_sizes").flatten().to_numpy(zero_copy_only=False)
+        self._ends = np.cumsum(self._numbers["num_frames"], dtype=np.int64)
+        self._order: np.ndarray | None = None
+        if self._ends[-1:].sum() != len(self._sizes):
+            raise ManifestError(f"{storage_uri}: frame sizes and frame counts do not agree; run extract-frames again")
+        self.fingerprint = self._fingerprint()
 
     def __len__(self) -> int:
         return len(self.table)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("table", "classes", "storage_uri", "settings")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
     def video(self, index: int) -> ManifestVideo:
-        """Return the row at an index."""
-        row = {name: self.table[name][index] for name in SCHEMA.names}
-        sizes = row.pop("frame_sizes").values.to_numpy()
-        row.pop("source_sha256")
-        return ManifestVideo(frame_sizes=sizes, **{name: value.as_py() for name, value in row.items()})
+        """Return the row at an index, 0 to len - 1."""
+        if not 0 <= index < len(self):
+            raise ManifestError(f"row {index} of a manifest of {len(self)} videos")
+        end, count = int(self._ends[index]), int(self._numbers["num_frames"][index])
+        texts: dict[str, Any] = {name: column[index].as_py() for name, column in self._texts.items()}
+        numbers: dict[str, Any] = {name: int(column[index]) for name, column in self._numbers.items()}
+        return ManifestVideo(frame_sizes=self._sizes[end - count : end], **texts, **numbers)
+
+    def video_id(self, index: int) -> str:
+        """Return the id of the video at an index."""
+        name: str = self._texts["video_id"][int(index)].as_py()
+        return name
 
     def index_of(self, video_id: str) -> int:
         """Return the row of a video.
@@ -87,11 +114,19 @@ class Manifest:
         Raises:
             ManifestError: the manifest has no such video.
         """
-        if self._positions is None:
-            self._positions = {name: i for i, name in enumerate(self.table["video_id"].to_pylist())}
-        if video_id not in self._positions:
+        ids = self._texts["video_id"]
+        if self._order is None:
+            self._order = pc.sort_indices(ids).to_numpy()
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            if ids[int(self._order[middle])].as_py() < video_id:
+                low = middle + 1
+            else:
+                high = middle
+        if low == len(self) or ids[int(self._order[low])].as_py() != video_id:
             raise ManifestError(f"video {video_id!r} is not in the manifest (of {len(self)} videos); was it rejected?")
-        return self._positions[video_id]
+        return int(self._order[low])
 
     def indices(self, split: str) -> np.ndarray:
         """Return int64 rows of a split, in the order of the manifest.
@@ -101,9 +136,18 @@ class Manifest:
         """
         rows = np.flatnonzero(pc.equal(self.table["split"], split).to_numpy(zero_copy_only=False))
         if len(rows) == 0:
-            present = sorted(set(self.table["split"].to_pylist()))
-            raise ManifestError(f"split {split!r} has no videos in the manifest; it has {', '.join(present)}")
+            present = pc.unique(self.table["split"]).to_pylist()
+            raise ManifestError(f"split {split!r} has no videos in the manifest; it has {', '.join(sorted(present))}")
         return rows
+
+    def _fingerprint(self) -> str:
+        """Hash what a network can see: ids, splits, classes, source bytes, and the stored frames' sizes."""
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for name in ("video_id", "split", "source_sha256"):
+            digest.update("\n".join(self._texts[name].to_pylist()).encode())
+        for numbers in (*self._numbers.values(), self._sizes):
+            digest.update(np.ascontiguousarray(numbers, dtype="<i4").tobytes())
+        return digest.hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
         """Write the manifest as Parquet; the same content gives the same bytes."""
@@ -139,18 +183,24 @@ class Manifest:
 
 
 def build_manifest(
-    rows: Iterable[Mapping[str, Any]], classes: Iterable[str], storage_uri: str, settings: Mapping[str, Any]
+    rows: pa.Table | Iterable[Mapping[str, Any]],
+    classes: Iterable[str],
+    storage_uri: str,
+    settings: Mapping[str, Any],
 ) -> Manifest:
     """Make a manifest from rows in any order; they are sorted by split and id, so the result does not depend on it."""
-    ordered = sorted(rows, key=lambda row: (row["split"], len(row["video_id"]), row["video_id"]))
-    return Manifest(pa.Table.from_pylist(ordered, schema=SCHEMA), classes, storage_uri, settings)
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    table = table.select(SCHEMA.names).cast(SCHEMA)
+    keys = table.select(["split", "video_id"]).append_column("length", pc.utf8_length(table["video_id"]))
+    order = pc.sort_indices(keys, [("split", "ascending"), ("length", "ascending"), ("video_id", "ascending")])
+    return Manifest(table.take(order), classes, storage_uri, settings)
 
 
-def _fingerprint(table: pa.Table, classes: tuple[str, ...]) -> str:
-    """Hash what a network can see: ids, splits, classes, source bytes, and the stored frames' sizes."""
-    digest = hashlib.sha256(json.dumps(classes).encode())
-    for name in ("video_id", "split", "class_index", "source_sha256", "num_frames", "width", "height"):
-        digest.update("\n".join(map(str, table[name].to_pylist())).encode())
-    if len(table):
-        digest.update(np.ascontiguousarray(table["frame_sizes"].combine_chunks().flatten().to_numpy()).tobytes())
-    return digest.hexdigest()[:16]
+def _chunk(table: pa.Table, name: str) -> pa.Array:
+    column = table[name]
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+def _array(table: pa.Table, name: str) -> np.ndarray:
+    numbers: np.ndarray = _chunk(table, name).to_numpy(zero_copy_only=False)
+    return numbers

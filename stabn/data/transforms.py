@@ -1,5 +1,6 @@
 """Crop, flip and colour of clips: one set of parameters for all frames of a clip."""
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -19,6 +20,12 @@ class Crop:
     left: int
     top: int
     side: int
+
+    def scaled(self, factor: float) -> "Crop":
+        """Return the same square of a frame that is `factor` times as large."""
+        if factor == 1:
+            return self
+        return Crop(round(self.left * factor), round(self.top * factor), max(1, math.floor(self.side * factor)))
 
 
 def evaluation_crop(width: int, height: int, config: DataConfig) -> Crop:

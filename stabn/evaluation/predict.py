@@ -129,8 +129,7 @@ def predict(
         progress.update(len(target))
     progress.close()
     columns: dict[str, Any] = {name: torch.cat(tensors).numpy() for name, tensors in parts.items()}
-    ids = manifest.table["video_id"]
-    return {"video_ids": tuple(ids[int(row)].as_py() for row in rows), **columns}
+    return {"video_ids": tuple(manifest.video_id(row) for row in rows), **columns}
 
 
 def summarize(predictions: Predictions) -> dict[str, float]:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from stabn.config import DataConfig, ModelConfig, TrainConfig, to_dict
 from stabn.data.dataset import ClipDataset
+from stabn.data.sampler import EpochSampler
 from stabn.data.transforms import to_input
 from stabn.errors import StabnError
 from stabn.models import Output
@@ -78,9 +79,10 @@ def batch_input(batch: dict[str, Tensor], config: DataConfig, device: torch.devi
     return to_input(clips.flatten(0, 1), config, device, color).unflatten(0, (len(clips), num_clips))
 
 
-def make_loader(dataset: Any, batch_size: int, workers: int) -> DataLoader:
-    """Return a loader in the order of the dataset, with copies that can overlap with computing."""
-    return DataLoader(dataset, batch_size=batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
+def make_loader(dataset: Any, batches: int | EpochSampler, workers: int) -> DataLoader:
+    """Return a loader of a sampler's batches, or of so many videos at a time in the order of the dataset."""
+    how = {"batch_size": batches} if isinstance(batches, int) else {"batch_sampler": batches}
+    return DataLoader(dataset, num_workers=workers, pin_memory=torch.cuda.is_available(), **how)
 
 
 @dataclass
@@ -145,11 +147,11 @@ class Fit:
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         settings = self.settings
         rows = np.asarray(self.epoch_rows(epoch))
-        rows = np.random.default_rng([settings.seed, epoch]).permutation(rows)
         self.train_data.epoch = epoch
         position = {int(row): i for i, row in enumerate(self.train_data.indices)}
-        subset = Subset(self.train_data, [position[int(row)] for row in rows])
-        loader = make_loader(subset, settings.batch_size, self.data_config.workers)
+        positions = [position[int(row)] for row in rows]
+        sampler = EpochSampler(positions, settings.batch_size, seed=settings.seed, epoch=epoch)
+        loader = make_loader(self.train_data, sampler, self.data_config.workers)
         sums: dict[str, float] = {}
         started, done, correct = time.monotonic(), 0, 0
         self.model.train()
@@ -302,7 +304,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def run_identity(settings: TrainConfig, data: DataConfig, model: ModelConfig, **inputs: str) -> dict[str, Any]:
     """Return what decides a run's result, by setting; where it runs and how fast it loads do not count."""
-    neutral = {"workers", "cache_mb", "device"}
+    neutral = {"workers", "cache_mb", "cache_dir", "cache_gb", "device"}
     sections = {"": settings, "data.": data, "model.": model}
     values = {
         prefix + name: v for prefix, s in sections.items() for name, v in to_dict(s).items() if name not in neutral
