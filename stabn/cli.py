@@ -12,6 +12,7 @@ from typing import Any
 
 import stabn
 from stabn import presets
+from stabn.config import LOADING as LOADING_NAMES
 from stabn.config import SECTIONS, RunConfig, override
 from stabn.errors import StabnError
 
@@ -48,7 +49,8 @@ def command(name: str, *arguments: Any, sections: Sequence[str] = (), preset: st
 
 MANIFEST = argument("--manifest", metavar="URI", help="manifest of extract-frames, a path or s3:// URI")
 CHECKPOINT = argument("--checkpoint", metavar="URI", help="checkpoint of train, finetune or import-checkpoint")
-COMPUTING = ("data.workers", "train.batch_size", "train.device", "train.precision")
+LOADING = tuple(f"data.{name}" for name in LOADING_NAMES)
+COMPUTING = (*LOADING, "train.batch_size", "train.device", "train.precision")
 OUTPUT = argument("--output", metavar="PATH", help="file to write")
 
 
@@ -285,7 +287,7 @@ def _import_edits(args: Arguments, config: RunConfig) -> None:
     argument("--edits", metavar="PATH", help="edit table of import-edits"),
     argument("--output", metavar="URI", help="folder or s3:// prefix for best.pt and last.pt"),
     argument("--name", default="finetune", help="name of the run in MLflow"),
-    sections=["data.workers", "data.cache_mb", "finetune"],
+    sections=[*LOADING, "finetune"],
 )
 def _finetune(args: Arguments, config: RunConfig) -> None:
     """Fine-tune both branches with the corrected temporal attention; the feature extractor stays frozen.

@@ -216,6 +216,14 @@ SECTIONS: dict[str, type[Settings]] = {
 }
 
 
+LOADING = ("workers", "cache_mb", "cache_dir", "cache_gb")  # of DataConfig: where and how fast, never what
+
+
+def with_loading(data: DataConfig, here: DataConfig) -> DataConfig:
+    """Return a network's own clip settings, to be loaded the way that suits this machine."""
+    return dataclasses.replace(data, **{name: getattr(here, name) for name in LOADING})
+
+
 def parse_value(section: str, name: str, text: str) -> Any:
     """Convert text from a command line or a form to the type of the setting `section.name`.
 

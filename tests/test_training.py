@@ -474,3 +474,13 @@ def test_a_dataset_with_other_classes_is_refused(manifest_path: str, trained: st
     with pytest.raises(ConfigError, match="attention = 'inverted': choose one of as_is"):
         evaluate(trained, manifest_path, "validation", "inverted", tmp_path / "p.parquet", settings())
     assert not (tmp_path / "p.parquet").exists()
+
+
+def test_a_checkpoint_does_not_say_how_to_load_on_another_machine(manifest_path: str, tmp_path: Path) -> None:
+    config = settings(train__epochs=1, data__cache_dir=str(tmp_path / "there"), data__cache_gb=0.1)
+    best = train(manifest_path, config, str(tmp_path / "out")).best_uri
+    assert list((tmp_path / "there").glob("*/*"))
+    (tmp_path / "there").rename(tmp_path / "moved")
+    here = settings(data__cache_dir=str(tmp_path / "here"))
+    evaluate(best, manifest_path, "validation", "as_is", tmp_path / "p.parquet", here)
+    assert not (tmp_path / "there").exists() and len(list((tmp_path / "here").glob("*/*"))) == 6

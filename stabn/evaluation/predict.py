@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stabn.config import ConfigError, DataConfig, RunConfig
+from stabn.config import ConfigError, DataConfig, RunConfig, with_loading
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
 from stabn.evaluation.metrics import ATTENTION_MODES, TOP, Predictions, confusion_matrix, topk_accuracy
@@ -104,7 +104,7 @@ def predict(
     device = choose_device(config.train.device)
     dtype = choose_precision(config.train.precision, device)
     model = prepare(model, device)
-    dataset = ClipDataset(manifest, rows, data, train=False)
+    dataset = ClipDataset(manifest, rows, with_loading(data, config.data), train=False)
     parts: dict[str, list[Tensor]] = {}
     progress = Progress(len(rows), "evaluate")
     for batch in make_loader(dataset, config.train.batch_size, config.data.workers):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from stabn.config import DataConfig, ModelConfig, TrainConfig, to_dict
+from stabn.config import LOADING, DataConfig, ModelConfig, TrainConfig, to_dict
 from stabn.data.dataset import ClipDataset
 from stabn.data.sampler import EpochSampler
 from stabn.data.transforms import to_input
@@ -304,7 +304,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def run_identity(settings: TrainConfig, data: DataConfig, model: ModelConfig, **inputs: str) -> dict[str, Any]:
     """Return what decides a run's result, by setting; where it runs and how fast it loads do not count."""
-    neutral = {"workers", "cache_mb", "cache_dir", "cache_gb", "device"}
+    neutral = {*LOADING, "device"}
     sections = {"": settings, "data.": data, "model.": model}
     values = {
         prefix + name: v for prefix, s in sections.items() for name, v in to_dict(s).items() if name not in neutral

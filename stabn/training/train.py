@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from stabn.attention.edits import EditTable, load_edit_table
-from stabn.config import RunConfig, TrainConfig, fingerprint, to_dict
+from stabn.config import RunConfig, TrainConfig, fingerprint, to_dict, with_loading
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
 from stabn.models import STABN, build_model
@@ -99,7 +99,7 @@ def finetune(
     edited = _edited_rows(edits, manifest)
     others = np.setdiff1d(manifest.indices("train"), edited)
     settings = config.finetune
-    data = dataclasses.replace(checkpoint.data_config, workers=config.data.workers, cache_mb=config.data.cache_mb)
+    data = with_loading(checkpoint.data_config, config.data)
 
     def epoch_rows(epoch: int) -> np.ndarray:
         rng = np.random.default_rng([settings.seed, epoch, 1])
