@@ -50,7 +50,7 @@ def command(name: str, *arguments: Any, sections: Sequence[str] = (), preset: st
 MANIFEST = argument("--manifest", metavar="URI", help="manifest of extract-frames, a path or s3:// URI")
 CHECKPOINT = argument("--checkpoint", metavar="URI", help="checkpoint of train, finetune or import-checkpoint")
 LOADING = tuple(f"data.{name}" for name in LOADING_NAMES)
-COMPUTING = (*LOADING, "train.batch_size", "train.device", "train.precision")
+COMPUTING = (*LOADING, "train.batch_size", "train.device", "train.precision", "train.processes")
 OUTPUT = argument("--output", metavar="PATH", help="file to write")
 
 

@@ -155,6 +155,14 @@ class TrainConfig(Settings):
     )
     activation_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
     init_weights: str = setting("", "path or URI of an ImageNet 2D ResNet or a checkpoint; empty: random weights")
+    micro_batch_size: int = setting(
+        0, "videos that a process computes at a time, gradients are summed up to batch_size; 0: its whole share", low=0
+    )
+    sync_batch_norm: bool = setting(False, "BatchNorm over the share of all processes (GPU only) instead of each")
+    checkpoint_minutes: float = setting(15.0, "minutes between checkpoints within an epoch", low=0.0)
+    processes: int = setting(1, "processes on this machine; under torchrun its own number counts", low=1)
+    max_restarts: int = setting(3, "times that all processes are started again after one has died", low=0)
+    collective_timeout: float = setting(600.0, "seconds after which a process gives up waiting for another", low=1.0)
     seed: int = setting(0, "seed of weights, order and augmentation", low=0)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
 

@@ -31,6 +31,27 @@ def exit_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def note_sigterm() -> Iterator[Callable[[], bool]]:
+    """Let SIGTERM interrupt nothing while the block runs, and yield a function that tells whether it has come."""
+    _received.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield _received.is_set
+        return
+    former = signal.signal(signal.SIGTERM, _note)
+    try:
+        yield _received.is_set
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+_received = threading.Event()
+
+
+def _note(number: int, frame: Any) -> None:
+    _received.set()
+
+
 def _leave(number: int, frame: Any) -> None:
     signal.signal(number, _go_on)
     raise Terminated(128 + number)
@@ -54,7 +75,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    if signal.getsignal(signal.SIGTERM) in (_leave, _go_on):
+    if signal.getsignal(signal.SIGTERM) in (_leave, _go_on, _note):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, _masks.former)
 

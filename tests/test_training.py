@@ -178,8 +178,9 @@ def test_train_leaves_two_checkpoints_with_the_whole_history(manifest_path: str,
     [
         {"train__plateau_patience": 0, "train__plateau_factor": 0.5, "train__learning_rate": 0.3},
         {"train__optimizer": "adamw", "train__schedule": "one_cycle", "data__num_clips": 2, "data__workers": 1},
+        {"train__checkpoint_minutes": 0.0},
     ],
-    ids=["sgd-plateau", "adamw-one-cycle-two-clips"],
+    ids=["sgd-plateau", "adamw-one-cycle-two-clips", "checkpoint-each-step"],
 )
 @pytest.mark.parametrize("steps", [3, 4, 8], ids=["after-epoch-1", "inside-epoch-2", "inside-epoch-3"])
 def test_interrupted_and_resumed_equals_uninterrupted(

@@ -1,5 +1,7 @@
 """Stage evaluate: what a network says about every video of a split."""
 
+import contextlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,13 @@ from torch import Tensor, nn
 from stabn.config import ConfigError, DataConfig, RunConfig, with_loading
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
+from stabn.data.sampler import shard
 from stabn.evaluation.metrics import ATTENTION_MODES, TOP, Predictions, confusion_matrix, topk_accuracy
 from stabn.models.st_abn import invert
 from stabn.progress import Progress
 from stabn.tracking import stage_run
 from stabn.training.checkpoint import CheckpointError, check_classes, load_model
+from stabn.training.distributed import World, is_launched, join, run_on_processes
 from stabn.training.loop import batch_input, choose_device, choose_precision, forward_clips, make_loader, prepare
 
 DISPLAYED_CLASSES = 30
@@ -55,6 +59,9 @@ def evaluate(
     """
     if attention not in ATTENTION_MODES:
         raise ConfigError(f"attention = {attention!r}: choose one of {', '.join(ATTENTION_MODES)}")
+    if config.train.processes > 1 and not is_launched():
+        arguments = (checkpoint_uri, manifest_uri, split, attention, output_path, config, name)
+        return run_on_processes(config.train.processes, config.train.max_restarts, evaluate, *arguments)
     manifest = Manifest.load(manifest_uri)
     model, checkpoint = load_model(checkpoint_uri)
     check_classes(checkpoint, manifest.classes, manifest_uri)
@@ -62,8 +69,16 @@ def evaluate(
         raise CheckpointError(f"{checkpoint_uri}: a {checkpoint.model_config.name} has no attention; use as_is")
     inputs = {"dataset": manifest.fingerprint, "checkpoint": checkpoint.fingerprint}
     settings = {"split": split, "attention": attention, "name": name}
-    with stage_run(f"evaluate/{name}/{split}/{attention}", settings=settings, inputs=inputs) as run:
-        columns = predict(model, manifest, manifest.indices(split), checkpoint.data_config, config, attention)
+    with contextlib.ExitStack() as stack:
+        device = choose_device(config.train.device)
+        world = stack.enter_context(join(device, config.train.collective_timeout))
+        run = None
+        if world.is_first:
+            run = stack.enter_context(
+                stage_run(f"evaluate/{name}/{split}/{attention}", settings=settings, inputs=inputs)
+            )
+        rows = manifest.indices(split)
+        columns = predict(model, manifest, rows, checkpoint.data_config, config, attention, world)
         metadata: dict[str, Any] = {
             "classes": list(manifest.classes),
             "checkpoint_fingerprint": checkpoint.fingerprint,
@@ -73,12 +88,13 @@ def evaluate(
         }
         predictions = Predictions(**columns, metadata=metadata)
         metrics = summarize(predictions)
-        metadata.update(metrics)
-        predictions.save(output_path)
-        run.log_metrics(metrics)
-        run.log_artifact(str(output_path))
-    shown = ", ".join(f"{key} {value:.1%}" for key, value in metrics.items() if "top" in key)
-    print(f"evaluate {name}, {split}, attention {attention}: {len(predictions)} videos, {shown}", flush=True)
+        if run is not None:
+            metadata.update(metrics)
+            predictions.save(output_path)
+            run.log_metrics(metrics)
+            run.log_artifact(str(output_path))
+            shown = ", ".join(f"{key} {value:.1%}" for key, value in metrics.items() if "top" in key)
+            print(f"evaluate {name}, {split}, attention {attention}: {len(predictions)} videos, {shown}", flush=True)
     return Evaluation(predictions, metrics)
 
 
@@ -90,8 +106,9 @@ def predict(
     data: DataConfig,
     config: RunConfig,
     attention: str = "as_is",
+    world: World | None = None,
 ) -> dict[str, Any]:
-    """Return the columns of `Predictions` for some rows of a manifest.
+    """Return the columns of `Predictions` for some rows of a manifest, each row once.
 
     Args:
         model: the network, in evaluation mode.
@@ -100,13 +117,16 @@ def predict(
         data: how clips are sampled: the checkpoint's.
         config: batch size, loading processes, device and precision.
         attention: see `evaluate`.
+        world: the processes that share the rows; all get the whole result.
     """
+    world = world or World()
     device = choose_device(config.train.device)
     dtype = choose_precision(config.train.precision, device)
     model = prepare(model, device)
-    dataset = ClipDataset(manifest, rows, with_loading(data, config.data), train=False)
+    mine = shard(rows, world.rank, world.size)
+    dataset = ClipDataset(manifest, mine, with_loading(data, config.data), train=False)
     parts: dict[str, list[Tensor]] = {}
-    progress = Progress(len(rows), "evaluate")
+    progress = Progress(len(mine), "evaluate", stream=None if world.is_first else io.StringIO())
     for batch in make_loader(dataset, config.train.batch_size, config.data.workers):
         clips = batch_input(batch, data, device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -128,7 +148,12 @@ def predict(
         parts.setdefault("class_index", []).append(batch["target"])
         progress.update(len(target))
     progress.close()
-    columns: dict[str, Any] = {name: torch.cat(tensors).numpy() for name, tensors in parts.items()}
+    shares = world.gather({name: torch.cat(tensors).numpy() for name, tensors in parts.items()})
+    order = np.argsort(np.concatenate([shard(np.arange(len(rows)), rank, world.size) for rank in range(world.size)]))
+    names = next(share for share in shares if share)
+    columns: dict[str, Any] = {
+        name: np.concatenate([share[name] for share in shares if share])[order] for name in names
+    }
     return {"video_ids": tuple(manifest.video_id(row) for row in rows), **columns}
 
 

@@ -1,6 +1,9 @@
 """The loop that training and fine-tuning share: epochs, validation, schedule, checkpoints, resuming."""
 
+import contextlib
+import io
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,30 +12,57 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from stabn.config import LOADING, DataConfig, ModelConfig, TrainConfig, to_dict
 from stabn.data.dataset import ClipDataset
-from stabn.data.sampler import EpochSampler
+from stabn.data.sampler import EpochSampler, shard
 from stabn.data.transforms import to_input
-from stabn.errors import StabnError
+from stabn.errors import RetryableError, StabnError
 from stabn.models import Output
 from stabn.progress import Progress
+from stabn.signals import note_sigterm
 from stabn.storage import Storage
 from stabn.training.checkpoint import CheckpointError, dump_checkpoint, read_checkpoint, serialize
+from stabn.training.distributed import World
 from stabn.training.losses import Losses, training_loss
 
 LAST, BEST = "last.pt", "best.pt"
+SEED_STRIDE = 1_000_003  # between the random states of the processes
+STEPS_BETWEEN_AGREEMENTS = 10  # on GPUs, where asking all processes waits for the step
 
 
 class TrainingError(StabnError):
     """Training cannot go on."""
 
 
+class Preempted(RetryableError):
+    """Training was asked to stop; what it has reached is saved."""
+
+
+def _no_sums() -> dict[str, float]:
+    return dict.fromkeys((*Losses._fields, "videos", "correct"), 0.0)
+
+
+@dataclass
+class Position:
+    """How far an epoch is.
+
+    Attributes:
+        videos: seen in this epoch by all processes.
+        sums: of what this process has seen: losses times videos, videos, videos recognised rightly.
+    """
+
+    videos: int = 0
+    sums: dict[str, float] = field(default_factory=_no_sums)
+
+
 def choose_device(name: str) -> torch.device:
-    """Return the device of a setting; `auto` is CUDA where there is one."""
+    """Return the device of a setting; `auto` is CUDA where there is one, under torchrun the process' own GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     return torch.device(name)
 
 
@@ -81,7 +111,10 @@ def batch_input(batch: dict[str, Tensor], config: DataConfig, device: torch.devi
 
 def make_loader(dataset: Any, batches: int | EpochSampler, workers: int) -> DataLoader:
     """Return a loader of a sampler's batches, or of so many videos at a time in the order of the dataset."""
-    how = {"batch_size": batches} if isinstance(batches, int) else {"batch_sampler": batches}
+    how: dict[str, Any] = {"batch_size": batches} if isinstance(batches, int) else {"batch_sampler": batches}
+    # The generator is not used, but without it a loader draws from the random numbers that dropout draws from, and an
+    # epoch that is gone on with would differ from one that was not interrupted.
+    how["generator"] = torch.Generator()
     return DataLoader(dataset, num_workers=workers, pin_memory=torch.cuda.is_available(), **how)
 
 
@@ -94,6 +127,7 @@ class Fit:
         loss: of (output, batch on the device); training_loss or finetuning_loss.
         epoch_rows: rows of the manifest to train on in an epoch, in any order; the loop shuffles them.
         identity: what must be equal for a checkpoint to be resumed, as JSON values.
+        world: the processes that train together.
     """
 
     model: nn.Module
@@ -107,6 +141,7 @@ class Fit:
     loss: Callable[[Output, dict[str, Tensor]], Losses]
     epoch_rows: Callable[[int], np.ndarray]
     identity: dict[str, Any]
+    world: World = field(default_factory=World)
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -119,25 +154,34 @@ class Fit:
         Raises:
             TrainingError: the loss is not finite; names the videos of the batch.
             CheckpointError: the storage holds a run with other settings or data.
+            Preempted: SIGTERM came; `last.pt` holds the step that was reached.
         """
         settings = self.settings
         self.device = next(self.model.parameters()).device
         self.dtype = choose_precision(settings.precision, self.device)
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(settings.seed + SEED_STRIDE * self.world.rank)  # dropout differs between processes
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(settings, parameters)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience
         )
+        self.position = Position()
         self._resume()
-        while len(self.history) < settings.epochs and not self._schedule_ended():
-            epoch = len(self.history)
-            row = {"epoch": epoch + 1, **self._train_epoch(epoch), **self._validate(epoch)}
-            self.plateau.step(row["validation_loss"])
-            self.history.append(row)
-            self._save(row)
-            self.on_epoch(row)
-        self._add_history_to_best()
+        self.network = self.world.wrap(self.model)
+        self.saved = time.monotonic()
+        with note_sigterm() as self.is_stopping:
+            while len(self.history) < settings.epochs and not self._schedule_ended():
+                epoch = len(self.history)
+                row = {"epoch": epoch + 1, **self._train_epoch(epoch)}
+                self.world.share_buffers(self.model)
+                row |= self._validate(epoch)
+                self.plateau.step(row["validation_loss"])
+                self.history.append(row)
+                self.position = Position()
+                self._save(row)
+                self.on_epoch(row)
+        if self.world.is_first:
+            self._add_history_to_best()
         return self.history
 
     def _schedule_ended(self) -> bool:
@@ -150,63 +194,130 @@ class Fit:
         self.train_data.epoch = epoch
         position = {int(row): i for i, row in enumerate(self.train_data.indices)}
         positions = [position[int(row)] for row in rows]
-        sampler = EpochSampler(positions, settings.batch_size, seed=settings.seed, epoch=epoch)
+        at = self.position
+        sampler = EpochSampler(
+            positions,
+            settings.batch_size,
+            seed=settings.seed,
+            epoch=epoch,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            start=at.videos,
+        )
         loader = make_loader(self.train_data, sampler, self.data_config.workers)
-        sums: dict[str, float] = {}
-        started, done, correct = time.monotonic(), 0, 0
+        started, first = time.monotonic(), at.videos
         self.model.train()
-        progress = Progress(len(rows), f"{self.stage} epoch {epoch + 1}/{settings.epochs}")
+        progress = self._progress(len(rows) - first, f"{self.stage} epoch {epoch + 1}/{settings.epochs}")
         for step, batch in enumerate(loader):
             if settings.schedule == "one_cycle":
-                set_rate(self.optimizer, one_cycle(settings, (epoch + step / len(loader)) / settings.epochs))
-            batch = self._to_device(batch)
-            with self._autocast():
-                output = forward_clips(self.model, batch["clips"])
-            losses = self.loss(output, batch)
-            if not torch.isfinite(losses.total):
-                ids = [self.train_data.manifest.video(int(i)).video_id for i in batch["index"]]
-                raise TrainingError(
-                    f"{self.stage}: the loss is {float(losses.total.detach())} in epoch {epoch + 1}, videos "
-                    f"{', '.join(ids)}; lower the learning rate, or look at these videos. {LAST} holds the epoch before"
-                )
-            self.optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()
-            if settings.clip_norm > 0:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-            self.optimizer.step()
-            size = len(batch["target"])
-            done += size
-            correct += int((output.logits.argmax(1) == batch["target"]).sum())
-            for name, value in losses._asdict().items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) * size
-            progress.update(size, loss=sums["total"] / done)
+                steps = -(-len(rows) // settings.batch_size)
+                share = at.videos // settings.batch_size / steps
+                set_rate(self.optimizer, one_cycle(settings, (epoch + share) / settings.epochs))
+            num_videos = sampler.num_global(step)
+            self._step(self._to_device(batch), sampler.num_real(step), num_videos, epoch)
+            at.videos += num_videos
+            progress.update(num_videos, loss=at.sums["total"] / max(1, at.sums["videos"]))
+            self._check_clock(step)
         progress.close()
         seconds = time.monotonic() - started
+        sums = self.world.sum(at.sums)
+        done = max(1.0, sums["videos"])
         return {
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **{f"train_{'loss' if name == 'total' else name + '_loss'}": total / done for name, total in sums.items()},
-            "train_top1": correct / done,
+            **{f"train_{'loss' if name == 'total' else name + '_loss'}": sums[name] / done for name in Losses._fields},
+            "train_top1": sums["correct"] / done,
             "seconds": seconds,
-            "videos_per_second": done / seconds,
+            "videos_per_second": (at.videos - first) / seconds,
         }
+
+    def _step(self, batch: dict[str, Tensor], num_real: int, num_videos: int, epoch: int) -> None:
+        """Change the weights once, by the gradient of the mean loss over the step's videos in all processes.
+
+        Args:
+            batch: this process' share of the videos, on the device.
+            num_real: how many of them count; 0: they are there because every process must take part.
+            num_videos: how many videos the step has over all processes.
+            epoch: for messages.
+        """
+        settings, sums = self.settings, self.position.sums
+        size = len(batch["target"])
+        micro = settings.micro_batch_size or size
+        self.optimizer.zero_grad(set_to_none=True)
+        for begin in range(0, size, micro):
+            piece = {name: value[begin : begin + micro] for name, value in batch.items()}
+            count = len(piece["target"]) if num_real else 0
+            is_last = begin + micro >= size
+            with contextlib.nullcontext() if is_last else self.world.no_exchange(self.network):
+                with self._autocast():
+                    output = forward_clips(self.network, piece["clips"])
+                losses = self.loss(output, piece)
+                self._check_finite(losses.total, piece, epoch)
+                (losses.total * (count * self.world.size / num_videos)).backward()  # DDP takes the mean over processes
+            sums["videos"] += count
+            if count:
+                sums["correct"] += int((output.logits.argmax(1) == piece["target"]).sum())
+                for name, value in losses._asdict().items():
+                    sums[name] += float(value.detach()) * count
+        if settings.clip_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        self.optimizer.step()
+
+    def _check_finite(self, loss: Tensor, batch: dict[str, Tensor], epoch: int) -> None:
+        if torch.isfinite(loss):
+            return
+        ids = [self.train_data.manifest.video_id(int(i)) for i in batch["index"]]
+        kept = f" {LAST} holds the last good state" if self.storage.exists(LAST) else ""
+        raise TrainingError(
+            f"{self.stage}: the loss is {float(loss.detach())} in epoch {epoch + 1}, videos {', '.join(ids)}; "
+            f"lower the learning rate, or look at these videos.{kept}"
+        )
+
+    def _check_clock(self, step: int) -> None:
+        """Save the position when it is time, and stop when SIGTERM has come to any process."""
+        if self.device.type == "cuda" and self.world.size > 1 and step % STEPS_BETWEEN_AGREEMENTS:
+            return
+        due = time.monotonic() - self.saved > self.settings.checkpoint_minutes * 60
+        stop, save = self.world.any(self.is_stopping(), due and self.world.is_first)
+        if stop or save:
+            self._save()
+        if stop:
+            raise Preempted(
+                f"{self.stage}: stopped by SIGTERM in epoch {len(self.history) + 1}, after {self.position.videos} "
+                "of its videos; run it again to go on from there"
+            )
+
+    def _progress(self, total: int, what: str) -> Progress:
+        """Return the progress of process 0; the others show nothing."""
+        if self.world.is_first:
+            return Progress(total, what)
+        return Progress(total, what, stream=io.StringIO())
 
     @torch.inference_mode()
     def _validate(self, epoch: int) -> dict[str, float]:
         self.model.eval()
-        sums = np.zeros(3)
-        for batch in make_loader(self.validation_data, self.settings.batch_size, self.data_config.workers):
+        sums = {"loss": 0.0, "top1": 0.0, "top5": 0.0, "videos": 0.0}
+        mine = shard(np.arange(len(self.validation_data)), self.world.rank, self.world.size)
+        for step, batch in enumerate(
+            make_loader(Subset(self.validation_data, mine.tolist()), self.settings.batch_size, self.data_config.workers)
+        ):
             batch = self._to_device(batch)
             with self._autocast():
                 output = forward_clips(self.model, batch["clips"])
             target, logits = batch["target"], output.logits.float()
-            loss = float(training_loss(output, target).total) * len(target)
             top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
-            sums += [loss, float(top[:, 0].sum()), float(top.any(1).sum())]
-        loss, top1, top5 = (sums / len(self.validation_data)).tolist()
-        print(
-            f"{self.stage} epoch {epoch + 1}: validation loss {loss:.3f}, top-1 {top1:.1%}, top-5 {top5:.1%}",
-            flush=True,
-        )
+            sums["loss"] += float(training_loss(output, target).total) * len(target)
+            sums["top1"] += float(top[:, 0].sum())
+            sums["top5"] += float(top.any(1).sum())
+            sums["videos"] += len(target)
+            if self.world.size == 1:
+                self._check_clock(step)
+        sums = self.world.sum(sums)
+        loss, top1, top5 = (sums[name] / sums["videos"] for name in ("loss", "top1", "top5"))
+        if self.world.is_first:
+            print(
+                f"{self.stage} epoch {epoch + 1}: validation loss {loss:.3f}, top-1 {top1:.1%}, top-5 {top5:.1%}",
+                flush=True,
+            )
         return {"validation_loss": loss, "validation_top1": top1, "validation_top5": top5}
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -221,14 +332,20 @@ class Fit:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def _save(self, row: dict[str, float]) -> None:
-        if _score(row) == max(map(_score, self.history)):
+    def _save(self, row: dict[str, float] | None = None) -> None:
+        """Write the state of the run; `row` is the epoch that has just ended, None within an epoch."""
+        self.saved = time.monotonic()
+        processes = self.world.gather({"random_state": torch.get_rng_state(), "sums": self.position.sums})
+        if not self.world.is_first:
+            return
+        if row and _score(row) == max(map(_score, self.history)):
             self.storage.write(BEST, self._dump())
         state = self._dump(
             optimizer=self.optimizer.state_dict(),
             plateau=self.plateau.state_dict(),
             identity=self.identity,
-            random_state=torch.get_rng_state(),
+            videos_seen=self.position.videos,
+            processes=processes,
         )
         self.storage.write(LAST, state)
 
@@ -266,9 +383,20 @@ class Fit:
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.plateau.load_state_dict(content["plateau"])
-        torch.set_rng_state(content["random_state"])
         self.history = content["history"]
-        print(f"{self.stage}: goes on after epoch {len(self.history)} of {self.storage.locate(LAST)}", flush=True)
+        self.position = Position(content["videos_seen"])
+        processes = content["processes"]
+        if len(processes) == self.world.size:
+            torch.set_rng_state(processes[self.world.rank]["random_state"])
+            self.position.sums = dict(processes[self.world.rank]["sums"])
+        elif self.world.is_first:  # another number of processes: the same videos, other dropout
+            self.position.sums = {
+                name: sum(process["sums"][name] for process in processes) for name in self.position.sums
+            }
+        if self.world.is_first:
+            videos = f" and {self.position.videos} videos" if self.position.videos else ""
+            where = self.storage.locate(LAST)
+            print(f"{self.stage}: goes on after epoch {len(self.history)}{videos} of {where}", flush=True)
 
 
 def _score(row: dict[str, float]) -> tuple[float, float]:
@@ -304,7 +432,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def run_identity(settings: TrainConfig, data: DataConfig, model: ModelConfig, **inputs: str) -> dict[str, Any]:
     """Return what decides a run's result, by setting; where it runs and how fast it loads do not count."""
-    neutral = {*LOADING, "device"}
+    neutral = {*LOADING, "device", "processes", "max_restarts", "collective_timeout", "checkpoint_minutes"}
     sections = {"": settings, "data.": data, "model.": model}
     values = {
         prefix + name: v for prefix, s in sections.items() for name, v in to_dict(s).items() if name not in neutral

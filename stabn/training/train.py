@@ -1,5 +1,6 @@
 """Stages train and finetune: what is trained on what, with which loss."""
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from stabn.models.weights import load_initial_weights
 from stabn.storage import fetch, open_storage
 from stabn.tracking import stage_run
 from stabn.training.checkpoint import CheckpointError, check_classes, describe, load_model, read_checkpoint
+from stabn.training.distributed import is_launched, join, run_on_processes
 from stabn.training.loop import BEST, LAST, Fit, TrainingError, choose_device, prepare, run_identity
 from stabn.training.losses import finetuning_loss, training_loss
 
@@ -46,6 +48,10 @@ def train(manifest_uri: str, config: RunConfig, output_uri: str) -> TrainResult:
         config: all settings; the number of classes is the manifest's.
         output_uri: folder or prefix for checkpoints and the history.
     """
+    if config.train.processes > 1 and not is_launched():
+        return run_on_processes(
+            config.train.processes, config.train.max_restarts, train, manifest_uri, config, output_uri
+        )
     manifest = Manifest.load(manifest_uri)
     model_config = dataclasses.replace(config.model, num_classes=len(manifest.classes))
     torch.manual_seed(config.train.seed)
@@ -90,6 +96,9 @@ def finetune(
     Raises:
         TrainingError: the edits do not fit the manifest.
     """
+    if config.finetune.processes > 1 and not is_launched():
+        arguments = (checkpoint_uri, manifest_uri, edits_path, config, output_uri, name)
+        return run_on_processes(config.finetune.processes, config.finetune.max_restarts, finetune, *arguments)
     manifest = Manifest.load(manifest_uri)
     model, checkpoint = load_model(checkpoint_uri)
     check_classes(checkpoint, manifest.classes, manifest_uri)
@@ -174,10 +183,21 @@ def _run_name(settings: TrainConfig, config: RunConfig, *inputs: str) -> str:
 
 def _run(fit: Fit, *, key: str, inputs: dict[str, str], parent_model: str = "") -> TrainResult:
     settings = {"model": to_dict(fit.model_config), "data": to_dict(fit.data_config), "train": to_dict(fit.settings)}
-    with stage_run(key, settings=settings, inputs=inputs, parent_model=parent_model) as run:
-        fit.on_epoch = lambda row: run.log_metrics(_metrics(row), step=int(row["epoch"]))
+    timeout = fit.settings.collective_timeout
+    with contextlib.ExitStack() as stack:
+        fit.world = stack.enter_context(join(next(fit.model.parameters()).device, timeout))
+        if fit.settings.sync_batch_norm and fit.world.size > 1:
+            fit.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(fit.model)
+        run = None
+        if fit.world.is_first:
+            run = stack.enter_context(stage_run(key, settings=settings, inputs=inputs, parent_model=parent_model))
+            fit.on_epoch = lambda row: run.log_metrics(_metrics(row), step=int(row["epoch"]))
+            batch = fit.settings.batch_size
+            print(f"{key}: {batch} videos a step in {fit.world.size} process(es), {fit.model_config.name}", flush=True)
         history = fit.run()
         best_uri = fit.storage.locate(BEST)
+        if run is None:
+            return TrainResult(best_uri, fit.storage.locate(LAST), history, {})
         best = describe(read_checkpoint(best_uri))
         metrics = _metrics(history[best.epoch - 1])
         run.log_metrics({f"best_{name}": value for name, value in metrics.items() if name.startswith("validation")})
