@@ -98,9 +98,10 @@ def fail(rank: int, error: type[StabnError]) -> None:
 
 @pytest.mark.parametrize("error", [StabnError, RetryableError])
 def test_an_error_in_one_process_ends_all(error: type[StabnError]) -> None:
-    started = time.monotonic()
+    started, handler = time.monotonic(), signal.getsignal(signal.SIGTERM)
     with pytest.raises(StabnError, match="process 1 of 2 ended with code") as raised:
         run_on_processes(2, 0, fail, 1, error)
+    assert signal.getsignal(signal.SIGTERM) == handler
     assert type(raised.value) is error and time.monotonic() - started < 60
 
 

@@ -19,7 +19,7 @@ from stabn.config import ExtractConfig, fingerprint, to_dict
 from stabn.data.mjpeg import pack, unpack
 from stabn.data.records import Records
 from stabn.data.sources import SourceVideo, VideoSource
-from stabn.data.video import Planes, VideoError, VideoInfo, open_video
+from stabn.data.video import Planes, VideoError, open_video
 from stabn.progress import Progress
 from stabn.signals import end_with_parent, exit_on_sigterm
 from stabn.storage import ObjectNotFound, Storage
@@ -269,14 +269,14 @@ def _rate_reason(fps: float, config: ExtractConfig) -> str | None:
 
 def _limit_reason(record: dict[str, Any], config: ExtractConfig) -> str | None:
     """Say why a decoded video cannot be used with these limits; None if it can."""
-    count, info = record["num_frames"], VideoInfo(record["source_width"], record["source_height"], record["fps"])
+    count, width, height = (record[name] for name in ("num_frames", "source_width", "source_height"))
     if count < config.min_frames:
         return f"too short: {count} frame{'s' * (count != 1)}, fewer than extract.min_frames = {config.min_frames}"
     if count > config.max_frames:
         return f"too long: {count} frames, more than extract.max_frames = {config.max_frames}"
-    if info.width * info.height > config.max_pixels:
-        return f"too large: {info.width} x {info.height} pixels, more than extract.max_pixels = {config.max_pixels}"
-    return _rate_reason(info.fps, config)
+    if width * height > config.max_pixels:
+        return f"too large: {width} x {height} pixels, more than extract.max_pixels = {config.max_pixels}"
+    return _rate_reason(record["fps"], config)
 
 
 _worker: _Worker

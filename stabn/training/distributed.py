@@ -8,7 +8,9 @@ one.
 import contextlib
 import datetime
 import os
+import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -148,7 +150,8 @@ def run_on_processes(num_processes: int, max_restarts: int, function: Callable[.
         start_method="spawn",
     )
     try:
-        return elastic_launch(config, _call)(function, *arguments)[0]  # type: ignore[no-any-return]
+        with _signal_handlers_kept():
+            return elastic_launch(config, _call)(function, *arguments)[0]  # type: ignore[no-any-return]
     except SignalException as error:
         raise RetryableError(f"stopped ({error}); run it again to go on from the last checkpoint") from None
     except ChildFailedError as error:
@@ -159,6 +162,21 @@ def run_on_processes(num_processes: int, max_restarts: int, function: Callable[.
         raise kind(
             f"process {rank} of {num_processes} ended with code {failure.exitcode}; its message is above"
         ) from None
+
+
+@contextlib.contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Put the signal handlers back that the launcher replaces with its own and leaves."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    former = {kind: signal.getsignal(kind) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in former.items():
+            signal.signal(kind, handler)
 
 
 def _call(function: Callable[..., Result], *arguments: Any) -> Result:
