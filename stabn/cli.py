@@ -51,6 +51,7 @@ MANIFEST = argument("--manifest", metavar="URI", help="manifest of extract-frame
 CHECKPOINT = argument("--checkpoint", metavar="URI", help="checkpoint of train, finetune or import-checkpoint")
 LOADING = tuple(f"data.{name}" for name in LOADING_NAMES)
 COMPUTING = (*LOADING, "train.batch_size", "train.device", "train.precision", "train.processes")
+PROFILE = argument("--profile", metavar="PATH", default="", help="trace of a few steps, opens in ui.perfetto.dev")
 OUTPUT = argument("--output", metavar="PATH", help="file to write")
 
 
@@ -176,18 +177,23 @@ def _say_manifest(manifest: Any, path: str) -> None:
 @command(
     "train",
     MANIFEST,
-    argument("--output", metavar="URI", help="folder or s3:// prefix for best.pt and last.pt"),
+    argument("--output", metavar="URI", help="folder or s3:// prefix for best.pt and the states of the run"),
+    PROFILE,
     sections=["data", "model", "train"],
 )
 def _train(args: Arguments, config: RunConfig) -> None:
     """Train ST-ABN, or with a baseline preset the 3D ResNet, on the training split.
 
-    Reads a manifest and the frames it names; writes best.pt (best validation top-1) and last.pt. Started again with
-    the same output, it goes on after the last whole epoch.
+    Reads a manifest and the frames it names; writes best.pt (best validation top-1) and states/, from which the same
+    command goes on where it was stopped or killed, also with another number of processes.
+
+    1 GPU: as it is. 8 GPUs: --train.processes 0. 2 machines of 8 GPUs: start on each
+      torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m stabn.cli train ...
+    A step has train.batch_size videos over all processes. docs/training.md: costs, settings, when it goes wrong.
     """
     from stabn.training.train import train
 
-    print(f"best checkpoint: {train(args.manifest, config, args.output).best_uri}")
+    print(f"best checkpoint: {train(args.manifest, config, args.output, args.profile).best_uri}")
 
 
 @command(
@@ -285,8 +291,9 @@ def _import_edits(args: Arguments, config: RunConfig) -> None:
     CHECKPOINT,
     MANIFEST,
     argument("--edits", metavar="PATH", help="edit table of import-edits"),
-    argument("--output", metavar="URI", help="folder or s3:// prefix for best.pt and last.pt"),
+    argument("--output", metavar="URI", help="folder or s3:// prefix for best.pt and the states of the run"),
     argument("--name", default="finetune", help="name of the run in MLflow"),
+    PROFILE,
     sections=[*LOADING, "finetune"],
 )
 def _finetune(args: Arguments, config: RunConfig) -> None:
@@ -296,7 +303,7 @@ def _finetune(args: Arguments, config: RunConfig) -> None:
     """
     from stabn.training.train import finetune
 
-    result = finetune(args.checkpoint, args.manifest, args.edits, config, args.output, args.name)
+    result = finetune(args.checkpoint, args.manifest, args.edits, config, args.output, args.name, args.profile)
     print(f"best checkpoint: {result.best_uri}")
 
 
@@ -412,7 +419,8 @@ def _usage(names: tuple[str, ...], options: dict[str, Any]) -> str:
 def _add_settings(parser: argparse.ArgumentParser, section: str, names: Sequence[str], short: bool) -> None:
     """Add a flag per setting, `--extract.max_rejects`; with `short` also `--max-rejects`."""
     kind = SECTIONS[section]
-    group = parser.add_argument_group(f"settings of {section}", (kind.__doc__ or "").strip())
+    description = f"{(kind.__doc__ or '').strip()}\n{DEFAULTS_NOTE}"
+    group = parser.add_argument_group(f"settings of {section}", description)
     for item in dataclasses.fields(kind):
         if names and item.name not in names:
             continue
@@ -420,9 +428,12 @@ def _add_settings(parser: argparse.ArgumentParser, section: str, names: Sequence
         metavar = "{" + ",".join(map(str, choices)) + "}" if choices else _kind_name(item.default)
         default = ",".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
         shown = str(default).lower() if isinstance(default, bool) else default
-        text = f"{item.metadata['help']} (default: the preset's; in the paper's presets {shown})".replace("%", "%%")
+        text = f"{item.metadata['help']} [{shown if shown != '' else 'none'}]".replace("%", "%%")
         flags = [f"--{section}.{item.name}"] + [f"--{item.name.replace('_', '-')}"] * short
         group.add_argument(*flags, dest=f"{section}.{item.name}", metavar=metavar, help=text)
+
+
+DEFAULTS_NOTE = "What is not given is the preset's; in brackets what it is in ssv2_r50_32."
 
 
 def _kind_name(value: Any) -> str:

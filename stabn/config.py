@@ -133,13 +133,24 @@ class ModelConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Settings):
-    """Training of the whole network (paper, section 4.1; the released settings where it is silent)."""
+class FitConfig(Settings):
+    """What training and fine-tuning share: optimiser, schedule, arithmetic, processes, saved states."""
 
     epochs: int = setting(150, "passes over the training videos", low=1)
     batch_size: int = setting(64, "videos per optimiser step, over all processes", low=1)
+    micro_batch_size: int = setting(
+        8,
+        "videos that go through the network at once in one process, and that BatchNorm sees together; the gradients of "
+        "a process' share are added up; 0: the whole share at once",
+        low=0,
+    )
     optimizer: str = setting("sgd", "sgd as in the paper, or adamw", choices=("sgd", "adamw"))
-    learning_rate: float = setting(0.01, "initial (one_cycle: highest) learning rate", low=0.0)
+    learning_rate: float = setting(
+        0.01, "initial (one_cycle: highest) learning rate, for reference_batch_size videos per step", low=0.0
+    )
+    reference_batch_size: int = setting(
+        64, "batch_size that learning_rate is for; with another the rate changes in proportion; 0: never", low=0
+    )
     momentum: float = setting(0.9, "momentum of SGD", low=0.0, high=1.0)
     nesterov: bool = setting(True, "Nesterov momentum, as in the released settings")
     weight_decay: float = setting(5e-4, "weight decay", low=0.0)
@@ -147,36 +158,83 @@ class TrainConfig(Settings):
     schedule: str = setting(
         "plateau", "plateau: times plateau_factor when the validation loss saturates", choices=("plateau", "one_cycle")
     )
+    warmup_epochs: float = setting(0.0, "epochs in which the rate of the plateau schedule rises from 0", low=0.0)
     plateau_factor: float = setting(0.1, "what the learning rate is multiplied by on a plateau", low=0.0, high=1.0)
-    plateau_patience: int = setting(5, "epochs without a lower validation loss that make a plateau", low=0)
+    plateau_patience: int = setting(5, "validations without a lower loss that make a plateau", low=0)
     min_learning_rate: float = setting(1e-6, "training stops when a plateau would lower the rate below this", low=0.0)
+    early_stop: int = setting(0, "validations without a better top-1 after which training stops; 0: never", low=0)
+    validate_every: int = setting(1, "epochs from one validation to the next; the last epoch always has one", low=1)
+    ema_decay: float = setting(
+        0.0, "decay per step of averaged weights, which are then validated and kept; 0: none", low=0.0, high=0.999999
+    )
+    sync_batch_norm: bool = setting(False, "BatchNorm sees the videos of all processes together")
+    max_skipped_steps: int = setting(
+        0, "steps of a run that may be left out because their gradient is not finite; 0: stop at the first", low=0
+    )
     precision: str = setting(
         "auto", "auto: bf16 where the hardware multiplies it faster, else fp32", choices=("auto", "fp32", "bf16")
     )
     activation_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
-    init_weights: str = setting("", "path or URI of an ImageNet 2D ResNet or a checkpoint; empty: random weights")
-    micro_batch_size: int = setting(
-        0, "videos that a process computes at a time, gradients are summed up to batch_size; 0: its whole share", low=0
-    )
-    sync_batch_norm: bool = setting(False, "BatchNorm over the share of all processes (GPU only) instead of each")
-    checkpoint_minutes: float = setting(15.0, "minutes between checkpoints within an epoch", low=0.0)
-    processes: int = setting(1, "processes on this machine; under torchrun its own number counts", low=1)
-    max_restarts: int = setting(3, "times that all processes are started again after one has died", low=0)
-    collective_timeout: float = setting(600.0, "seconds after which a process gives up waiting for another", low=1.0)
+    compile: bool = setting(False, "compile the network with torch.compile; for GPUs, takes minutes at the start")
     seed: int = setting(0, "seed of weights, order and augmentation", low=0)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    processes: int = setting(
+        1, "processes on this machine, each with a GPU of its own; 0: one per GPU; torchrun's number goes before", low=0
+    )
+    restarts: int = setting(3, "times that processes which died are started again from the newest state", low=0)
+    timeout_seconds: float = setting(600.0, "seconds that a process waits for the others before all end", low=1.0)
+    log_steps: int = setting(50, "steps from one line of measurements to the next; 0: only epochs are logged", low=0)
+    checkpoint_minutes: float = setting(
+        10.0, "minutes from one saved state to the next inside an epoch; 0: only after epochs", low=0.0
+    )
+    keep_states: int = setting(2, "newest saved states to keep", low=1)
+
+
+# Of FitConfig: where and how fast it runs, what it saves and shows, never what is learnt.
+RUNNING = (
+    "activation_checkpointing",
+    "compile",
+    "device",
+    "processes",
+    "restarts",
+    "timeout_seconds",
+    "log_steps",
+    "checkpoint_minutes",
+    "keep_states",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainConfig):
+class TrainConfig(FitConfig):
+    """Training of the whole network (paper, section 4.1; the released settings where it is silent)."""
+
+    init_weights: str = setting("", "path or URI of an ImageNet 2D ResNet or a checkpoint; empty: random weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(FitConfig):
     """Fine-tuning with edited temporal attention (paper, equations 5 and 6); the feature extractor stays frozen."""
 
     epochs: int = setting(20, "passes over the fine-tuning videos", low=1)
-    learning_rate: float = setting(1e-4, "initial learning rate", low=0.0)
+    learning_rate: float = setting(1e-4, "initial learning rate, for reference_batch_size videos per step", low=0.0)
     gamma: float = setting(10.0, "weight of the temporal attention loss (eq. 6); 0: the control run", low=0.0)
     unedited_share: float = setting(
         1.0, "share of the training videos without an edit that is mixed in every epoch, 0 to 1", low=0.0, high=1.0
     )
+    augment: bool = setting(True, "random frames, crop, flip and colour as in training; false: clips of evaluation")
+    feature_cache_mb: int = setting(
+        0,
+        "memory per process for the frozen extractor's features, in bf16, in MB; 0: none; needs augment = false",
+        low=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.feature_cache_mb and self.augment:
+            raise ConfigError(
+                f"feature_cache_mb = {self.feature_cache_mb} with augment = true: every epoch sees other clips, whose "
+                "features cannot be kept; set augment = false"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,8 +325,18 @@ def override(config: RunConfig, changes: Mapping[str, str]) -> RunConfig:
     for key, text in changes.items():
         section, _, name = key.partition(".")
         values.setdefault(section, {})[name] = parse_value(section, name, text)
-    if "num_frames" in values.get("data", {}):
-        values.setdefault("model", {})["num_frames"] = values["data"]["num_frames"]
+    frames = {
+        section: values[section]["num_frames"]
+        for section in ("data", "model")
+        if "num_frames" in values.get(section, {})
+    }
+    if len(set(frames.values())) > 1:
+        raise ConfigError(
+            f"model.num_frames = {frames['model']} but data.num_frames = {frames['data']}: set data.num_frames alone; "
+            "the model follows"
+        )
+    if "data" in frames:
+        values.setdefault("model", {})["num_frames"] = frames["data"]
     sections: dict[str, Any] = {}
     for section, changed in values.items():
         try:

@@ -14,3 +14,7 @@ class RetryableError(StabnError):
     """
 
     exit_code = 75
+
+
+class Preempted(RetryableError):
+    """Report that the process was asked to end (SIGTERM) and saved where it was; run again, it goes on."""

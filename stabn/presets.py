@@ -48,6 +48,9 @@ def mini() -> RunConfig:
     frames = 8
     common = {
         "batch_size": 16,
+        "reference_batch_size": 16,
+        "micro_batch_size": 0,
+        "log_steps": 0,
         "optimizer": "adamw",
         "weight_decay": 0.02,
         "schedule": "one_cycle",

@@ -31,25 +31,31 @@ def exit_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+class Request:
+    """Whether SIGTERM has arrived."""
+
+    received = False
+
+    def note(self, number: int, frame: Any) -> None:
+        """Remember the signal; the handler."""
+        self.received = True
+
+
 @contextlib.contextmanager
-def note_sigterm() -> Iterator[Callable[[], bool]]:
-    """Let SIGTERM interrupt nothing while the block runs, and yield a function that tells whether it has come."""
-    _received.clear()
+def deferred_sigterm() -> Iterator[Request]:
+    """Note SIGTERM instead of ending, so that the block can stop where it can go on later; then as it was before.
+
+    Forked workers do not inherit this: SIGTERM ends them as usual.
+    """
+    request = Request()
     if threading.current_thread() is not threading.main_thread():
-        yield _received.is_set
+        yield request
         return
-    former = signal.signal(signal.SIGTERM, _note)
+    former = signal.signal(signal.SIGTERM, request.note)
     try:
-        yield _received.is_set
+        yield request
     finally:
-        signal.signal(signal.SIGTERM, former)
-
-
-_received = threading.Event()
-
-
-def _note(number: int, frame: Any) -> None:
-    _received.set()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if former is None else former)
 
 
 def _leave(number: int, frame: Any) -> None:
@@ -75,7 +81,8 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    if signal.getsignal(signal.SIGTERM) in (_leave, _go_on, _note):
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler in (_leave, _go_on) or isinstance(getattr(handler, "__self__", None), Request):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, _masks.former)
 

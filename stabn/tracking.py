@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stabn.errors import RetryableError, StabnError
+from stabn.errors import Preempted, RetryableError, StabnError
 from stabn.signals import Terminated, exit_on_sigterm
 
 log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ def stage_run(
             run.log_params(settings)
             yield run
             status = "FINISHED"
-        except (KeyboardInterrupt, Terminated) as error:
+        except (KeyboardInterrupt, Terminated, Preempted) as error:
             status, failure = "KILLED", error
             raise
         except SystemExit as error:

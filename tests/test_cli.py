@@ -70,7 +70,7 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         ("export-attention", "--selection", "Write an editing round"),
         ("edits", "--round", "write corrections from known action segments"),
         ("import-edits", "--round", "edits.parquet, manifest.parquet, checkpoint.pt"),
-        ("finetune", "--edits", "folder or s3:// prefix for best.pt and last.pt"),
+        ("finetune", "--edits", "folder or s3:// prefix for best.pt and the states"),
         ("report", "--before-inverted", "folder for report.html and the figures"),
         ("promote", "--after", "--model-name"),
         ("explain", "a video file", "figure to write"),
@@ -87,7 +87,7 @@ def test_help_tells_what_is_read_and_written(
 def test_settings_become_flags_with_their_own_help(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of("train", capsys)
     assert "--train.momentum X" in text and "--data.flip true|false" in text and "{st_abn,resnet3d}" in text
-    assert "share of the short side" in text and "in the paper's presets 0.01" in text
+    assert "share of the short side" in text and "videos per step [0.01]" in text
     assert "--finetune.gamma" not in text
     text = help_of("finetune", capsys)
     assert "weight of the temporal attention loss (eq. 6)" in text and "--data.workers" in text
@@ -106,9 +106,9 @@ def test_flags_reach_the_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
     given = {}
 
-    def train(manifest: str, config: object, output: str) -> stage.TrainResult:
-        given.update(manifest=manifest, config=config, output=output)
-        return stage.TrainResult("out/best.pt", "out/last.pt", [], {})
+    def train(manifest: str, config: object, output: str, profile: str) -> stage.TrainResult:
+        given.update(manifest=manifest, config=config, output=output, profile=profile)
+        return stage.TrainResult("out/best.pt", "out/states/parts/a.pt", [], {})
 
     monkeypatch.setattr(stage, "train", train)
     words = [

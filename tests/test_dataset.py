@@ -15,7 +15,7 @@ from stabn.data.dataset import ClipDataset, FrameReader, decode_jpeg
 from stabn.data.manifest import Manifest, ManifestError, build_manifest
 from stabn.data.sampler import EpochSampler
 from stabn.data.sampling import covering_samples, evaluation_sample, training_sample
-from stabn.data.transforms import color_matrix, crop_clip, evaluation_crop, to_input
+from stabn.data.transforms import color_matrix, crop_clip, evaluation_crop, random_crop, to_input
 from stabn.storage import open_storage
 
 CLASSES = (
@@ -235,3 +235,32 @@ def test_a_manifest_is_passed_to_other_processes(manifest: Manifest) -> None:
     assert [copy.index_of(name) for name in LENGTHS] == [0, 1, 2]
     with pytest.raises(ManifestError, match="row 3 of a manifest of 3"):
         copy.video(3)
+
+
+def test_a_crop_stays_inside_a_frame_that_was_decoded_smaller() -> None:
+    """Stored frames of any size, decoded at libjpeg's scales: the crop never leaves them, whatever is rounded."""
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        height, width = (int(n) for n in rng.integers(17, 400, 2))
+        config = replace(CONFIG, crop_size=int(rng.integers(16, 120)), scales=(1.0, 0.87, 0.66))
+        for crop in (random_crop(width, height, config, rng), evaluation_crop(width, height, config)):
+            for eighths in range(1, 9):
+                rows, columns = -(-height * eighths // 8), -(-width * eighths // 8)
+                small = crop.scaled(rows, columns, height)
+                assert small.side >= 1 and min(small.left, small.top) >= 0
+                assert small.left + small.side <= columns and small.top + small.side <= rows
+                assert abs(small.side - crop.side * eighths / 8) <= 2
+
+
+@pytest.mark.parametrize("size", [(45, 81), (61, 47), (97, 193), (255, 453)])
+def test_odd_frames_are_decoded_smaller(tmp_path: Path, size: tuple[int, int]) -> None:
+    frame = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    jpeg = simplejpeg.encode_jpeg(frame, quality=90)
+    (tmp_path / "1.mjpeg").write_bytes(jpeg * 4)
+    row = {"video_id": "1", "split": "train", "class_index": 0, "label": "", "object_key": "1.mjpeg"}
+    row |= {"frame_sizes": [len(jpeg)] * 4, "num_frames": 4, "height": size[0], "width": size[1]}
+    manifest = build_manifest([{**row, "source_sha256": "0" * 64}], CLASSES, str(tmp_path), {})
+    dataset = ClipDataset(manifest, [0], replace(CONFIG, crop_size=16, scales=(1.0, 0.83)), train=True)
+    for epoch in range(50):
+        dataset.epoch = epoch
+        assert dataset[0]["clips"].shape == (1, 8, 16, 16, 3)

@@ -1,7 +1,11 @@
 """Several processes train as one: the same gradients, every video once, and nothing lost when one dies."""
 
+import dataclasses
+import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from test_training import CLASSES, manifest_path, same, settings, without_times  # noqa: F401
+from test_training import last_weights, manifest_path, newest_state, same, settings, without_times  # noqa: F401
 from torch import Tensor, nn
 
 from stabn.config import DataConfig, ModelConfig, TrainConfig
@@ -24,12 +28,15 @@ from stabn.evaluation.predict import evaluate
 from stabn.models import Output
 from stabn.storage import open_storage
 from stabn.training.checkpoint import read_checkpoint
-from stabn.training.distributed import World, join, run_on_processes
+from stabn.training.distributed import Control, World, collective_errors, join_world
+from stabn.training.launch import launch
 from stabn.training.loop import Fit
 from stabn.training.losses import training_loss
+from stabn.training.step import Stepper
 from stabn.training.train import train
 
 DATA = DataConfig(num_frames=4, crop_size=32, scales=(1.0,), color_jitter=0.1, workers=0)
+TWO = TrainConfig(processes=2, restarts=0, device="cpu")
 
 
 class WithoutNormalisation(nn.Module):
@@ -40,8 +47,8 @@ class WithoutNormalisation(nn.Module):
         self.convolution = nn.Conv3d(3, 4, 3, stride=2)
         self.classifier = nn.Linear(4, 3)
 
-    def forward(self, clips: Tensor) -> Output:
-        features = self.convolution(clips).relu().mean((2, 3, 4))
+    def forward(self, video: Tensor) -> Output:
+        features = self.convolution(video).relu().mean((2, 3, 4))
         return Output(self.classifier(features), None, None, None)
 
 
@@ -51,9 +58,17 @@ def fit_history(path: str, folder: str, batch_size: int, micro_batch_size: int) 
     rows = manifest.indices("train")
     torch.manual_seed(0)
     config = TrainConfig(
-        epochs=2, batch_size=batch_size, micro_batch_size=micro_batch_size, learning_rate=0.1, precision="fp32"
+        epochs=2,
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        reference_batch_size=0,
+        learning_rate=0.1,
+        precision="fp32",
+        device="cpu",
+        log_steps=1,
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
     )
-    with join(torch.device("cpu"), 60) as world:
+    with join_world("cpu", 60) as world:
         fit = Fit(
             model=WithoutNormalisation(),
             model_config=ModelConfig(num_classes=3, num_frames=4),
@@ -68,48 +83,75 @@ def fit_history(path: str, folder: str, batch_size: int, micro_batch_size: int) 
             identity={},
             world=world,
         )
-        return fit.run()
+        history = fit.run()
+    if world.is_main:
+        Path(folder, "history.json").write_text(json.dumps(history))
+    return history
 
 
 @pytest.mark.parametrize("batch_size", [4, 8])  # of nine videos: the last step leaves one process without any
 def test_two_processes_learn_what_one_learns(manifest_path: str, tmp_path: Path, batch_size: int) -> None:  # noqa: F811
     alone = fit_history(manifest_path, str(tmp_path / "one"), batch_size, 0)
     pieces = fit_history(manifest_path, str(tmp_path / "pieces"), batch_size, 3)
-    arguments = (manifest_path, str(tmp_path / "two"), batch_size, 1)
-    together = run_on_processes(2, 0, fit_history, *arguments)
+    two = tmp_path / "two"
+    launch(fit_history, TWO, path=manifest_path, folder=str(two), batch_size=batch_size, micro_batch_size=1)
+    together = json.loads((two / "history.json").read_text())
     for one, *others in zip(alone, pieces, together, strict=True):
         for other in others:
             for name in ("train_loss", "validation_loss", "learning_rate"):
                 assert other[name] == pytest.approx(one[name], rel=1e-4), name
             for name in ("train_top1", "validation_top1", "validation_top5"):
                 assert other[name] == one[name], name
-    weights = [read_checkpoint(str(tmp_path / name / "last.pt"))["model"] for name in ("one", "pieces", "two")]
+    weights = [last_weights(tmp_path / name) for name in ("one", "pieces", "two")]
     for other in weights[1:]:
         for name, value in weights[0].items():
             torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
 
 
-def fail(rank: int, error: type[StabnError]) -> None:
-    with join(torch.device("cpu"), 5) as world:
+def fail(rank: int, error: type[StabnError], code: int = 0) -> None:
+    with join_world("cpu", 5) as world:
         if world.rank == rank:
+            if code:
+                os._exit(code)
             raise error("no such thing")
-        world.any(True)
+        world.gather(None)
 
 
 @pytest.mark.parametrize("error", [StabnError, RetryableError])
-def test_an_error_in_one_process_ends_all(error: type[StabnError]) -> None:
+def test_an_error_in_one_process_ends_all(error: type[StabnError], capfd: pytest.CaptureFixture[str]) -> None:
     started, handler = time.monotonic(), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(StabnError, match="process 1 of 2 ended with code") as raised:
-        run_on_processes(2, 0, fail, 1, error)
+    settings = dataclasses.replace(TWO, restarts=1 if error is StabnError else 0)
+    with pytest.raises(StabnError, match="no such thing") as raised:
+        launch(fail, settings, rank=1, error=error)
     assert signal.getsignal(signal.SIGTERM) == handler
     assert type(raised.value) is error and time.monotonic() - started < 60
+    assert "started again" not in capfd.readouterr().err, "what the user must change is not tried twice"
+
+
+def test_a_process_that_always_dies_is_given_up(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RetryableError, match=r"process 1 ended with exit code 9; started again 1 times in vain"):
+        launch(fail, dataclasses.replace(TWO, restarts=1), rank=1, error=StabnError, code=9)
+    assert "all 2 processes are started again from the newest state, 1 of at most 1 times" in capfd.readouterr().err
+
+
+def hang(rank: int) -> None:
+    with collective_errors(), join_world("cpu", 3) as world:
+        if world.rank == rank:
+            time.sleep(600)
+        world.gather(None)
+
+
+def test_a_hung_process_ends_all_in_bounded_time() -> None:
+    started = time.monotonic()
+    with pytest.raises(RetryableError, match="process 0: another process of the run died or did not answer in time"):
+        launch(hang, TWO, rank=1)
+    assert time.monotonic() - started < 60
 
 
 def test_alone_nothing_is_exchanged() -> None:
     world = World()
-    model = nn.Linear(1, 1)
-    assert world.wrap(model) is model and world.any(False, True) == (False, True)
-    assert world.gather("x") == ["x"] and world.sum({"a": 0.1}) == {"a": 0.1}
+    assert world.gather("x") == ["x"] and world.broadcast("x") == "x" and world.on_main(lambda: 3) == 3
+    assert Control(world).exchange(True, False) == (True, False)
 
 
 SCRIPT = """
@@ -133,7 +175,7 @@ def start(manifest: str, output: Path, **changes: Any) -> subprocess.Popen[str]:
     script = output.with_suffix(".py")
     tests = str(Path(__file__).parent)
     script.write_text(SCRIPT.format(tests=tests, manifest=manifest, changes=changes, output=str(output)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONUNBUFFERED": "1"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     return subprocess.Popen(
         [sys.executable, script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -143,12 +185,16 @@ def start(manifest: str, output: Path, **changes: Any) -> subprocess.Popen[str]:
 def wait_for_epoch(output: Path, epoch: int, process: subprocess.Popen[str]) -> None:
     while True:
         assert process.poll() is None, process.communicate()[0]
-        if (output / "last.pt").exists() and read_checkpoint(str(output / "last.pt"))["epoch"] >= epoch:
+        if any(int(path.name[:5]) >= epoch for path in output.glob("states/*.json")):
             return
         time.sleep(0.05)
 
 
-LONG = {"train__epochs": 40, "train__checkpoint_minutes": 0.0, "train__plateau_patience": 100}
+def arguments(manifest: str, config: Any, output: Path) -> dict[str, Any]:
+    return {"manifest_uri": manifest, "config": config, "output_uri": str(output)}
+
+
+LONG = {"train__epochs": 40, "train__checkpoint_minutes": 1e-9, "train__plateau_patience": 100}
 
 
 def test_sigterm_saves_the_step_and_resuming_changes_nothing(manifest_path: str, tmp_path: Path) -> None:  # noqa: F811
@@ -157,18 +203,52 @@ def test_sigterm_saves_the_step_and_resuming_changes_nothing(manifest_path: str,
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=30)[0]
     assert process.returncode == RetryableError.exit_code, output
-    assert "stopped by SIGTERM in epoch" in output and "run it again" in output
-    assert read_checkpoint(str(tmp_path / "stopped" / "last.pt"))["epoch"] < 40
+    assert "asked to end (SIGTERM); saved in" in output and "run it again" in output
+    state = newest_state(tmp_path / "stopped")
+    assert state is not None and state.content["epoch"] < 40
     config = settings(**LONG)
     resumed = train(manifest_path, config, str(tmp_path / "stopped")).history
     whole = train(manifest_path, config, str(tmp_path / "whole")).history
     assert without_times(resumed) == without_times(whole)
-    weights = [read_checkpoint(str(tmp_path / name / "last.pt"))["model"] for name in ("stopped", "whole")]
-    same(*weights)
+    same(last_weights(tmp_path / "stopped"), last_weights(tmp_path / "whole"))
+
+
+def test_torchrun_on_two_nodes_is_the_same_command(manifest_path: str, tmp_path: Path) -> None:  # noqa: F811
+    """Two agents of torchrun, as on two machines: the command line trains once, and process 0 alone writes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = {"model.width": 4, "data.num_frames": 4, "data.crop_size": 32, "train.epochs": 2, "train.batch_size": 4}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "run"]
+    command += [
+        "--local-addr",
+        "127.0.0.1",
+        "-m",
+        "stabn.cli",
+        "train",
+        "--preset",
+        "mini",
+        "--manifest",
+        manifest_path,
+    ]
+    command += ["--output", str(tmp_path / "out"), "--train.device", "cpu", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    nodes = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    outputs = [node.communicate(timeout=180)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    said = "".join(outputs)
+    assert said.count("4 videos per step = 2 processes x 2") == 1 and said.count("epoch 2: validation loss") == 1
+    state = newest_state(tmp_path / "out")
+    assert state is not None and state.content["world_size"] == 2 and state.content["epoch"] == 2
 
 
 def test_a_killed_process_is_replaced(manifest_path: str, tmp_path: Path) -> None:  # noqa: F811
-    process = start(manifest_path, tmp_path / "out", **LONG, train__processes=2, train__collective_timeout=30.0)
+    process = start(manifest_path, tmp_path / "out", **LONG, train__processes=2, train__timeout_seconds=30.0)
     wait_for_epoch(tmp_path / "out", 2, process)
     children = psutil.Process(process.pid).children(recursive=True)
     workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
@@ -176,8 +256,9 @@ def test_a_killed_process_is_replaced(manifest_path: str, tmp_path: Path) -> Non
     workers[1].kill()
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
-    assert "goes on after epoch" in output
-    history = read_checkpoint(str(tmp_path / "out" / "last.pt"))["history"]
+    assert "process 1 was ended by SIGKILL; all 2 processes are started again" in output
+    assert re.search(r"goes on (after|in) epoch", output), output
+    history = read_checkpoint(str(tmp_path / "out" / "best.pt"))["history"]
     assert [row["epoch"] for row in history] == list(range(1, 41))
     assert all(0 <= row["train_top1"] <= 1 and np.isfinite(row["train_loss"]) for row in history)
 
@@ -188,7 +269,7 @@ def test_sigterm_to_the_launcher_lets_all_processes_save(manifest_path: str, tmp
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == RetryableError.exit_code, output
-    assert "stopped by SIGTERM in epoch" in output and "run it again to go on" in output
+    assert "asked to end (SIGTERM); saved in" in output and "run it again, it goes on" in output
 
 
 def test_evaluation_in_two_processes_counts_every_video_once(manifest_path: str, tmp_path: Path) -> None:  # noqa: F811
@@ -206,12 +287,52 @@ def test_evaluation_in_two_processes_counts_every_video_once(manifest_path: str,
     assert {k: v for k, v in metrics.items() if "top" in k} == {k: v for k, v in others.items() if "top" in k}
 
 
-def test_another_number_of_processes_goes_on(manifest_path: str, tmp_path: Path) -> None:  # noqa: F811
-    two = start(manifest_path, tmp_path / "out", train__epochs=1, train__processes=2)
-    assert two.wait(timeout=120) == 0, two.communicate()[0]
-    content = read_checkpoint(str(tmp_path / "out" / "last.pt"))
-    assert len(content["processes"]) == 2 and len(CLASSES) == 3
-    content["identity"]["epochs"] = 3
-    torch.save(content, tmp_path / "out" / "last.pt")
-    history = train(manifest_path, settings(train__epochs=3), str(tmp_path / "out")).history
-    assert [row["epoch"] for row in history] == [1, 2, 3]
+def test_another_number_of_processes_goes_on_within_the_epoch(manifest_path: str, tmp_path: Path) -> None:  # noqa: F811
+    """Groups of three videos: BatchNorm and dropout see the same on one process and on three."""
+    changes = {"train__batch_size": 9, "train__micro_batch_size": 3, "train__checkpoint_minutes": 1e-9}
+    changes |= {"train__epochs": 2, "train__learning_rate": 1e-4}
+    config = settings(**changes)
+    launch(train, dataclasses.replace(config.train, processes=3), **arguments(manifest_path, config, tmp_path / "out"))
+    whole = train(manifest_path, config, str(tmp_path / "whole")).history
+    split = read_checkpoint(str(tmp_path / "out" / "best.pt"))["history"]
+    for row, expected in zip(split, whole, strict=True):
+        for name in ("train_loss", "validation_loss"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-3), name
+        assert row["train_top1"] == expected["train_top1"]
+    state = newest_state(tmp_path / "out")
+    assert state is not None and state.content["world_size"] == 3
+    resumed = train(manifest_path, config, str(tmp_path / "out")).history
+    assert without_times(resumed) == without_times(split), "nothing is left to do"
+
+
+def seen_videos(manifest: str, folder: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Train in this process and return the rows that each step saw."""
+    seen: list[int] = []
+    real = Stepper.step
+
+    def step(self: Stepper, batch: Any, **options: Any) -> Any:
+        seen.extend(batch["index"][: options["num_real"]].tolist())
+        return real(self, batch, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "step", step)
+        train(manifest, settings(**changes), str(folder))
+    return seen
+
+
+def test_after_a_stop_the_rest_of_the_epoch_is_seen(
+    manifest_path: str,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two processes are stopped inside an epoch; one goes on with exactly the videos that are left."""
+    changes = {"train__epochs": 30, "train__batch_size": 2}
+    process = start(manifest_path, tmp_path / "out", **changes, train__processes=2)
+    wait_for_epoch(tmp_path / "out", 1, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == RetryableError.exit_code
+    state = newest_state(tmp_path / "out")
+    assert state is not None and state.content["world_size"] == 2
+    rest = seen_videos(manifest_path, tmp_path / "out", changes, monkeypatch)
+    whole = seen_videos(manifest_path, tmp_path / "whole", changes, monkeypatch)
+    assert rest == whole[9 * state.content["epoch"] + state.content["seen"] :]

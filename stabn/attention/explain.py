@@ -13,7 +13,7 @@ from stabn.data.manifest import Manifest
 from stabn.data.video import decode
 from stabn.storage import write_uri
 from stabn.training.checkpoint import CheckpointError, check_classes, load_model
-from stabn.training.loop import choose_device, prepare
+from stabn.training.device import choose_device, prepare
 
 
 def explain(video: str, checkpoint_uri: str, manifest_uri: str = "", output_path: str = "") -> str:

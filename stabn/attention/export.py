@@ -36,7 +36,7 @@ from stabn.progress import Progress
 from stabn.storage import Storage, check_id, open_storage, read_uri
 from stabn.tracking import stage_run
 from stabn.training.checkpoint import CheckpointError, check_classes, load_model
-from stabn.training.loop import choose_device, choose_precision, prepare
+from stabn.training.device import choose_device, choose_precision, prepare
 
 TOP = 5
 PREVIEW_FPS = 12

@@ -162,7 +162,7 @@ class ClipDataset(Dataset):
                 out[...] = first[frame_index]
             else:
                 frame = decode_jpeg(jpegs[frame_index], video.video_id, frame_index, min_height, buffer)
-                crop_and_resize(frame, crop.scaled(frame.shape[0] / video.height), out)
+                crop_and_resize(frame, crop.scaled(frame.shape[0], frame.shape[1], video.height), out)
                 if flip:
                     cv2.flip(out, 1, dst=out)
                 first[frame_index] = out

@@ -21,11 +21,18 @@ class Crop:
     top: int
     side: int
 
-    def scaled(self, factor: float) -> "Crop":
-        """Return the same square of a frame that is `factor` times as large."""
-        if factor == 1:
+    def scaled(self, height: int, width: int, of_height: int) -> "Crop":
+        """Return the same square of a frame of another size, which it does not leave whatever the rounding.
+
+        Args:
+            height, width: of the frame to be cropped.
+            of_height: height of the frame that this crop is for.
+        """
+        if height == of_height:
             return self
-        return Crop(round(self.left * factor), round(self.top * factor), max(1, math.floor(self.side * factor)))
+        factor = height / of_height
+        side = min(max(1, math.floor(self.side * factor)), height, width)
+        return Crop(min(round(self.left * factor), width - side), min(round(self.top * factor), height - side), side)
 
 
 def evaluation_crop(width: int, height: int, config: DataConfig) -> Crop:

@@ -10,7 +10,7 @@ from stabn.data.dataset import read_frames
 from stabn.data.manifest import Manifest
 from stabn.evaluation.examples import VideoFigure
 from stabn.training.checkpoint import load_model
-from stabn.training.loop import choose_device, prepare
+from stabn.training.device import choose_device, prepare
 
 
 def make_figure_maker(

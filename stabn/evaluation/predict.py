@@ -19,8 +19,18 @@ from stabn.models.st_abn import invert
 from stabn.progress import Progress
 from stabn.tracking import stage_run
 from stabn.training.checkpoint import CheckpointError, check_classes, load_model
-from stabn.training.distributed import World, is_launched, join, run_on_processes
-from stabn.training.loop import batch_input, choose_device, choose_precision, forward_clips, make_loader, prepare
+from stabn.training.device import (
+    autocast,
+    batch_input,
+    choose_device,
+    choose_precision,
+    forward_clips,
+    make_loader,
+    on_device,
+    prepare,
+)
+from stabn.training.distributed import World, join_world
+from stabn.training.launch import launch, must_launch
 
 DISPLAYED_CLASSES = 30
 
@@ -59,9 +69,20 @@ def evaluate(
     """
     if attention not in ATTENTION_MODES:
         raise ConfigError(f"attention = {attention!r}: choose one of {', '.join(ATTENTION_MODES)}")
-    if config.train.processes > 1 and not is_launched():
-        arguments = (checkpoint_uri, manifest_uri, split, attention, output_path, config, name)
-        return run_on_processes(config.train.processes, config.train.max_restarts, evaluate, *arguments)
+    if must_launch(config.train):
+        launch(
+            evaluate,
+            config.train,
+            checkpoint_uri=checkpoint_uri,
+            manifest_uri=manifest_uri,
+            split=split,
+            attention=attention,
+            output_path=output_path,
+            config=config,
+            name=name,
+        )
+        predictions = Predictions.load(output_path)
+        return Evaluation(predictions, summarize(predictions))
     manifest = Manifest.load(manifest_uri)
     model, checkpoint = load_model(checkpoint_uri)
     check_classes(checkpoint, manifest.classes, manifest_uri)
@@ -70,10 +91,9 @@ def evaluate(
     inputs = {"dataset": manifest.fingerprint, "checkpoint": checkpoint.fingerprint}
     settings = {"split": split, "attention": attention, "name": name}
     with contextlib.ExitStack() as stack:
-        device = choose_device(config.train.device)
-        world = stack.enter_context(join(device, config.train.collective_timeout))
+        world = stack.enter_context(join_world(config.train.device, config.train.timeout_seconds))
         run = None
-        if world.is_first:
+        if world.is_main:
             run = stack.enter_context(
                 stage_run(f"evaluate/{name}/{split}/{attention}", settings=settings, inputs=inputs)
             )
@@ -120,16 +140,16 @@ def predict(
         world: the processes that share the rows; all get the whole result.
     """
     world = world or World()
-    device = choose_device(config.train.device)
+    device = choose_device(config.train.device, world.local_rank, world.size)
     dtype = choose_precision(config.train.precision, device)
     model = prepare(model, device)
     mine = shard(rows, world.rank, world.size)
     dataset = ClipDataset(manifest, mine, with_loading(data, config.data), train=False)
     parts: dict[str, list[Tensor]] = {}
-    progress = Progress(len(mine), "evaluate", stream=None if world.is_first else io.StringIO())
-    for batch in make_loader(dataset, config.train.batch_size, config.data.workers):
+    progress = Progress(len(mine), "evaluate", stream=None if world.is_main else io.StringIO())
+    for batch in on_device(make_loader(dataset, config.train.batch_size, config.data.workers), device):
         clips = batch_input(batch, data, device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(device, dtype):
             if attention == "temporal_inverted":
                 own = model(clips.flatten(0, 1)).temporal_attention.flatten(1)
                 output = forward_clips(model, clips, temporal_attention=invert(own))
@@ -142,10 +162,10 @@ def predict(
                 top = logits.float().softmax(1).topk(min(TOP, logits.shape[1]), dim=1)
                 parts.setdefault(f"{branch}top5", []).append(top.indices.cpu())
                 parts.setdefault(f"{branch}scores", []).append(top.values.cpu())
-        target = batch["target"].to(device)
+        target = batch["target"]
         loss = nn.functional.cross_entropy(output.logits.float(), target, reduction="none", ignore_index=-1)
         parts.setdefault("loss", []).append(torch.where(target < 0, torch.nan, loss).cpu())
-        parts.setdefault("class_index", []).append(batch["target"])
+        parts.setdefault("class_index", []).append(target.cpu())
         progress.update(len(target))
     progress.close()
     shares = world.gather({name: torch.cat(tensors).numpy() for name, tensors in parts.items()})

@@ -60,7 +60,7 @@ def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 def dump_checkpoint(
-    model: nn.Module,
+    weights: nn.Module | Mapping[str, Tensor],
     model_config: ModelConfig,
     data_config: DataConfig,
     classes: Sequence[str],
@@ -70,17 +70,18 @@ def dump_checkpoint(
     epoch: int,
     **state: Any,
 ) -> bytes:
-    """Serialise a network with everything that rebuilds it; `state` (optimiser, history, …) is kept beside it."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    """Serialise a network, or its weights, with everything that rebuilds it; `state`, as the history, beside them."""
+    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return serialize(
         {
             "format": FORMAT,
-            "model": weights,
+            "model": tensors,
             "model_config": to_dict(model_config),
             "data_config": to_dict(data_config),
             "classes": list(classes),
             "manifest_fingerprint": manifest_fingerprint,
-            "fingerprint": weights_fingerprint(weights),
+            "fingerprint": weights_fingerprint(tensors),
             "stage": stage,
             "epoch": epoch,
             **state,
@@ -101,7 +102,11 @@ def read_checkpoint(uri: str) -> dict[str, Any]:
     Raises:
         CheckpointError: truncated, or not a checkpoint of this product.
     """
-    data = read_uri(uri)
+    return parse_checkpoint(read_uri(uri), uri)
+
+
+def parse_checkpoint(data: bytes, uri: str) -> dict[str, Any]:
+    """Return the content of a checkpoint's bytes, like `read_checkpoint`; `uri` names them in messages."""
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for files that are truncated, not its own, or hold code

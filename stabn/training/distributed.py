@@ -1,192 +1,188 @@
-"""Several processes train one network: who takes part, what they exchange, and how they are started.
+"""The processes of a run under torchrun: who this one is, and how they agree.
 
-Each process has a full copy of the network and a share of every mini-batch (DistributedDataParallel). The environment
-of torchrun (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) says that there are several; without it there is
-one.
+torchrun starts every process with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, on one machine and on
+many; without these variables a process is a world of its own, and nothing here communicates.
 """
 
 import contextlib
-import datetime
+import dataclasses
 import os
-import signal
-import sys
-import threading
-import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor
 
+from stabn.config import ConfigError
 from stabn.errors import RetryableError, StabnError
 
-Result = TypeVar("Result")
-
-EXIT_CODES = (StabnError.exit_code, RetryableError.exit_code)
-LOST_SECONDS = 5.0
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class World:
-    """The processes of a run.
+    """This process among those of the run.
 
     Attributes:
-        rank: this process, 0 to size - 1; 0 alone logs and writes.
-        size: how many there are, over all nodes.
-        local_rank: this process on its node, which is the number of its GPU.
+        rank: its number, 0 to size - 1; 0 alone logs and saves.
+        size: processes of the run, over all machines.
+        local_rank: its number on its machine.
+        control: group for small messages between the processors, beside the one for gradients.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    control: Any = None
 
     @property
-    def is_first(self) -> bool:
-        """Whether this process logs and writes."""
+    def is_main(self) -> bool:
+        """Tell whether this is the process that logs and saves."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the network with gradients averaged over all processes."""
-        if self.size == 1:
-            return model
-        device = next(model.parameters()).device
-        ids = [device.index] if device.type == "cuda" else None
-        # BatchNorm's statistics need no exchange in training: those of process 0 are used, see `share_buffers`.
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, forward_sync_buffers=False)
+    def say(self, text: str) -> None:
+        """Print a line, once for all processes."""
+        if self.is_main:
+            print(text, flush=True)
 
-    def no_exchange(self, network: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Return a block in which gradients are summed up in each process only; `network` is from `wrap`."""
-        if isinstance(network, nn.parallel.DistributedDataParallel):
-            return network.no_sync()  # type: ignore[no-any-return]
-        return contextlib.nullcontext()
-
-    def share_buffers(self, model: nn.Module) -> None:
-        """Give every process the BatchNorm statistics of process 0."""
+    def sum_(self, values: Tensor) -> Tensor:
+        """Add a tensor up over all processes, in place, on its device."""
         if self.size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
+            dist.all_reduce(values)
+        return values
 
-    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Return each value's sum over all processes, in float64."""
-        if self.size == 1:
-            return dict(values)
-        total = torch.tensor(list(values.values()), dtype=torch.float64, device=self._device())
-        dist.all_reduce(total)
-        return dict(zip(values, total.tolist(), strict=True))
-
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Tell for each flag whether it is set in some process."""
-        if self.size == 1:
-            return flags
-        values = torch.tensor(flags, dtype=torch.int32, device=self._device())
-        dist.all_reduce(values, dist.ReduceOp.MAX)
-        return tuple(bool(value) for value in values.tolist())
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return the value of every process, in the order of their ranks."""
+    def gather(self, value: T) -> list[T]:
+        """Return every process' value, by rank, in every process."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.control)
         return values
 
-    def _device(self) -> torch.device:
-        return torch.device("cuda", self.local_rank) if dist.get_backend() == "nccl" else torch.device("cpu")
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Do something in process 0 alone; return its result, or raise its error, in every process."""
+        if self.size == 1:
+            return work()
+        outcome: Any = None
+        if self.is_main:
+            try:
+                outcome = (work(), None)
+            except StabnError as error:
+                outcome = (None, error)
+        value, failure = self.broadcast(outcome)
+        if failure is not None:
+            raise failure
+        return value  # type: ignore[no-any-return]
+
+    def broadcast(self, value: T) -> T:
+        """Return the value of process 0, in every process."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
 
 
-def is_launched() -> bool:
-    """Tell whether torchrun has started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+def is_main() -> bool:
+    """Tell whether this process is the one of its run that logs, before and after it has joined the others."""
+    return int(os.environ.get("RANK") or 0) == 0
+
+
+def under_torchrun() -> bool:
+    """Tell whether a launcher started this process as one of several."""
+    return _number("WORLD_SIZE", 1) > 1
 
 
 @contextlib.contextmanager
-def join(device: torch.device, timeout_seconds: float) -> Iterator[World]:
-    """Take part in the run that torchrun has started, or be alone.
+def join_world(device: str, timeout_seconds: float) -> Iterator[World]:
+    """Meet the other processes of the run, for as long as the block runs.
 
     Args:
-        device: where the network is computed; CUDA uses NCCL, the processor Gloo.
-        timeout_seconds: a process that waits longer for another gives up, so that all end and can be restarted.
-    """
-    if not is_launched() or int(os.environ["WORLD_SIZE"]) == 1:
-        yield World()
-        return
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
-    try:
-        yield World(dist.get_rank(), dist.get_world_size(), local_rank)
-    finally:
-        dist.destroy_process_group()
-
-
-def run_on_processes(num_processes: int, max_restarts: int, function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a function in several processes of this machine, as torchrun does, and return what process 0 returns.
-
-    If one process dies, all are ended and started again, up to `max_restarts` times.
+        device: the setting; NCCL carries what lies on GPUs, gloo what lies in memory.
+        timeout_seconds: how long any exchange may take before the process gives up: what bounds the time that a dead
+            or hung process costs.
 
     Raises:
-        RetryableError: this process was asked to end; what the processes have saved is gone on from.
-        StabnError: a process failed for good; its own message is in the output above.
+        RetryableError: another process died or did not answer in time.
+        ConfigError: the launcher's variables contradict each other.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    # Else the processes of a second attempt meet in the store of the first and find the addresses of the dead.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        rdzv_configs={"timeout": 120},
-        max_restarts=max_restarts,
-        monitor_interval=0.5,
-        start_method="spawn",
-    )
-    try:
-        with _signal_handlers_kept():
-            return elastic_launch(config, _call)(function, *arguments)[0]  # type: ignore[no-any-return]
-    except SignalException as error:
-        raise RetryableError(f"stopped ({error}); run it again to go on from the last checkpoint") from None
-    except ChildFailedError as error:
-        own = [rank for rank, failure in error.failures.items() if failure.exitcode in EXIT_CODES]
-        rank = own[0] if own else error.get_first_failure()[0]
-        failure = error.failures[rank]
-        kind = RetryableError if failure.exitcode == RetryableError.exit_code else StabnError
-        raise kind(
-            f"process {rank} of {num_processes} ended with code {failure.exitcode}; its message is above"
-        ) from None
+    size = _number("WORLD_SIZE", 1)
+    if size == 1:
+        yield World()
+        return
+    rank = _number("RANK", -1)
+    if not 0 <= rank < size:
+        raise ConfigError(f"RANK = {os.environ.get('RANK')!r} with WORLD_SIZE = {size}: start with torchrun, or unset")
+    local_rank = _number("LOCAL_RANK", 0)
+    uses_gpu = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    if uses_gpu:
+        torch.cuda.set_device(local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // _number("LOCAL_WORLD_SIZE", 1)))
+    timeout = timedelta(seconds=timeout_seconds)
+    with collective_errors():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if uses_gpu else "gloo", timeout=timeout)
+        world = World(rank, size, local_rank, dist.new_group(backend="gloo", timeout=timeout))
+        yield world
+        dist.destroy_process_group()  # not after an error: it might wait for processes that are gone
 
 
 @contextlib.contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
-    """Put the signal handlers back that the launcher replaces with its own and leaves."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    former = {kind: signal.getsignal(kind) for kind in kinds}
+def collective_errors() -> Iterator[None]:
+    """Turn what a broken exchange raises into an error that says what happened and what follows."""
     try:
         yield
-    finally:
-        for kind, handler in former.items():
-            signal.signal(kind, handler)
-
-
-def _call(function: Callable[..., Result], *arguments: Any) -> Result:
-    try:
-        return function(*arguments)
-    except StabnError as error:
-        print(f"process {os.environ.get('RANK')}: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
-            print(f"process {os.environ.get('RANK')}: lost another process", file=sys.stderr, flush=True)
-            time.sleep(LOST_SECONDS)  # let the one that knows the reason be the first to end
-        raise
+        text = str(error)
+        lost = isinstance(error, dist.DistError) or "gloo" in text or "Connection" in text
+        if not lost:
+            raise
+        raise RetryableError(
+            f"process {os.environ.get('RANK')}: another process of the run died or did not answer in time "
+            f"({text.splitlines()[0][:200]}); run it again, it goes on from the newest state"
+        ) from error
+
+
+class Control:
+    """Agree over all processes, after every step, on whether to stop or to save; nobody waits for the answer.
+
+    The messages of a step travel while the next one is computed, through the processors' group: no GPU is
+    synchronised, and all processes hear the same answer, one step late, at the same step.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._flags, self._work = torch.zeros(2, dtype=torch.int32), None  # type: Tensor, Any
+
+    def exchange(self, stop: bool, save: bool) -> tuple[bool, bool]:
+        """Send this process' wishes and return what any process wished at the exchange before.
+
+        Args:
+            stop: this process is to end.
+            save: a state is due; process 0 alone decides on that.
+        """
+        if self._world.size == 1:
+            return stop, save
+        answer = (False, False)
+        if self._work is not None:
+            self._work.wait()
+            answer = (bool(self._flags[0]), bool(self._flags[1]))
+        self._flags = torch.tensor([stop, save and self._world.is_main], dtype=torch.int32)
+        self._work = dist.all_reduce(self._flags, dist.ReduceOp.MAX, group=self._world.control, async_op=True)
+        return answer
+
+    def finish(self) -> None:
+        """Wait for the last exchange, so that no process leaves while another listens."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{name} = {text!r}: not a number; start with torchrun, or unset it") from None

@@ -1,365 +1,316 @@
-"""The loop that training and fine-tuning share: epochs, validation, schedule, checkpoints, resuming."""
+"""The loop that training and fine-tuning share: epochs, validation, saved states, going on where it was."""
 
-import contextlib
 import io
 import math
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch import nn
 
-from stabn.config import LOADING, DataConfig, ModelConfig, TrainConfig, to_dict
+from stabn.config import LOADING, RUNNING, DataConfig, FitConfig, ModelConfig, to_dict
 from stabn.data.dataset import ClipDataset
-from stabn.data.sampler import EpochSampler, shard
-from stabn.data.transforms import to_input
-from stabn.errors import RetryableError, StabnError
+from stabn.data.sampler import EpochSampler
+from stabn.errors import Preempted, StabnError
 from stabn.models import Output
 from stabn.progress import Progress
-from stabn.signals import note_sigterm
+from stabn.signals import deferred_sigterm
 from stabn.storage import Storage
-from stabn.training.checkpoint import CheckpointError, dump_checkpoint, read_checkpoint, serialize
-from stabn.training.distributed import World
-from stabn.training.losses import Losses, training_loss
+from stabn.training.checkpoint import CheckpointError, dump_checkpoint, parse_checkpoint, read_checkpoint, serialize
+from stabn.training.device import Batch, choose_precision, make_loader, on_device
+from stabn.training.distributed import Control, World
+from stabn.training.features import FeatureCache
+from stabn.training.flops import matmul_rate, training_flops
+from stabn.training.losses import Losses
+from stabn.training.meter import Meter, line, profiler
+from stabn.training.schedule import Schedule, make_optimizer, plan_batches, score, set_rate
+from stabn.training.states import BackgroundWriter, State, StateStore, copy_to_memory, dump_part, load_part
+from stabn.training.step import COLUMNS, Measured, Stepper
+from stabn.training.validation import validate
 
-LAST, BEST = "last.pt", "best.pt"
-SEED_STRIDE = 1_000_003  # between the random states of the processes
-STEPS_BETWEEN_AGREEMENTS = 10  # on GPUs, where asking all processes waits for the step
+BEST = "best.pt"
+CHECK_STEPS = 20  # on a GPU, steps whose gradients are looked at together: looking waits for the device
 
 
 class TrainingError(StabnError):
     """Training cannot go on."""
 
 
-class Preempted(RetryableError):
-    """Training was asked to stop; what it has reached is saved."""
-
-
-def _no_sums() -> dict[str, float]:
-    return dict.fromkeys((*Losses._fields, "videos", "correct"), 0.0)
-
-
-@dataclass
-class Position:
-    """How far an epoch is.
-
-    Attributes:
-        videos: seen in this epoch by all processes.
-        sums: of what this process has seen: losses times videos, videos, videos recognised rightly.
-    """
-
-    videos: int = 0
-    sums: dict[str, float] = field(default_factory=_no_sums)
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of a setting; `auto` is CUDA where there is one, under torchrun the process' own GPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    return torch.device(name)
-
-
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the arithmetic type of a setting; `auto` is bf16 where the hardware has matrix units for it."""
-    if name == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
-        name = "bf16" if fast else "fp32"
-    return torch.bfloat16 if name == "bf16" else torch.float32
-
-
-def prepare(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to its device in the memory format that its convolutions are fastest in."""
-    model = model.to(device)
-    return torch.nn.utils.convert_conv3d_weight_memory_format(model, torch.channels_last_3d)
-
-
-def forward_clips(model: nn.Module, clips: Tensor, **options: Any) -> Output:
-    """Run all clips of each video and average their class scores (paper, section 4.1: "32x2").
-
-    Args:
-        model: the network.
-        clips: float (B, num_clips, 3, T, H, W).
-        options: further arguments of the network's forward.
-
-    Returns:
-        Output with logits (B, K); attention stays per clip, (B * num_clips, ...).
-    """
-    batch, num_clips = clips.shape[:2]
-    output: Output = model(clips.flatten(0, 1), **options)
-    if num_clips == 1:
-        return output
-    logits = output.logits.unflatten(0, (batch, num_clips)).mean(1)
-    attention_logits = output.attention_logits
-    if attention_logits is not None:
-        attention_logits = attention_logits.unflatten(0, (batch, num_clips)).mean(1)
-    return output._replace(logits=logits, attention_logits=attention_logits)
-
-
-def batch_input(batch: dict[str, Tensor], config: DataConfig, device: torch.device) -> Tensor:
-    """Return float (B, num_clips, 3, T, H, W) of a batch of `ClipDataset` items."""
-    clips, num_clips = batch["clips"], batch["clips"].shape[1]
-    color = batch["color"].repeat_interleave(num_clips, dim=0)
-    return to_input(clips.flatten(0, 1), config, device, color).unflatten(0, (len(clips), num_clips))
-
-
-def make_loader(dataset: Any, batches: int | EpochSampler, workers: int) -> DataLoader:
-    """Return a loader of a sampler's batches, or of so many videos at a time in the order of the dataset."""
-    how: dict[str, Any] = {"batch_size": batches} if isinstance(batches, int) else {"batch_sampler": batches}
-    # The generator is not used, but without it a loader draws from the random numbers that dropout draws from, and an
-    # epoch that is gone on with would differ from one that was not interrupted.
-    how["generator"] = torch.Generator()
-    return DataLoader(dataset, num_workers=workers, pin_memory=torch.cuda.is_available(), **how)
-
-
 @dataclass
 class Fit:
-    """One training or fine-tuning run, that can stop after any epoch and go on in another process.
+    """One training or fine-tuning run, that can stop after any step and go on in other processes.
 
     Attributes:
         model: the network, on its device.
         loss: of (output, batch on the device); training_loss or finetuning_loss.
         epoch_rows: rows of the manifest to train on in an epoch, in any order; the loop shuffles them.
-        identity: what must be equal for a checkpoint to be resumed, as JSON values.
-        world: the processes that train together.
+        identity: what must be equal for a state to be gone on from, as JSON values.
+        frozen: whether the feature extractor only runs forward.
+        on_epoch: told each epoch's metrics; on_log: those of every `log_steps` steps, with the step's number.
+        profile_path: file for a trace of a few steps; empty: none.
     """
 
     model: nn.Module
     model_config: ModelConfig
     data_config: DataConfig
-    settings: TrainConfig
+    settings: FitConfig
     train_data: ClipDataset
     validation_data: ClipDataset
     storage: Storage
     stage: str
-    loss: Callable[[Output, dict[str, Tensor]], Losses]
+    loss: Callable[[Output, Batch], Losses]
     epoch_rows: Callable[[int], np.ndarray]
     identity: dict[str, Any]
     world: World = field(default_factory=World)
+    frozen: bool = False
+    cache: FeatureCache | None = None
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None
+    on_log: Callable[[dict[str, float], int], None] = lambda numbers, step: None
+    profile_path: str = ""
     history: list[dict[str, float]] = field(default_factory=list)
 
     def run(self) -> list[dict[str, float]]:
         """Train until the last epoch or the end of the schedule.
 
         Returns:
-            One dict per epoch; `best.pt` (with the history) and `last.pt` (with the optimiser) lie in the storage.
+            One dict per epoch, the same in every process; process 0 leaves `best.pt`, with the history, and the newest
+            states in the storage.
 
         Raises:
-            TrainingError: the loss is not finite; names the videos of the batch.
+            TrainingError: a gradient is not finite; names the videos of the batch.
             CheckpointError: the storage holds a run with other settings or data.
-            Preempted: SIGTERM came; `last.pt` holds the step that was reached.
+            Preempted: SIGTERM came; the state was saved.
         """
-        settings = self.settings
+        settings, world = self.settings, self.world
         self.device = next(self.model.parameters()).device
         self.dtype = choose_precision(settings.precision, self.device)
-        torch.manual_seed(settings.seed + SEED_STRIDE * self.world.rank)  # dropout differs between processes
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(settings, parameters)
-        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience
+        plan = plan_batches(settings, world.size)
+        self.optimizer = make_optimizer(
+            settings, [p for p in self.model.parameters() if p.requires_grad], plan.learning_rate
         )
-        self.position = Position()
+        self.schedule = Schedule(settings, plan.learning_rate)
+        self.stepper = Stepper(
+            self.model,
+            settings,
+            self.data_config,
+            world,
+            plan,
+            self.optimizer,
+            self.loss,
+            self.dtype,
+            self.cache,
+        )
+        self.control, self.store = Control(world), StateStore(self.storage, settings.keep_states)
+        self.seen = self.skipped = 0  # videos of the present epoch; steps of the run
+        world.say(f"{self.stage}: {plan}")
         self._resume()
-        self.network = self.world.wrap(self.model)
-        self.saved = time.monotonic()
-        with note_sigterm() as self.is_stopping:
-            while len(self.history) < settings.epochs and not self._schedule_ended():
-                epoch = len(self.history)
-                row = {"epoch": epoch + 1, **self._train_epoch(epoch)}
-                self.world.share_buffers(self.model)
-                row |= self._validate(epoch)
-                self.plateau.step(row["validation_loss"])
-                self.history.append(row)
-                self.position = Position()
-                self._save(row)
-                self.on_epoch(row)
-        if self.world.is_first:
-            self._add_history_to_best()
+        self.saved_at = time.monotonic()
+        self._flops = self._peak = 0.0
+        if settings.log_steps and world.is_main:
+            self._flops = training_flops(self.model_config, self.data_config, self.frozen)
+            self._peak = matmul_rate(self.device, self.dtype)
+        with (
+            deferred_sigterm() as self.asked,
+            BackgroundWriter(lambda text: world.say(f"{self.stage}: {text}")) as self.writer,
+            profiler(self.profile_path if world.is_main else "") as self.profile,
+        ):
+            while not self.schedule.ended(self.history):
+                self._run_epoch(len(self.history))
+            self.control.finish()
+            self.writer.finish()
+        world.on_main(self._add_history_to_best)
         return self.history
 
-    def _schedule_ended(self) -> bool:
-        rate = self.optimizer.param_groups[0]["lr"]
-        return self.settings.schedule == "plateau" and rate < self.settings.min_learning_rate and bool(self.history)
+    def _run_epoch(self, epoch: int) -> None:
+        self._train(epoch)
+        totals = self.stepper.totals()
+        done = max(1.0, totals["videos"])
+        row = {
+            "epoch": epoch + 1,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **_losses("train_", totals, done),
+            "train_top1": totals["correct"] / done,
+            **self.meter.epoch(),
+        }
+        if (epoch + 1) % self.settings.validate_every == 0 or epoch + 1 == self.settings.epochs:
+            row |= self._validate(epoch)
+            self.schedule.validated(row["validation_loss"])
+        self.history.append(row)
+        self.seen = 0
+        self.stepper.load_totals(dict.fromkeys(COLUMNS, 0.0))
+        validated = [score(one) for one in self.history if "validation_top1" in one]
+        self._save(best="validation_top1" in row and score(row) == max(validated))
+        if self.world.is_main:
+            self.on_epoch(row)
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
-        settings = self.settings
-        rows = np.asarray(self.epoch_rows(epoch))
+    def _train(self, epoch: int) -> None:
+        """Take the epoch's steps that are still to take."""
+        settings, world = self.settings, self.world
         self.train_data.epoch = epoch
         position = {int(row): i for i, row in enumerate(self.train_data.indices)}
-        positions = [position[int(row)] for row in rows]
-        at = self.position
+        positions = [position[int(row)] for row in self.epoch_rows(epoch)]
         sampler = EpochSampler(
             positions,
             settings.batch_size,
             seed=settings.seed,
             epoch=epoch,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            start=at.videos,
+            rank=world.rank,
+            world_size=world.size,
+            start=self.seen,
         )
-        loader = make_loader(self.train_data, sampler, self.data_config.workers)
-        started, first = time.monotonic(), at.videos
+        num_steps, first = -(-len(positions) // settings.batch_size), self.seen // settings.batch_size
+        loader = on_device(make_loader(self.train_data, sampler, self.data_config.workers), self.device)
         self.model.train()
-        progress = self._progress(len(rows) - first, f"{self.stage} epoch {epoch + 1}/{settings.epochs}")
-        for step, batch in enumerate(loader):
-            if settings.schedule == "one_cycle":
-                steps = -(-len(rows) // settings.batch_size)
-                share = at.videos // settings.batch_size / steps
-                set_rate(self.optimizer, one_cycle(settings, (epoch + share) / settings.epochs))
-            num_videos = sampler.num_global(step)
-            self._step(self._to_device(batch), sampler.num_real(step), num_videos, epoch)
-            at.videos += num_videos
-            progress.update(num_videos, loss=at.sums["total"] / max(1, at.sums["videos"]))
-            self._check_clock(step)
+        self.meter = Meter(world.size, self._flops, self._peak)
+        logged = self.stepper.totals() if settings.log_steps else {}
+        check_every = 1 if self.device.type == "cpu" else settings.log_steps or CHECK_STEPS
+        recent: list[tuple[Sequence[int], Measured]] = []
+        what = f"{self.stage} epoch {epoch + 1}/{settings.epochs}"
+        progress = Progress(len(sampler.order), what, stream=None if world.is_main else io.StringIO())
+        for number, batch in enumerate(self.meter.waiting(loader)):
+            step, size = first + number, sampler.num_global(number)
+            set_rate(self.optimizer, self.schedule.at(epoch + step / num_steps))
+            measured = self.stepper.step(
+                batch,
+                num_real=sampler.num_real(number),
+                num_global=size,
+                seed=(settings.seed, epoch, step),
+            )
+            begin = number * settings.batch_size
+            recent.append((sampler.order[begin : begin + size].tolist(), measured))
+            self.seen += size
+            self.meter.step(size)
+            if len(recent) >= check_every or number + 1 == len(sampler):
+                self._check(recent, epoch)
+                sums = dict(zip(COLUMNS, self.stepper.sums.tolist(), strict=True))
+                progress.update(0, loss=sums["total"] / max(1.0, sums["videos"]))
+            progress.update(size)
+            if settings.log_steps and (step + 1) % settings.log_steps == 0:
+                logged = self._log(
+                    f"{what} step {step + 1}/{num_steps}", epoch * num_steps + step + 1, logged, measured
+                )
+            if self.profile is not None:
+                self.profile.step()
+            stop, save = self.control.exchange(self.asked.received, self._save_is_due())
+            if stop or save:
+                self._check(recent, epoch)
+                self._save()
+            if stop:
+                self._leave()
         progress.close()
-        seconds = time.monotonic() - started
-        sums = self.world.sum(at.sums)
-        done = max(1.0, sums["videos"])
-        return {
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **{f"train_{'loss' if name == 'total' else name + '_loss'}": sums[name] / done for name in Losses._fields},
-            "train_top1": sums["correct"] / done,
-            "seconds": seconds,
-            "videos_per_second": (at.videos - first) / seconds,
-        }
 
-    def _step(self, batch: dict[str, Tensor], num_real: int, num_videos: int, epoch: int) -> None:
-        """Change the weights once, by the gradient of the mean loss over the step's videos in all processes.
+    def _check(self, recent: list[tuple[Sequence[int], Measured]], epoch: int) -> None:
+        """Look at the steps since the last check, which waits for the device.
 
-        Args:
-            batch: this process' share of the videos, on the device.
-            num_real: how many of them count; 0: they are there because every process must take part.
-            num_videos: how many videos the step has over all processes.
-            epoch: for messages.
+        Raises:
+            TrainingError: more gradients were not finite than may be.
         """
-        settings, sums = self.settings, self.position.sums
-        size = len(batch["target"])
-        micro = settings.micro_batch_size or size
-        self.optimizer.zero_grad(set_to_none=True)
-        for begin in range(0, size, micro):
-            piece = {name: value[begin : begin + micro] for name, value in batch.items()}
-            count = len(piece["target"]) if num_real else 0
-            is_last = begin + micro >= size
-            with contextlib.nullcontext() if is_last else self.world.no_exchange(self.network):
-                with self._autocast():
-                    output = forward_clips(self.network, piece["clips"])
-                losses = self.loss(output, piece)
-                self._check_finite(losses.total, piece, epoch)
-                (losses.total * (count * self.world.size / num_videos)).backward()  # DDP takes the mean over processes
-            sums["videos"] += count
-            if count:
-                sums["correct"] += int((output.logits.argmax(1) == piece["target"]).sum())
-                for name, value in losses._asdict().items():
-                    sums[name] += float(value.detach()) * count
-        if settings.clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-        self.optimizer.step()
-
-    def _check_finite(self, loss: Tensor, batch: dict[str, Tensor], epoch: int) -> None:
-        if torch.isfinite(loss):
+        if not recent:
             return
-        ids = [self.train_data.manifest.video_id(int(i)) for i in batch["index"]]
-        kept = f" {LAST} holds the last good state" if self.storage.exists(LAST) else ""
-        raise TrainingError(
-            f"{self.stage}: the loss is {float(loss.detach())} in epoch {epoch + 1}, videos {', '.join(ids)}; "
-            f"lower the learning rate, or look at these videos.{kept}"
-        )
-
-    def _check_clock(self, step: int) -> None:
-        """Save the position when it is time, and stop when SIGTERM has come to any process."""
-        if self.device.type == "cuda" and self.world.size > 1 and step % STEPS_BETWEEN_AGREEMENTS:
-            return
-        due = time.monotonic() - self.saved > self.settings.checkpoint_minutes * 60
-        stop, save = self.world.any(self.is_stopping(), due and self.world.is_first)
-        if stop or save:
-            self._save()
-        if stop:
-            raise Preempted(
-                f"{self.stage}: stopped by SIGTERM in epoch {len(self.history) + 1}, after {self.position.videos} "
-                "of its videos; run it again to go on from there"
+        values = torch.stack([torch.stack([m.losses[0], m.norm.double()]) for _, m in recent]).tolist()
+        for (positions, _), (loss, norm) in zip(recent, values, strict=True):
+            if math.isfinite(norm):
+                continue
+            losses = [one for one in self.world.gather(loss) if not math.isfinite(one)]
+            what = f"the loss is {losses[0]}" if losses else f"the gradient is {norm}"
+            manifest = self.train_data.manifest
+            ids = ", ".join(manifest.video_id(int(self.train_data.indices[p])) for p in positions)
+            self.skipped += 1
+            if self.skipped > self.settings.max_skipped_steps:
+                newest = "the newest state is from before" if self.history else "no state was saved yet"
+                raise TrainingError(
+                    f"{self.stage}: {what} in epoch {epoch + 1}, videos {ids}; lower the learning rate, or look at "
+                    f"these videos ({self.skipped - 1} such steps were skipped before; {newest})"
+                )
+            self.world.say(
+                f"{self.stage}: {what} in epoch {epoch + 1}, videos {ids}: step skipped, "
+                f"{self.skipped} of at most {self.settings.max_skipped_steps}"
             )
+        recent.clear()
 
-    def _progress(self, total: int, what: str) -> Progress:
-        """Return the progress of process 0; the others show nothing."""
-        if self.world.is_first:
-            return Progress(total, what)
-        return Progress(total, what, stream=io.StringIO())
+    def _log(self, what: str, step: int, before: dict[str, float], measured: Measured) -> dict[str, float]:
+        """Show and record what was measured since the last time; return the sums so far."""
+        totals = self.stepper.totals()
+        done = {name: totals[name] - before[name] for name in COLUMNS}
+        numbers = self.meter.interval(self.device) | _losses("", done, max(1.0, done["videos"]))
+        numbers |= {"gradient_norm": float(measured.norm), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        if self.world.is_main:
+            print(line(what, numbers), flush=True)
+            self.on_log(numbers, step)
+        return totals
 
-    @torch.inference_mode()
     def _validate(self, epoch: int) -> dict[str, float]:
-        self.model.eval()
-        sums = {"loss": 0.0, "top1": 0.0, "top5": 0.0, "videos": 0.0}
-        mine = shard(np.arange(len(self.validation_data)), self.world.rank, self.world.size)
-        for step, batch in enumerate(
-            make_loader(Subset(self.validation_data, mine.tolist()), self.settings.batch_size, self.data_config.workers)
-        ):
-            batch = self._to_device(batch)
-            with self._autocast():
-                output = forward_clips(self.model, batch["clips"])
-            target, logits = batch["target"], output.logits.float()
-            top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
-            sums["loss"] += float(training_loss(output, target).total) * len(target)
-            sums["top1"] += float(top[:, 0].sum())
-            sums["top5"] += float(top.any(1).sum())
-            sums["videos"] += len(target)
-            if self.world.size == 1:
-                self._check_clock(step)
-        sums = self.world.sum(sums)
-        loss, top1, top5 = (sums[name] / sums["videos"] for name in ("loss", "top1", "top5"))
-        if self.world.is_first:
-            print(
-                f"{self.stage} epoch {epoch + 1}: validation loss {loss:.3f}, top-1 {top1:.1%}, top-5 {top5:.1%}",
-                flush=True,
-            )
-        return {"validation_loss": loss, "validation_top1": top1, "validation_top5": top5}
+        def interrupted() -> bool:
+            return self.control.exchange(self.asked.received, False)[0]
 
-    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        clips = batch_input(batch, self.data_config, self.device)
-        rest = {
-            name: value.to(self.device, non_blocking=True)
-            for name, value in batch.items()
-            if name not in ("clips", "color")
-        }
-        return {"clips": clips, **rest}
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def _save(self, row: dict[str, float] | None = None) -> None:
-        """Write the state of the run; `row` is the epoch that has just ended, None within an epoch."""
-        self.saved = time.monotonic()
-        processes = self.world.gather({"random_state": torch.get_rng_state(), "sums": self.position.sums})
-        if not self.world.is_first:
-            return
-        if row and _score(row) == max(map(_score, self.history)):
-            self.storage.write(BEST, self._dump())
-        state = self._dump(
-            optimizer=self.optimizer.state_dict(),
-            plateau=self.plateau.state_dict(),
-            identity=self.identity,
-            videos_seen=self.position.videos,
-            processes=processes,
+        metrics = validate(
+            self.stepper.validated, self.validation_data, self.settings, self.world, self.dtype, interrupted
         )
-        self.storage.write(LAST, state)
+        if metrics is None:
+            self._save()
+            self._leave()
+            raise AssertionError("unreachable")
+        loss, top1, top5 = (metrics[f"validation_{name}"] for name in ("loss", "top1", "top5"))
+        self.world.say(
+            f"{self.stage} epoch {epoch + 1}: validation loss {loss:.3f}, top-1 {top1:.1%}, top-5 {top5:.1%}"
+        )
+        return metrics
 
-    def _dump(self, **state: Any) -> bytes:
+    def _save_is_due(self) -> bool:
+        minutes = self.settings.checkpoint_minutes
+        return minutes > 0 and time.monotonic() - self.saved_at >= minutes * 60 and not self.writer.busy
+
+    def _save(self, best: bool = False) -> None:
+        """Take a copy of everything and write it beside the training, the best network before the state."""
+        content: dict[str, Any] = {
+            "stage": self.stage,
+            "epoch": len(self.history),
+            "seen": self.seen,
+            "totals": self.stepper.totals(),
+            "skipped": self.skipped,
+            "schedule": self.schedule.state_dict(),
+            "history": list(self.history),
+            "world_size": self.world.size,
+            "identity": self.identity,
+        }
+        self.saved_at = time.monotonic()
+        if not self.world.is_main:
+            return
+        weights = copy_to_memory(self.model.state_dict())
+        average = None if self.stepper.average is None else copy_to_memory(self.stepper.average.state_dict())
+        optimizer = copy_to_memory(self.optimizer.state_dict())
+
+        def write() -> None:
+            parts = {"network": self._dump(weights, content["history"]), "optimizer": dump_part(optimizer)}
+            if average is not None:
+                parts["average"] = self._dump(average, content["history"])
+            if best:
+                self.storage.write(BEST, parts.get("average", parts["network"]))
+            self.store.write(f"{content['epoch']:05}-{content['seen']:09}", content, parts)
+
+        self.writer.submit(write)
+
+    def _dump(self, weights: dict[str, Any], history: list[dict[str, float]]) -> bytes:
         return dump_checkpoint(
-            self.model,
+            weights,
             self.model_config,
             self.data_config,
             self.train_data.manifest.classes,
             manifest_fingerprint=self.train_data.manifest.fingerprint,
             stage=self.stage,
-            epoch=len(self.history),
-            history=self.history,
-            **state,
+            epoch=len(history),
+            history=history,
+        )
+
+    def _leave(self) -> None:
+        self.control.finish()
+        self.world.on_main(self.writer.finish)
+        raise Preempted(
+            f"{self.stage}: asked to end (SIGTERM); saved in {self.storage.uri} after {self.seen} videos of epoch "
+            f"{len(self.history) + 1}: run it again to go on"
         )
 
     def _add_history_to_best(self) -> None:
@@ -368,71 +319,43 @@ class Fit:
             self.storage.write(BEST, serialize({**content, "history": self.history}))
 
     def _resume(self) -> None:
-        if not self.storage.exists(LAST):
+        def find() -> State | None:
+            return self.store.newest(self._check_identity, lambda text: self.world.say(f"{self.stage}: {text}"))
+
+        state = self.world.on_main(find)
+        if state is None:
             return
-        content = read_checkpoint(self.storage.locate(LAST))
+        content = state.content
+        self.model.load_state_dict(parse_checkpoint(state.parts["network"], state.uri)["model"])
+        if self.stepper.average is not None:
+            self.stepper.average.load_state_dict(parse_checkpoint(state.parts["average"], state.uri)["model"])
+        self.optimizer.load_state_dict(load_part(state.parts["optimizer"]))
+        self.schedule.load_state_dict(content["schedule"])
+        self.stepper.load_totals(content["totals"])
+        self.history, self.seen, self.skipped = content["history"], content["seen"], content["skipped"]
+        where = f"in epoch {len(self.history) + 1} after {self.seen} videos" if self.seen else "after"
+        self.world.say(f"{self.stage}: goes on {where} epoch {len(self.history)} of {state.uri}")
+
+    def _check_identity(self, content: dict[str, Any], uri: str) -> None:
+        there, here = content["identity"], self.identity
         differences = [
-            f"{key}: {content['identity'].get(key)!r} there, {self.identity.get(key)!r} here"
-            for key in sorted({*content["identity"], *self.identity})
-            if content["identity"].get(key) != self.identity.get(key)
+            f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+            for key in sorted({*there, *here})
+            if there.get(key) != here.get(key)
         ]
         if differences:
-            raise CheckpointError(
-                f"{self.storage.locate(LAST)}: belongs to another run ({'; '.join(differences)}); give another output"
-            )
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.plateau.load_state_dict(content["plateau"])
-        self.history = content["history"]
-        self.position = Position(content["videos_seen"])
-        processes = content["processes"]
-        if len(processes) == self.world.size:
-            torch.set_rng_state(processes[self.world.rank]["random_state"])
-            self.position.sums = dict(processes[self.world.rank]["sums"])
-        elif self.world.is_first:  # another number of processes: the same videos, other dropout
-            self.position.sums = {
-                name: sum(process["sums"][name] for process in processes) for name in self.position.sums
-            }
-        if self.world.is_first:
-            videos = f" and {self.position.videos} videos" if self.position.videos else ""
-            where = self.storage.locate(LAST)
-            print(f"{self.stage}: goes on after epoch {len(self.history)}{videos} of {where}", flush=True)
+            raise CheckpointError(f"{uri}: belongs to another run ({'; '.join(differences)}); give another output")
 
 
-def _score(row: dict[str, float]) -> tuple[float, float]:
-    """Return what makes an epoch the best one: validation top-1, then the lower loss."""
-    return row["validation_top1"], -row["validation_loss"]
+def _losses(prefix: str, sums: dict[str, float], videos: float) -> dict[str, float]:
+    """Return the mean losses of sums over videos: `loss` and one per branch."""
+    names = {name: "loss" if name == "total" else f"{name}_loss" for name in Losses._fields}
+    return {f"{prefix}{shown}": sums[name] / videos for name, shown in names.items()}
 
 
-def make_optimizer(settings: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimiser of the settings: the paper's SGD, or AdamW."""
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(
-        parameters,
-        settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.nesterov,
-    )
-
-
-def one_cycle(settings: TrainConfig, progress: float) -> float:
-    """Return the rate at a share of the training: up for 20% of it, then down to zero, both as half cosines."""
-    warm = 0.2
-    share = progress / warm if progress < warm else 1 - (progress - warm) / (1 - warm)
-    return settings.learning_rate * max(0.02, 0.5 - 0.5 * math.cos(math.pi * share))
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all parameters."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def run_identity(settings: TrainConfig, data: DataConfig, model: ModelConfig, **inputs: str) -> dict[str, Any]:
+def run_identity(settings: FitConfig, data: DataConfig, model: ModelConfig, **inputs: str) -> dict[str, Any]:
     """Return what decides a run's result, by setting; where it runs and how fast it loads do not count."""
-    neutral = {*LOADING, "device", "processes", "max_restarts", "collective_timeout", "checkpoint_minutes"}
+    neutral = {*LOADING, *RUNNING}
     sections = {"": settings, "data.": data, "model.": model}
     values = {
         prefix + name: v for prefix, s in sections.items() for name, v in to_dict(s).items() if name not in neutral

@@ -1,0 +1,257 @@
+"""One step of training, evaluation and fine-tuning, against the same network run plainly, the baseline, and the floor.
+
+    python benchmarks/train_step.py                # GPU: 32 x 224 x 224, batch 8; CPU: 16 x 112 x 112, 2
+    python benchmarks/train_step.py --frames 16 --size 224 --batch 1 --rounds 3
+    python benchmarks/train_step.py --compile                # GPU: torch.compile too
+
+Each method lives in a process of its own and takes one step whenever it is its turn, so that all meet the same
+disturbances. Prints a Markdown table: medians, with the memory of each method beside its time.
+On a processor one thread computes and its own time is counted: what else runs does not matter much.
+
+The floor is the counted arithmetic (forward, and twice that backward) over the rate of a large matrix product, measured
+in the same run in the type that the method computes in.
+"""
+
+import argparse
+import dataclasses
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from stabn import presets
+from stabn.config import DataConfig, FinetuneConfig, ModelConfig, TrainConfig
+from stabn.models import build_model
+from stabn.training.device import autocast, batch_input, choose_device, choose_precision, prepare
+from stabn.training.distributed import World
+from stabn.training.features import FeatureCache
+from stabn.training.flops import forward_flops, matmul_rate
+from stabn.training.losses import finetuning_loss, training_loss
+from stabn.training.schedule import make_optimizer, plan_batches
+from stabn.training.step import Stepper
+
+# What is done, how, and with which network.
+METHODS = (
+    ("train", "this project", "st_abn"),
+    ("train", "this project, compiled", "st_abn"),
+    ("train", "this project, activation checkpointing", "st_abn"),
+    ("train", "plain: fp32, contiguous, eager", "st_abn"),
+    ("train", "plain, activation checkpointing (as released)", "st_abn"),
+    ("train", "this project, 3D ResNet baseline", "resnet3d"),
+    ("finetune", "this project, frozen extractor", "st_abn"),
+    ("finetune", "this project, cached features", "st_abn"),
+    ("evaluate", "this project", "st_abn"),
+    ("evaluate", "plain: fp32, contiguous, eager", "st_abn"),
+    ("evaluate", "this project, 3D ResNet baseline", "resnet3d"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The clips of a step."""
+
+    depth: int
+    frames: int
+    size: int
+    batch: int
+
+    def configs(self, name: str) -> tuple[ModelConfig, DataConfig]:
+        """Return the settings of a network for such clips."""
+        preset = presets.load(f"{'baseline' if name == 'resnet3d' else 'ssv2'}_r{self.depth}_32")
+        model = dataclasses.replace(preset.model, num_frames=self.frames)
+        return model, dataclasses.replace(preset.data, num_frames=self.frames, crop_size=self.size)
+
+    def item(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Return a mini-batch as `ClipDataset` gives it, on the device."""
+        rng = np.random.default_rng(0)
+        clips = rng.integers(0, 255, (self.batch, 1, self.frames, self.size, self.size, 3), dtype=np.uint8)
+        batch = {
+            "clips": torch.from_numpy(clips),
+            "color": torch.eye(3, 4).expand(self.batch, 3, 4).contiguous(),
+            "target": torch.arange(self.batch) % 174,
+            "temporal_target": torch.rand(self.batch, 1, self.frames),
+        }
+        return {**{name: value.to(device) for name, value in batch.items()}, "index": torch.arange(self.batch)}
+
+
+def wait(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def own_device() -> tuple[torch.device, Callable[[], float]]:
+    """Return where to compute, and the clock that counts."""
+    device = choose_device("auto")
+    if device.type == "cuda":
+        return device, time.perf_counter
+    torch.set_num_threads(1)
+    return device, time.process_time
+
+
+def make_step(kind: str, how: str, name: str, shape: Shape) -> Any:
+    """Return a function that takes one step."""
+    device = choose_device("auto")
+    model_config, data_config = shape.configs(name)
+    torch.manual_seed(0)
+    model: Any = build_model(model_config)
+    batch = shape.item(device)
+    plain = how.startswith("plain")
+    dtype = torch.float32 if plain else choose_precision("auto", device)
+    model = model.to(device) if plain else prepare(model, device)
+    model.set_activation_checkpointing("activation checkpointing" in how)
+    if kind == "finetune":
+        model.freeze_feature_extractor()
+    if kind == "evaluate":
+        model.eval()
+
+        @torch.inference_mode()
+        def evaluate() -> None:
+            clips = batch_input(batch, data_config, device).flatten(0, 1)
+            with autocast(device, dtype):
+                model(clips.contiguous() if plain else clips)
+
+        return evaluate
+    if plain:
+        return plain_training(model, batch, data_config, device)
+    config = FinetuneConfig if kind == "finetune" else TrainConfig
+    settings = config(batch_size=shape.batch, micro_batch_size=0, compile="compiled" in how)
+    plan = plan_batches(settings, 1)
+    optimizer = make_optimizer(settings, [p for p in model.parameters() if p.requires_grad], plan.learning_rate)
+
+    def loss(output: Any, batch: Any) -> Any:
+        if kind == "finetune":
+            return finetuning_loss(output, batch["target"], batch["temporal_target"].flatten(0, 1), gamma=10.0)
+        return training_loss(output, batch["target"])
+
+    cache = FeatureCache(16_000) if "cached" in how else None
+    stepper = Stepper(model, settings, data_config, World(), plan, optimizer, loss, dtype, cache)
+    return lambda: stepper.step(batch, num_real=shape.batch, num_global=shape.batch, seed=(0, 0, 0))
+
+
+def plain_training(model: nn.Module, batch: Any, data_config: DataConfig, device: torch.device) -> Any:
+    """Return the step that one would write first."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    model.train()
+
+    def step() -> None:
+        clips = batch_input(batch, data_config, device).flatten(0, 1).contiguous()
+        optimizer.zero_grad()
+        loss = training_loss(model(clips), batch["target"]).total
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 20.0)
+        optimizer.step()
+        loss.item()
+
+    return step
+
+
+def work(connection: Connection, kind: str, how: str, name: str, shape: Shape) -> None:
+    """Take a step when told; answer with its seconds and the memory so far."""
+    device, clock = own_device()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        step = make_step(kind, how, name, shape)
+        while connection.recv():
+            wait(device)
+            started = clock()
+            step()
+            wait(device)
+            seconds = clock() - started
+            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+            connection.send((seconds, torch.cuda.max_memory_allocated() if device.type == "cuda" else used))
+    except torch.OutOfMemoryError:
+        connection.send("out of memory")
+
+
+def floor_seconds(kind: str, how: str, name: str, shape: Shape, rate: float) -> float:
+    """Return what the arithmetic alone would take."""
+    model_config, data_config = shape.configs(name)
+    counts = forward_flops(model_config, data_config)
+    total, extractor = counts["total"], counts["feature_extractor"]
+    if kind == "evaluate":
+        flops = total
+    elif kind == "train":
+        flops = 3 * total
+    else:
+        flops = 3 * (total - extractor) + (0 if "cached" in how else extractor)
+    return shape.batch * flops / rate
+
+
+def measure(shape: Shape, rounds: int, compiled: bool) -> None:
+    """Print the table of one shape."""
+    device, _ = own_device()
+    dtype = choose_precision("auto", device)
+    rates = {d: matmul_rate(device, d, 1.0) for d in {dtype, torch.float32}}
+    shown = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {d}".replace("torch.", "") for d, rate in rates.items())
+    print(f"\nR{shape.depth}, {shape.batch} x {shape.frames} x {shape.size} x {shape.size}, matrix product {shown}\n")
+    context = multiprocessing.get_context("spawn")
+    workers, results = [], []
+    for method in METHODS:
+        if "compiled" in method[1] and not compiled:
+            continue
+        ours, theirs = context.Pipe()
+        process = context.Process(target=work, args=(theirs, *method, shape), daemon=True)
+        process.start()
+        theirs.close()
+        workers.append((method, ours, process))
+        results.append([])
+    for number in range(rounds + 2):  # the first two warm up
+        for (_, connection, _), seconds in zip(workers, results, strict=True):
+            if "out of memory" in seconds:
+                continue
+            connection.send(True)
+            answer = connection.recv()
+            seconds.append(answer)
+            if number == 1 and answer != "out of memory":
+                seconds.clear()
+    print("| step | method | ms | clips/s | over floor | over this project | GB |")
+    print("|---|---|---|---|---|---|---|")
+    own: dict[str, float] = {}
+    for (method, connection, process), answers in zip(workers, results, strict=True):
+        kind, how, name = method
+        if "out of memory" in answers:
+            print(f"| {kind} | {how} | out of memory | | | | |")
+            continue
+        seconds = statistics.median(answer[0] for answer in answers)
+        own.setdefault(kind, seconds)
+        rate = rates[torch.float32 if how.startswith("plain") else dtype]
+        floor = floor_seconds(kind, how, name, shape, rate)
+        memory = max(answer[1] for answer in answers) / 1e9
+        print(
+            f"| {kind} | {how} | {1e3 * seconds:.1f} | {shape.batch / seconds:.3g} | {seconds / floor:.2f} | "
+            f"{seconds / own[kind]:.2f} | {memory:.1f} |",
+            flush=True,
+        )
+        connection.send(False)
+        process.join()
+    print(f"\nfrozen step over full step: {own['finetune'] / own['train']:.2f}")
+
+
+def main() -> None:
+    """Run the command line."""
+    on_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--depth", type=int, nargs="+", default=[50, 101], choices=(50, 101))
+    parser.add_argument("--frames", type=int, default=32 if on_gpu else 16)
+    parser.add_argument("--size", type=int, default=224 if on_gpu else 112, help="pixels")
+    parser.add_argument("--batch", type=int, default=8 if on_gpu else 2)
+    parser.add_argument("--rounds", type=int, default=20 if on_gpu else 5)
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile, which takes minutes")
+    args = parser.parse_args()
+    name = torch.cuda.get_device_name() if on_gpu else "CPU, one thread"
+    print(f"{name}, torch {torch.__version__}, median of {args.rounds}; {' '.join(sys.argv)}")
+    for depth in args.depth:
+        measure(Shape(depth, args.frames, args.size, args.batch), args.rounds, args.compile)
+
+
+if __name__ == "__main__":
+    main()

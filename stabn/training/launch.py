@@ -1,0 +1,143 @@
+"""Several processes on one machine: a stage starts itself again under torchrun's agent, and watches.
+
+The agent of torch.distributed starts the processes, gives them their numbers, and ends all when one dies. What happens
+then is decided here: a user's error ends the stage; anything else is started again, from the newest state, a number of
+times. On several machines torchrun itself is started on each, see docs/training.md.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from stabn.config import FitConfig
+from stabn.errors import Preempted, RetryableError, StabnError
+from stabn.signals import end_with_parent
+from stabn.training.distributed import is_main
+
+GRACE_SECONDS = 25  # that processes have to save and end after SIGTERM; Kubernetes gives 30
+
+
+def number_of_processes(settings: FitConfig) -> int:
+    """Return how many processes the settings want on this machine."""
+    return settings.processes or max(1, torch.cuda.device_count())
+
+
+def must_launch(settings: FitConfig) -> bool:
+    """Tell whether this process is to start others; one that a launcher started never does."""
+    return "RANK" not in os.environ and number_of_processes(settings) > 1
+
+
+def launch(function: Callable[..., Any], settings: FitConfig, **arguments: Any) -> None:
+    """Run a function in several processes on this machine, until all have returned.
+
+    Args:
+        function: importable by its name; in each process it joins the others with `join_world`.
+        settings: how many processes, and how often they are started again.
+        arguments: of the function. What it returns is dropped.
+
+    Raises:
+        StabnError: what a process said that is the user's to change.
+        RetryableError: processes died more often than `restarts`.
+        Preempted: SIGTERM came; the processes have saved and ended.
+    """
+    for talkative in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(talkative).setLevel(logging.CRITICAL)  # what they would say is said below
+    name, processes = function.__name__, number_of_processes(settings)
+    for attempt in range(settings.restarts + 1):
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            start_method="spawn",
+            monitor_interval=0.5,
+            max_restarts=0,  # the agent's own would meet the addresses of the dead, and say nothing of the reason
+            shutdown_timeout=GRACE_SECONDS,
+        )
+        try:
+            with _signal_handlers_kept():
+                elastic_launch(config, _process)(function, arguments)
+            return
+        except SignalException as error:
+            number = signal.Signals(error.sigval)
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise Preempted(f"{name}: asked to end ({number.name}); run it again, it goes on") from None
+        except ChildFailedError as error:
+            failure = _cause(error)
+            reason = _reason(failure)
+            if failure.exitcode == StabnError.exit_code:
+                raise StabnError(reason) from None
+            if attempt == settings.restarts:
+                raise RetryableError(
+                    f"{name}: {reason}; started again {attempt} times in vain, run it again to go on"
+                ) from None
+            print(
+                f"{name}: {reason}; all {processes} processes are started again from the newest state, "
+                f"{attempt + 1} of at most {settings.restarts} times",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _cause(error: ChildFailedError) -> ProcessFailure:
+    """Return the failure that explains the others: a user's error, a killed process, then the earliest."""
+
+    def order(failure: ProcessFailure) -> tuple[bool, bool, bool, int]:
+        code = failure.exitcode
+        return code != StabnError.exit_code, code >= 0, code == RetryableError.exit_code, failure.timestamp
+
+    return min(error.failures.values(), key=order)
+
+
+def _reason(failure: ProcessFailure) -> str:
+    if failure.exitcode < 0:
+        return f"process {failure.local_rank} was ended by {signal.Signals(-failure.exitcode).name}"
+    message: Any = failure.message
+    _, separator, said = (message["message"] if isinstance(message, dict) else message).partition(": ")
+    if not separator or failure.error_file == "<N/A>":
+        return f"process {failure.local_rank} ended with exit code {failure.exitcode}"
+    return said.strip().splitlines()[0]
+
+
+@contextlib.contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Put the signal handlers back that the agent replaces with its own and leaves."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    former = {kind: signal.getsignal(kind) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in former.items():
+            signal.signal(kind, handler)
+
+
+def _process(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    """Be one of the processes: run the function, and tell the agent why if it fails."""
+    end = end_with_parent()
+    if end is not None:
+        end()
+    try:
+        function(**arguments)
+    except StabnError as error:
+        if isinstance(error, Preempted) and is_main():
+            print(error, file=sys.stderr, flush=True)  # the agent has been asked to end too, and reads no reasons
+        get_error_handler().record_exception(error)
+        sys.exit(error.exit_code)

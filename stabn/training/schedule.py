@@ -1,0 +1,152 @@
+"""Optimiser, learning rate, and when training ends."""
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from stabn.config import ConfigError, FitConfig
+
+IMPROVEMENT = 1e-4  # share by which a loss must be lower to count as lower
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPlan:
+    """How the global mini-batch is spread.
+
+    A step's videos form `world_size * accumulation` groups, group g having every so-manieth from the g-th on. A group
+    goes through the network at once, and BatchNorm sees it alone; process r computes the groups r, r + world_size, ….
+    So the groups are the same on 1 process with 8 accumulations, on 8 processes, and on 2 with 4.
+
+    Attributes:
+        batch_size: videos per step, over all processes.
+        world_size: processes.
+        accumulation: groups per process and step.
+        learning_rate: the setting's, scaled to the batch size.
+    """
+
+    batch_size: int
+    world_size: int
+    accumulation: int
+    learning_rate: float
+
+    def __str__(self) -> str:
+        share = -(-self.batch_size // self.world_size)
+        group = -(-share // self.accumulation)
+        return (
+            f"{self.batch_size} videos per step = {self.world_size} process{'es' * (self.world_size > 1)} x {share}, "
+            f"{group} at once, {self.accumulation} gradient{'s' * (self.accumulation > 1)} added up; "
+            f"learning rate {self.learning_rate:g}"
+        )
+
+
+def plan_batches(settings: FitConfig, world_size: int) -> BatchPlan:
+    """Spread the global mini-batch over processes and over time.
+
+    Raises:
+        ConfigError: there are more processes than videos in a step.
+    """
+    if settings.batch_size < world_size:
+        raise ConfigError(
+            f"batch_size = {settings.batch_size} for {world_size} processes: each needs a video, raise batch_size"
+        )
+    share = -(-settings.batch_size // world_size)
+    accumulation = -(-share // settings.micro_batch_size) if settings.micro_batch_size else 1
+    reference = settings.reference_batch_size or settings.batch_size
+    return BatchPlan(
+        settings.batch_size, world_size, accumulation, settings.learning_rate * (settings.batch_size / reference)
+    )
+
+
+def make_optimizer(
+    settings: FitConfig, parameters: list[nn.Parameter], learning_rate: float | None = None
+) -> torch.optim.Optimizer:
+    """Return the optimiser of the settings: the paper's SGD, or AdamW; one kernel for all parameters.
+
+    SGD's momentum is there, as zeros, from the start: a first step that is skipped would leave it undefined.
+    """
+    rate = settings.learning_rate if learning_rate is None else learning_rate
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, rate, weight_decay=settings.weight_decay, fused=True)
+    optimizer = torch.optim.SGD(
+        parameters,
+        rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.nesterov and settings.momentum > 0,
+        fused=True,
+    )
+    if settings.momentum > 0:
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+class Schedule:
+    """The learning rate at every step, from the progress and the validation losses so far.
+
+    Attributes:
+        rate: of the plateau schedule, before warm-up.
+        best_loss: lowest validation loss.
+        waited: validations since it.
+    """
+
+    def __init__(self, settings: FitConfig, learning_rate: float) -> None:
+        self.settings, self.peak = settings, learning_rate
+        self.rate, self.best_loss, self.waited = learning_rate, math.inf, 0
+
+    def at(self, epoch: float) -> float:
+        """Return the rate at a time in epochs, 0 to `epochs`."""
+        if self.settings.schedule == "one_cycle":
+            return one_cycle(self.peak, epoch / self.settings.epochs)
+        if epoch < self.settings.warmup_epochs:
+            return self.rate * max(0.01, epoch / self.settings.warmup_epochs)
+        return self.rate
+
+    def validated(self, loss: float) -> None:
+        """Take in a validation loss; on a plateau the rate falls."""
+        if loss < self.best_loss * (1 - IMPROVEMENT):
+            self.best_loss, self.waited = loss, 0
+        else:
+            self.waited += 1
+        if self.waited > self.settings.plateau_patience:
+            self.rate *= self.settings.plateau_factor
+            self.waited = 0
+
+    def ended(self, history: list[dict[str, float]]) -> bool:
+        """Tell whether training is complete after these epochs."""
+        settings = self.settings
+        if len(history) >= settings.epochs:
+            return True
+        scores = [score(row) for row in history if "validation_top1" in row]
+        if settings.early_stop and scores and len(scores) - 1 - scores.index(max(scores)) >= settings.early_stop:
+            return True
+        return settings.schedule == "plateau" and self.rate < settings.min_learning_rate and bool(history)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what changes, as JSON values."""
+        return {"rate": self.rate, "best_loss": self.best_loss, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`'s values."""
+        self.rate, self.best_loss, self.waited = state["rate"], state["best_loss"], state["waited"]
+
+
+def score(row: dict[str, float]) -> tuple[float, float]:
+    """Return what makes an epoch the best one: validation top-1, then the lower loss."""
+    return row["validation_top1"], -row["validation_loss"]
+
+
+def one_cycle(peak: float, progress: float) -> float:
+    """Return the rate at a share of the training: up for 20% of it, then down to zero, both as half cosines."""
+    warm = 0.2
+    share = progress / warm if progress < warm else 1 - (progress - warm) / (1 - warm)
+    return peak * max(0.02, 0.5 - 0.5 * math.cos(math.pi * share))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,233 @@
+"""Saved states of a run: written whole or not at all, beside the training, and found again by the next process.
+
+    <output>/best.pt                      the network to use, see checkpoint.py
+    <output>/states/<name>.json           where the run was; names its parts; what appears last
+    <output>/states/parts/<sha256>.pt     the parts: network, optimiser, averaged weights
+
+A part is named by its own checksum, so a part that is damaged is noticed, and parts that are equal are stored once. A
+state is there when its JSON is: it is written after its parts, in one piece.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+
+from stabn.errors import StabnError
+from stabn.storage import ObjectNotFound, Storage
+from stabn.training.checkpoint import CheckpointError
+
+FORMAT = 1
+FOLDER, PARTS = "states", "states/parts"
+MAX_FAILED_WRITES = 3  # one after the other, before training stops
+
+
+@dataclass(frozen=True)
+class State:
+    """A saved state.
+
+    Attributes:
+        name: orders the states of a run, `00002-000000128` in epoch 2 (from 0) after 128 videos.
+        uri: its JSON, for messages.
+        content: JSON values: where the run was.
+        parts: bytes by name.
+        keys: where each part lies in the storage.
+    """
+
+    name: str
+    uri: str
+    content: dict[str, Any]
+    parts: dict[str, bytes]
+    keys: dict[str, str]
+
+
+class StateStore:
+    """The states below an output; one process writes."""
+
+    def __init__(self, storage: Storage, keep: int) -> None:
+        self.storage, self.keep = storage, keep
+
+    def write(self, name: str, content: Mapping[str, Any], parts: Mapping[str, bytes]) -> None:
+        """Store a state, then delete what only older states than the newest `keep` need."""
+        stored = {info.key: info.size for info in self.storage.scan(f"{PARTS}/")}
+        described = {}
+        for part, data in parts.items():
+            digest = hashlib.sha256(data).hexdigest()
+            key = f"{PARTS}/{digest}.pt"
+            if stored.get(key) != len(data):
+                self.storage.write(key, data)
+            described[part] = {"key": key, "bytes": len(data), "sha256": digest}
+        state = json.loads(json.dumps({"format": FORMAT, "name": name, "content": dict(content), "parts": described}))
+        checked = json.dumps({"sha256": _checksum(state), "state": state}, indent=1)
+        self.storage.write(f"{FOLDER}/{name}.json", checked.encode())
+        self._clean(stored)
+
+    def newest(self, check: Callable[[dict[str, Any], str], None], report: Callable[[str], None]) -> State | None:
+        """Return the newest state that is whole; None if there is none at all.
+
+        Args:
+            check: raises if a state's content belongs to another run; gets its URI too.
+            report: told of a damaged state, which is then deleted.
+
+        Raises:
+            CheckpointError: there are states, but every one is damaged.
+        """
+        names = self._names()
+        for name in reversed(names):
+            try:
+                return self._read(name, check)
+            except _DamagedError as error:
+                report(f"{error}; the state before it is used")
+                self.storage.delete(f"{FOLDER}/{name}.json")
+        if names:
+            raise CheckpointError(
+                f"{self.storage.locate(FOLDER)}: none of the {len(names)} states is whole; give another output to "
+                "begin again"
+            )
+        return None
+
+    def newest_key(self, *names: str) -> str:
+        """Return where the newest state's part lies, the first of these names that it has."""
+        parts = self._description(self._names()[-1])["parts"]
+        return str(next(parts[name]["key"] for name in names if name in parts))
+
+    def _names(self) -> list[str]:
+        keys = [key for key in self.storage.list(f"{FOLDER}/") if key.endswith(".json")]
+        return [key.removeprefix(f"{FOLDER}/").removesuffix(".json") for key in keys]
+
+    def _description(self, name: str) -> dict[str, Any]:
+        key = f"{FOLDER}/{name}.json"
+        uri = self.storage.locate(key)
+        try:
+            file = json.loads(self.storage.read(key))
+            state: dict[str, Any] = file["state"]
+            whole = _checksum(state) == file["sha256"]
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise _DamagedError(f"{uri}: damaged")
+        if state["format"] != FORMAT:
+            raise CheckpointError(f"{uri}: state format {state['format']}, this version reads {FORMAT}")
+        return state
+
+    def _read(self, name: str, check: Callable[[dict[str, Any], str], None]) -> State:
+        state = self._description(name)
+        uri = self.storage.locate(f"{FOLDER}/{name}.json")
+        check(state["content"], uri)
+        parts = {}
+        for part, described in state["parts"].items():
+            try:
+                data = self.storage.read(described["key"])
+            except ObjectNotFound:
+                raise _DamagedError(f"{uri}: its {part}, {described['key']}, is missing") from None
+            if hashlib.sha256(data).hexdigest() != described["sha256"]:
+                self.storage.delete(described["key"])
+                raise _DamagedError(
+                    f"{uri}: its {part}, {described['key']}, is damaged ({len(data)} bytes of {described['bytes']})"
+                )
+            parts[part] = data
+        return State(name, uri, state["content"], parts, {part: d["key"] for part, d in state["parts"].items()})
+
+    def _clean(self, stored: Mapping[str, int]) -> None:
+        """Delete the states that are not kept, and of the parts that were stored before those that none needs."""
+        names = self._names()
+        for name in names[: -self.keep]:
+            self.storage.delete(f"{FOLDER}/{name}.json")
+        needed = set()
+        for name in names[-self.keep :]:
+            try:
+                needed |= {described["key"] for described in self._description(name)["parts"].values()}
+            except _DamagedError:
+                continue
+        for key in stored.keys() - needed:
+            self.storage.delete(key)
+
+
+def _checksum(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+class _DamagedError(StabnError):
+    """A state is not whole."""
+
+
+class BackgroundWriter:
+    """Write beside the training, one thing after the other; a failed write is told and tried again with the next.
+
+    Used as a context: leaving it waits for what is being written.
+    """
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="stabn-checkpoint")
+        self._running: Future[None] | None = None
+        self._failed = 0
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether something is being written."""
+        return self._running is not None and not self._running.done()
+
+    def submit(self, write: Callable[[], None]) -> None:
+        """Start a write, after the one before has ended.
+
+        Raises:
+            StorageError, RetryableError: the last writes failed one after the other.
+        """
+        self._collect(MAX_FAILED_WRITES)
+        self._running = self._pool.submit(write)
+
+    def finish(self) -> None:
+        """Wait for the last write.
+
+        Raises:
+            StorageError, RetryableError: it failed.
+        """
+        self._collect(1)
+
+    def _collect(self, limit: int) -> None:
+        running, self._running = self._running, None
+        if running is None:
+            return
+        try:
+            running.result()
+            self._failed = 0
+        except StabnError as error:
+            self._failed += 1
+            if self._failed >= limit:
+                raise
+            self._report(f"not saved: {error}; training goes on, the next state is tried again")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=True)
+
+
+def dump_part(content: Any) -> bytes:
+    """Return tensors and plain values as the bytes of a part."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def load_part(data: bytes) -> Any:
+    """Return what `dump_part` was given, without running any code in it."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def copy_to_memory(content: Any) -> Any:
+    """Copy all tensors in nested dicts and lists to memory, so that training can change the originals meanwhile."""
+    if isinstance(content, torch.Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, Mapping):
+        return {key: copy_to_memory(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(copy_to_memory(value) for value in content)
+    return content

@@ -1,0 +1,63 @@
+"""How good a network is on the validation split, over all processes, every video once."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+from stabn.config import FitConfig
+from stabn.data.dataset import ClipDataset
+from stabn.data.sampler import shard
+from stabn.training.device import autocast, batch_input, forward_clips, make_loader, on_device
+from stabn.training.distributed import World
+from stabn.training.losses import training_loss
+
+
+def evaluation_batch(settings: FitConfig, world_size: int) -> int:
+    """Return how many videos a process recognises at once: as many as go through the network at once in training."""
+    share = -(-settings.batch_size // world_size)
+    return min(share, settings.micro_batch_size or share)
+
+
+@torch.inference_mode()
+def validate(
+    model: nn.Module,
+    dataset: ClipDataset,
+    settings: FitConfig,
+    world: World,
+    dtype: torch.dtype,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Return loss, top-1 and top-5 over all processes.
+
+    Args:
+        model: the network on its device; left in evaluation mode.
+        dataset: the validation videos; each process takes its share.
+        settings: batch size.
+        world: the processes.
+        dtype: of the arithmetic.
+        interrupted: asked after every batch, as often in every process; true ends the validation without a result.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    mine = shard(np.arange(len(dataset)), world.rank, world.size)
+    size = evaluation_batch(settings, world.size)
+    largest_share = -(-len(dataset) // world.size)
+    batches = on_device(make_loader(Subset(dataset, mine.tolist()), size, dataset.config.workers), device)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    for _ in range(-(-largest_share // size)):
+        batch = next(batches, None)
+        if batch is not None:
+            with autocast(device, dtype):
+                output = forward_clips(model, batch_input(batch, dataset.config, device))
+            target, logits = batch["target"], output.logits.float()
+            loss = training_loss(output, target).total.double() * len(target)
+            top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
+            sums += torch.stack([loss, top[:, 0].sum(), top.any(1).sum(), torch.full_like(loss, len(target))])
+        if interrupted():
+            return None
+    loss_sum, top1, top5, count = world.sum_(sums).tolist()
+    assert count == len(dataset), f"{count} videos counted of {len(dataset)}"
+    return {"validation_loss": loss_sum / count, "validation_top1": top1 / count, "validation_top5": top5 / count}
