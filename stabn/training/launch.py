@@ -10,13 +10,14 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -54,44 +55,46 @@ def launch(function: Callable[..., Any], settings: FitConfig, **arguments: Any) 
     for talkative in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
         logging.getLogger(talkative).setLevel(logging.CRITICAL)  # what they would say is said below
     name, processes = function.__name__, number_of_processes(settings)
-    for attempt in range(settings.restarts + 1):
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            start_method="spawn",
-            monitor_interval=0.5,
-            max_restarts=0,  # the agent's own would meet the addresses of the dead, and say nothing of the reason
-            shutdown_timeout=GRACE_SECONDS,
-        )
-        try:
-            with _signal_handlers_kept():
-                elastic_launch(config, _process)(function, arguments)
-            return
-        except SignalException as error:
-            number = signal.Signals(error.sigval)
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt from None
-            raise Preempted(f"{name}: asked to end ({number.name}); run it again, it goes on") from None
-        except ChildFailedError as error:
-            failure = _cause(error)
-            reason = _reason(failure)
-            if failure.exitcode == StabnError.exit_code:
-                raise StabnError(reason) from None
-            if attempt == settings.restarts:
-                raise RetryableError(
-                    f"{name}: {reason}; started again {attempt} times in vain, run it again to go on"
-                ) from None
-            print(
-                f"{name}: {reason}; all {processes} processes are started again from the newest state, "
-                f"{attempt + 1} of at most {settings.restarts} times",
-                file=sys.stderr,
-                flush=True,
+    with tempfile.TemporaryDirectory(prefix="stabn-launch-") as folder:
+        for attempt in range(settings.restarts + 1):
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=processes,
+                run_id=uuid.uuid4().hex,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                local_addr="localhost",
+                start_method="spawn",
+                monitor_interval=0.5,
+                max_restarts=0,  # the agent's own would meet the addresses of the dead, and say nothing of the reason
+                shutdown_timeout=GRACE_SECONDS,
+                logs_specs=DefaultLogsSpecs(log_dir=folder),
             )
+            try:
+                with _signal_handlers_kept():
+                    elastic_launch(config, _process)(function, arguments)
+                return
+            except SignalException as error:
+                number = signal.Signals(error.sigval)
+                if number == signal.SIGINT:
+                    raise KeyboardInterrupt from None
+                raise Preempted(f"{name}: asked to end ({number.name}); run it again, it goes on") from None
+            except ChildFailedError as error:
+                failure = _cause(error)
+                reason = _reason(failure)
+                if failure.exitcode == StabnError.exit_code:
+                    raise StabnError(reason) from None
+                if attempt == settings.restarts:
+                    raise RetryableError(
+                        f"{name}: {reason}; started again {attempt} times in vain, run it again to go on"
+                    ) from None
+                print(
+                    f"{name}: {reason}; all {processes} processes are started again from the newest state, "
+                    f"{attempt + 1} of at most {settings.restarts} times",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 def _cause(error: ChildFailedError) -> ProcessFailure:
