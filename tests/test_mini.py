@@ -9,17 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from stabn.data.mini import (
-    ACTIONS,
-    DEMO_VIDEOS,
-    HARD,
-    HEIGHT,
-    MiniDataset,
-    MiniError,
-    _entries,
-    make_mini_dataset,
-    plan_video,
-)
+from stabn.data.mini import DEMO_VIDEOS, MiniDataset, _entries, make_mini_dataset
+from stabn.data.mini_motion import ACTIONS, HARD, HEIGHT, MiniError, plan_video
 from stabn.data.ssv2 import flip_map, load_labels
 from stabn.data.video import decode
 
