@@ -152,11 +152,15 @@ def train_into(manifest_uri: str, config: RunConfig, storage_uri: str, checkpoin
 
     A run that was interrupted goes on; one that is complete is not repeated.
     """
-    manifest = Manifest.load(manifest_uri)
-    name = f"train-{_run_name(config.train, config, manifest.fingerprint)}"
-    result = train(manifest_uri, config, open_storage(storage_uri).child(f"checkpoints/{name}").uri)
+    result = train(manifest_uri, config, train_output(manifest_uri, config, storage_uri))
     fetch(result.best_uri, checkpoint_path)
     return result
+
+
+def train_output(manifest_uri: str, config: RunConfig, storage_uri: str) -> str:
+    """Return the folder of the storage that a training with these settings and data keeps its checkpoints in."""
+    name = f"train-{_run_name(config.train, config, Manifest.load(manifest_uri).fingerprint)}"
+    return open_storage(storage_uri).child(f"checkpoints/{name}").uri
 
 
 def finetune_into(
@@ -169,12 +173,25 @@ def finetune_into(
     name: str = "finetune",
 ) -> TrainResult:
     """Fine-tune in a folder of the storage that the same settings and inputs find again, like `train_into`."""
-    inputs = (describe(read_checkpoint(checkpoint_uri)).fingerprint, load_edit_table(edits_path).fingerprint)
-    folder = f"{name}-{_run_name(config.finetune, config, *inputs)}"
-    output = open_storage(storage_uri).child(f"checkpoints/{folder}").uri
+    output = finetune_output(checkpoint_uri, edits_path, config, storage_uri, name)
     result = finetune(checkpoint_uri, manifest_uri, edits_path, config, output, name)
     fetch(result.best_uri, finetuned_path)
     return result
+
+
+def finetune_output(checkpoint_uri: str, edits_path: str, config: RunConfig, storage_uri: str, name: str) -> str:
+    """Return the folder of the storage that a fine-tuning with these settings and inputs keeps its checkpoints in."""
+    inputs = (describe(read_checkpoint(checkpoint_uri)).fingerprint, load_edit_table(edits_path).fingerprint)
+    folder = f"{name}-{_run_name(config.finetune, config, *inputs)}"
+    return open_storage(storage_uri).child(f"checkpoints/{folder}").uri
+
+
+def read_result(output_uri: str) -> TrainResult:
+    """Return what a training or fine-tuning that is complete left in its output, whoever ran it."""
+    storage = open_storage(output_uri)
+    best = describe(read_checkpoint(storage.locate(BEST)))
+    history = list(best.history)
+    return TrainResult(storage.locate(BEST), storage.locate(LAST), history, _metrics(history[best.epoch - 1]))
 
 
 def _run_name(settings: TrainConfig, config: RunConfig, *inputs: str) -> str:
