@@ -55,20 +55,22 @@ class KubeApi:
     """
 
     def __init__(self, namespace: str = "", patience_seconds: float = 600.0):
-        own = "default"
+        settings, own = client.Configuration(), "default"
         try:
             if os.environ.get("KUBERNETES_SERVICE_HOST"):
-                kube_config.load_incluster_config()
+                kube_config.load_incluster_config(settings)
                 own = NAMESPACE_FILE.read_text().strip()
             else:
-                kube_config.load_kube_config()
-                own = kube_config.list_kube_config_contexts()[1]["context"].get("namespace") or own
+                path = os.environ.get("KUBECONFIG")  # the client reads it only once, when it is imported
+                kube_config.load_kube_config(path, client_configuration=settings)
+                own = kube_config.list_kube_config_contexts(path)[1]["context"].get("namespace") or own
         except (ConfigException, OSError) as error:
             raise ClusterError(f"no access to a Kubernetes cluster: {error}") from None
         self.namespace = namespace or own
         self.patience_seconds = patience_seconds
-        self._custom = client.CustomObjectsApi()
-        self._core = client.CoreV1Api()
+        api_client = client.ApiClient(settings)
+        self._custom = client.CustomObjectsApi(api_client)
+        self._core = client.CoreV1Api(api_client)
 
     def get(self, plural: str, name: str, namespaced: bool = True) -> dict[str, Any] | None:
         """Return a trainjob or runtime, None if there is none."""

@@ -24,6 +24,7 @@ DULL = ("Created", "Pulled", "Scheduled", "Started", "SuccessfulCreate", "Succes
 ERRORS = re.compile(r"error|exception|traceback|killed|abort|out of memory|nccl warn", re.IGNORECASE)
 EPOCH = re.compile(r"epoch (?P<epoch>\d+)/(?P<epochs>\d+)\s+(?:\S+\s+)?(?P<done>[\d,]+)/(?P<all>[\d,]+) ")
 PROGRESS_SECONDS = 60.0
+STAMPED = re.compile(r"(?P<seconds>[\d-]{10}T[\d:]{8})(?:\.(?P<fraction>\d+))?(?:Z|\+00:00) ?(?P<text>.*)", re.DOTALL)
 CLOCKS_DIFFER_SECONDS = 60
 
 
@@ -84,9 +85,10 @@ class LogFollower(threading.Thread):
 
     def _take(self, line: str, skip: int) -> int:
         """Pass a line on unless it was passed on before; return how many of the newest time are to be skipped yet."""
-        stamp, _, text = line.partition(" ")
-        seconds, _, fraction = stamp.rstrip("Z").partition(".")
-        at = (seconds, fraction.ljust(9, "0"))
+        match = STAMPED.fullmatch(line)
+        if not match:  # the kubelet's own words, such as "unable to retrieve container logs"
+            return skip
+        at, text = (match["seconds"], (match["fraction"] or "").ljust(9, "0")), match["text"]
         if at < self._newest:
             return skip
         if at == self._newest:
@@ -173,15 +175,18 @@ class Follower:
             if kind == "LINE":
                 self._show_line(*what)
             elif kind == "LIST":
-                found = {item["metadata"]["uid"] for item in what}
-                for uid, pod in self.pods.items():
-                    pod.gone |= uid not in found
-                for item in what:
-                    self._see(item)
+                self._see_all(what)
             elif kind in ("ADDED", "MODIFIED", "DELETED"):
                 self._see(what[0])
                 if kind == "DELETED":
                     self.pods[what[0]["metadata"]["uid"]].gone = True
+
+    def _see_all(self, items: list[dict[str, Any]]) -> None:
+        found = {item["metadata"]["uid"] for item in items}
+        for uid, pod in self.pods.items():
+            pod.gone |= uid not in found
+        for item in items:
+            self._see(item)
 
     def _see(self, item: dict[str, Any]) -> None:
         now = read_pod(item)
@@ -271,7 +276,8 @@ class Follower:
             self.say(f"waiting: {text}")
 
     def _read_logs_to_the_end(self) -> None:
-        """Show what the logs still hold."""
+        """Show what the logs still hold, those too of pods that the watch has not told of."""
+        self._see_all(self.api.pods(f"{JOB_LABEL}={self.name}")["items"])
         for follower in self._logs.values():
             follower.ended.set()
         until = time.monotonic() + SETTLE_SECONDS
