@@ -16,7 +16,7 @@ import time
 import typing
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -455,7 +455,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _cut(self) -> None:
         """Break the connection off in the middle of an answer."""
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

@@ -10,8 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from kube_server import NAMESPACE, RUNTIME, KubeServer, kube_server, refusals, run_processes, unknown_fields
 from kubeflow_trainer_api import models
@@ -21,6 +24,7 @@ from components.cluster.config import ClusterConfig, variables
 from components.cluster.follow import Overall
 from components.cluster.manifest import build_runtime, checked
 from components.trainjob import Work, build_trainjob, passed_on, run_trainjob
+from stabn.attention.edits import EDIT_SCHEMA
 from stabn.config import ConfigError
 from stabn.errors import RetryableError, StabnError
 
@@ -598,56 +602,80 @@ def test_outside_a_cluster_there_is_one_clear_error(monkeypatch: pytest.MonkeyPa
 # Stages.
 
 
-def test_three_stages_run_on_two_nodes(
-    cluster: KubeServer, small_dataset: Path, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def write_edits(path: Path, curves: dict[str, list[float]]) -> str:
+    """Write a table like that of import-edits."""
+    rows = [{"video_id": name, "edited_attention": curve, "status": "edited"} for name, curve in curves.items()]
+    header = json.dumps({"round_id": "round", "fingerprint": "f" * 16}).encode()
+    pq.write_table(pa.Table.from_pylist(rows, schema=EDIT_SCHEMA.with_metadata({b"stabn": header})), path)
+    return str(path)
+
+
+def test_stages_run_on_two_nodes_as_they_do_on_one(
+    cluster: KubeServer,
+    small_dataset: Path,
+    s3_uri: str,
+    mlflow_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The pods' commands really run, as torchrun of two nodes each, with object storage between them and the step."""
+    from mlflow import MlflowClient
+
     from components import stages
     from stabn.data.frames import extract_frames
     from stabn.evaluation.metrics import Predictions
     from stabn.presets import resolve
 
-    monkeypatch.setenv("STABN_TRAINJOB_IMAGE", "stabn-trainer:1")
-    monkeypatch.setenv("STABN_TRAINJOB_POLL_SECONDS", "0.1")
-    monkeypatch.setenv("STABN_RUN_ID", "run-1")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    for name, value in {
+        "STABN_TRAINJOB_IMAGE": "stabn-trainer:1",
+        "STABN_TRAINJOB_POLL_SECONDS": "0.1",
+        "STABN_RUN_ID": "run-1",
+        "STABN_PIPELINE": "full",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }.items():
+        monkeypatch.setenv(name, value)
     cluster.controllers = [run_processes]
-    settings = resolve("mini", "train.epochs=1 train.batch_size=2 extract.fps=0")
-    manifest = tmp_path / "manifest"
+    text = "train.epochs=1 train.batch_size=2 finetune.epochs=1 finetune.batch_size=2 extract.fps=0"
+    settings = resolve("mini", text)
+    manifest, checkpoint = str(tmp_path / "manifest"), str(tmp_path / "checkpoint")
     folders = (str(small_dataset / "videos"), str(small_dataset / "labels"))
-    extract_frames(*folders, s3_uri, manifest, tmp_path / "rejects", settings.extract)
+    extract_frames(*folders, s3_uri, Path(manifest), tmp_path / "rejects", settings.extract)
     placement = stages.Placement(num_nodes=2)
-    trained = stages.train(str(manifest), settings, s3_uri, str(tmp_path / "checkpoint"), placement)
+
+    trained = stages.train(manifest, settings, s3_uri, checkpoint, placement)
     assert len(trained.history) == 1 and set(trained.metrics) >= {"validation_top1", "train_loss"}
     assert "--train.epochs=1" in cluster.created[0]["spec"]["trainer"]["command"]
-    evaluated = stages.evaluate(
-        str(tmp_path / "checkpoint"),
-        str(manifest),
-        "validation",
-        "as_is",
-        str(tmp_path / "predictions"),
-        settings,
-        "before",
-        s3_uri,
-        placement,
-        checkpoint_uri=trained.best_uri,
-    )
-    alone = stages.evaluate(
-        str(tmp_path / "checkpoint"),
-        str(manifest),
-        "validation",
-        "as_is",
-        str(tmp_path / "alone"),
-        settings,
-        "before",
-        s3_uri,
-        stages.Placement(),
-    )
+
+    def evaluate(name: str, placement: stages.Placement) -> Any:
+        arguments = (checkpoint, manifest, "validation", "as_is", str(tmp_path / name), settings, name, s3_uri)
+        return stages.evaluate(*arguments, placement, checkpoint_uri=trained.best_uri)
+
+    together, alone = evaluate("together", placement), evaluate("alone", stages.Placement())
     assert len(cluster.created) == 2, "one node and no accelerator need no job"
-    assert evaluated.metrics == pytest.approx(alone.metrics)
-    assert Predictions.load(tmp_path / "predictions").video_ids == Predictions.load(tmp_path / "alone").video_ids
+    assert together.metrics == pytest.approx(alone.metrics)
+    first, second = (Predictions.load(tmp_path / name) for name in ("together", "alone"))
+    assert first.video_ids == second.video_ids and first.top5.tolist() == second.top5.tolist()
+
+    edits = write_edits(tmp_path / "edits", {"1": [0.5] * 24})
+    finetuned = stages.finetune(
+        checkpoint, manifest, edits, settings, s3_uri, str(tmp_path / "tuned"), "finetune", placement
+    )
+    again = stages.finetune(
+        checkpoint, manifest, edits, settings, s3_uri, str(tmp_path / "again"), "finetune", stages.Placement()
+    )
+    assert finetuned.best_uri == again.best_uri and finetuned.history == again.history, "complete: not repeated"
+    assert (tmp_path / "tuned").read_bytes() == (tmp_path / "again").read_bytes()
+
+    client = MlflowClient(mlflow_uri)
+    runs = client.search_runs([client.get_experiment_by_name("stabn").experiment_id])
+    keys = sorted(run.data.tags.get("stabn.stage_key", "parent") for run in runs)
+    evaluations = [f"evaluate/{name}/validation/as_is" for name in ("alone", "together")]
+    assert keys == [*evaluations, "extract-frames", "finetune", "parent", "train"], (
+        "one run per stage, whatever the number of nodes"
+    )
+    assert {run.data.tags.get("stabn.run_id") for run in runs} == {"run-1"}
 
 
 def test_several_nodes_without_a_cluster_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -660,6 +688,20 @@ def test_several_nodes_without_a_cluster_are_refused(monkeypatch: pytest.MonkeyP
         _ = Placement(2).is_here
     with pytest.raises(ConfigError, match=r"whole name, such as nvidia\.com/gpu"):
         Placement(2, 1, "gpu")
+
+
+def test_a_component_ends_with_one_line_and_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from components.train import train
+
+    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        train.python_func(SimpleNamespace(path="m"), "s3://s", "mini", "", 2, 1, "", SimpleNamespace(path="c"), None)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("train: num_nodes = 2: needs a Kubernetes cluster") and said.count("\n") == 1
 
 
 def test_an_accelerator_on_a_cluster_is_a_job_also_for_one_node(cluster: KubeServer) -> None:
