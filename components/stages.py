@@ -185,7 +185,7 @@ def _run(stage: str, arguments: dict[str, str], config: RunConfig, placement: Pl
     from components.cluster.api import KubeApi
     from components.trainjob import ClusterConfig, Work, passed_on, run_trainjob
 
-    cluster = ClusterConfig.from_environment()
+    cluster = ClusterConfig.load()
     api = KubeApi(cluster.namespace, cluster.api_minutes * 60)
     step = api.own_pod() or {}
     if not cluster.image:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from components.cluster.api import GROUP, VERSION, ApiUnavailable, KubeApi
 from components.cluster.config import ClusterConfig
-from components.cluster.follow import Follower, clock
+from components.cluster.follow import Follower
+from components.cluster.logs import clock
 from components.cluster.manifest import RESTARTS, Work, build_runtime, build_trainjob, needs_own_runtime, passed_on
 from components.cluster.pods import Cause
 from stabn.errors import RetryableError, StabnError

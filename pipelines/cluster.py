@@ -6,14 +6,14 @@ from typing import Any
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from components.cluster.config import CONFIG_MAP, variables
+from components.cluster.config import CONFIG_DIR, CONFIG_MAP
 
 
 def on_nodes(component: Callable[..., PipelineTask], placement: Mapping[str, Any], **arguments: Any) -> PipelineTask:
     """Add a task that runs in its own pod or as a TrainJob, to the pipeline being defined.
 
-    Where and with what nodes run is in the ConfigMap `stabn-trainjob`, if there is one: its keys are the names of the
-    environment variables. It is read when the task starts, so that a change needs no new pipeline and no new results.
+    Where and with what nodes run is in the ConfigMap `stabn-trainjob`, if there is one. It is read when the task
+    starts, so that a change needs neither a new pipeline nor new results.
 
     Args:
         component: train, finetune or evaluate.
@@ -21,5 +21,4 @@ def on_nodes(component: Callable[..., PipelineTask], placement: Mapping[str, Any
         arguments: the component's other arguments.
     """
     task = component(**arguments, **placement)
-    names = {name: name for name in variables()}
-    return kubernetes.use_config_map_as_env(task, CONFIG_MAP, names, optional=True)
+    return kubernetes.use_config_map_as_volume(task, CONFIG_MAP, str(CONFIG_DIR), optional=True)

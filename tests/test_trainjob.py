@@ -1,8 +1,10 @@
 """TrainJobs: manifests that Kubernetes takes, and steps that follow a job to any end it may come to."""
 
 import copy
+import datetime
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -21,8 +23,9 @@ from kubeflow_trainer_api import models
 
 from components.cluster.api import ApiUnavailable, KubeApi
 from components.cluster.config import ClusterConfig, variables
-from components.cluster.follow import Overall
+from components.cluster.logs import LogFollower, Overall
 from components.cluster.manifest import build_runtime, checked
+from components.cluster.pods import Pod
 from components.trainjob import Work, build_trainjob, passed_on, run_trainjob
 from stabn.attention.edits import EDIT_SCHEMA
 from stabn.config import ConfigError
@@ -234,10 +237,10 @@ def test_settings_come_from_the_environment() -> None:
         "STABN_TRAINJOB_MAX_RESTARTS": "5",
         "STABN_TRAINJOB_QUEUE": "",
     }
-    read = ClusterConfig.from_environment({**env, "OTHER": "x"})
+    read = ClusterConfig.load({**env, "OTHER": "x"})
     assert (read.cpu, read.secrets, read.topology_required, read.max_restarts) == ("8", ("A=s/k", "B=s/l"), True, 5)
-    assert ClusterConfig.from_environment({}) == ClusterConfig()
-    assert ClusterConfig.from_environment({"STABN_TRAINJOB_SECRETS": "none"}).secrets == ()
+    assert ClusterConfig.load({}) == ClusterConfig()
+    assert ClusterConfig.load({"STABN_TRAINJOB_SECRETS": "none"}).secrets == ()
 
 
 @pytest.mark.parametrize(
@@ -255,7 +258,7 @@ def test_settings_come_from_the_environment() -> None:
 )
 def test_settings_that_do_not_fit_are_named(variable: str, value: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        ClusterConfig.from_environment({f"STABN_TRAINJOB_{variable}": value})
+        ClusterConfig.load({f"STABN_TRAINJOB_{variable}": value})
 
 
 def test_the_page_explains_every_setting() -> None:
@@ -266,6 +269,17 @@ def test_the_page_explains_every_setting() -> None:
 def test_no_image_is_refused_before_anything_is_sent() -> None:
     with pytest.raises(ConfigError, match="STABN_TRAINJOB_IMAGE"):
         build_trainjob(WORK, ClusterConfig())
+
+
+def test_settings_come_from_a_mounted_config_map_and_the_environment_goes_before(tmp_path: Path) -> None:
+    (tmp_path / "..data").mkdir()  # as Kubernetes mounts it
+    (tmp_path / "STABN_TRAINJOB_CPU").write_text("8\n")
+    (tmp_path / "STABN_TRAINJOB_MEMORY").write_text("64Gi")
+    read = ClusterConfig.load({"STABN_TRAINJOB_CPU": "2"}, tmp_path)
+    assert (read.cpu, read.memory) == ("2", "64Gi")
+    (tmp_path / "MEMORY").write_text("1Gi")
+    with pytest.raises(ConfigError, match=r"^MEMORY: no such setting; there are STABN_TRAINJOB_NAMESPACE"):
+        ClusterConfig.load({}, tmp_path)
 
 
 # Following.
@@ -311,6 +325,20 @@ def test_an_image_that_cannot_be_is_not_waited_for(cluster: KubeServer) -> None:
         cluster.set_status(name, containerStatuses=[{"name": "node", "state": waiting}])
 
     with pytest.raises(StabnError, match="cannot start: InvalidImageName: couldn't parse"):
+        run(cluster, wait)
+
+
+def test_a_missing_secret_is_not_waited_for_until_the_deadline(
+    cluster: KubeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.cluster.follow.STUCK_SECONDS", 0.3)
+
+    def wait(cluster: KubeServer, job: dict[str, Any]) -> None:
+        name, _ = cluster.start_pods(job, "Pending")
+        waiting = {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "stabn-s3" not found'}}
+        cluster.set_status(name, containerStatuses=[{"name": "node", "state": waiting}])
+
+    with pytest.raises(StabnError, match='cannot start: CreateContainerConfigError: secret "stabn-s3" not found'):
         run(cluster, wait)
 
 
@@ -453,6 +481,36 @@ def test_a_runtime_that_fails_without_pods_is_explained(cluster: KubeServer, mon
         run(cluster, fail)
 
 
+def test_a_job_that_ends_by_its_own_deadline_is_not_started_again(cluster: KubeServer) -> None:
+    def fail(cluster: KubeServer, job: dict[str, Any]) -> None:
+        first, second = cluster.start_pods(job)
+        time.sleep(0.2)
+        cluster.remove(first)
+        cluster.remove(second)
+        cluster.condition(job, "Failed", "DeadlineExceeded", "TrainJob exceeded its deadline")
+
+    with pytest.raises(StabnError, match="DeadlineExceeded") as failed:
+        run(cluster, fail)
+    assert failed.value.exit_code == 2
+
+
+def test_a_container_that_is_started_again_in_place_keeps_its_log(cluster: KubeServer) -> None:
+    def restart(cluster: KubeServer, job: dict[str, Any]) -> None:
+        first, second = cluster.start_pods(job)
+        cluster.write(first, "first life")
+        ended = {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": "2026-01-01T00:00:00Z"}}
+        cluster.set_status(first, containerStatuses=[{"name": "node", "state": ended, "restartCount": 0}])
+        time.sleep(0.3)
+        cluster.run(first, restarts=1, terminated=ended["terminated"])
+        cluster.write(first, "second life")
+        cluster.end(first, 0)
+        cluster.end(second, 0)
+        cluster.condition(job, "Complete")
+
+    lines = run(cluster, restart)
+    assert [line for line in lines if line.endswith("life")] == ["first life", "second life"]
+
+
 def test_a_job_that_somebody_deletes_is_not_waited_for(cluster: KubeServer) -> None:
     with pytest.raises(StabnError, match="was deleted by somebody"):
         run(cluster, lambda cluster, job: cluster.delete("trainjobs", job["metadata"]["name"]))
@@ -498,6 +556,30 @@ def test_dropped_watches_and_logs_lose_and_repeat_nothing(cluster: KubeServer) -
     lines = run(cluster, drop)
     assert [line for line in lines if line.startswith("line ")] == numbers
     assert sum("watch=True" in request or "watch=true" in request for request in cluster.requests) > 3
+
+
+@pytest.mark.parametrize("zone", ["Z", "+09:00"])
+def test_lines_of_one_moment_are_told_apart_after_a_break(zone: str) -> None:
+    """Machines stamp lines in their own time zone, with as many digits as they like, several in one moment."""
+    now = datetime.datetime.now(datetime.UTC if zone == "Z" else datetime.timezone(datetime.timedelta(hours=9)))
+    stamp = now.strftime("%Y-%m-%dT%H:%M:%S")
+    lines = [
+        f"{stamp}{fraction}{zone} {i}" for i, fraction in enumerate((".1", ".123456789", ".123456789", ".2", ".2"))
+    ]
+    answers = [lines[:2], lines[1:4], ["unable to retrieve container logs"], lines]
+    asked: list[int | None] = []
+    taken: queue.Queue[Any] = queue.Queue()
+
+    def follow_log(pod: str, container: str, since_seconds: int | None) -> Iterator[str]:
+        asked.append(since_seconds)
+        if len(asked) == len(answers):
+            follower.ended.set()
+        yield from answers[min(len(asked), len(answers)) - 1]
+
+    follower = LogFollower(SimpleNamespace(follow_log=follow_log), Pod("u", "p", 0), taken, 0.01)  # type: ignore[arg-type]
+    follower.run()
+    assert [taken.get_nowait()[1][1] for _ in range(taken.qsize())] == ["0", "1", "2", "3", "4"]
+    assert asked[0] is None and all(0 < since < 120 for since in asked[1:] if since is not None)
 
 
 def test_an_api_that_stays_away_leaves_the_job_for_the_next_try(cluster: KubeServer) -> None:

@@ -1,7 +1,8 @@
-"""Settings of the cluster that runs TrainJobs, from environment variables STABN_TRAINJOB_<SETTING>.
+"""Settings of the cluster that runs TrainJobs, named STABN_TRAINJOB_<SETTING>.
 
 They say where and with what a stage runs, never what comes out, so they are no parameters of the pipelines: changing
-them does not invalidate KFP's cache. On a cluster they come from the ConfigMap `stabn-trainjob`.
+them does not invalidate KFP's cache. They are environment variables; on a cluster the ConfigMap `stabn-trainjob` has
+them as keys, and the pipelines mount it, if there is one, as a folder of files.
 """
 
 import dataclasses
@@ -10,12 +11,14 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stabn.config import ConfigError, Settings, setting
 
 PREFIX = "STABN_TRAINJOB_"
 CONFIG_MAP = "stabn-trainjob"
+CONFIG_DIR = Path("/etc/stabn-trainjob")
 QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
 LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?")
 ENV_NAME = re.compile(r"[A-Za-z_]\w*")
@@ -87,19 +90,24 @@ class ClusterConfig(Settings):
             raise ConfigError(f"topology_key = {self.topology_key!r}: not the name of a label")
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ClusterConfig":
-        """Return the settings of the variables STABN_TRAINJOB_...; those that are unset or empty have their default.
+    def load(cls, environment: Mapping[str, str] = os.environ, folder: Path | None = None) -> "ClusterConfig":
+        """Return the settings of the environment and of the folder's files; what is unset or empty has its default.
+
+        Args:
+            environment: variables STABN_TRAINJOB_...; they go before the files.
+            folder: the mounted ConfigMap; None: where the pipelines mount it.
 
         Raises:
-            ConfigError: an unknown variable with this prefix, or a value that does not fit.
+            ConfigError: an unknown name, or a value that does not fit.
         """
         types = typing.get_type_hints(cls)
+        files = [] if folder is None and not CONFIG_DIR.is_dir() else sorted((folder or CONFIG_DIR).iterdir())
+        texts = {path.name: path.read_text() for path in files if not path.name.startswith(".")}
+        texts |= {name: text for name, text in environment.items() if name.startswith(PREFIX)}
         values: dict[str, Any] = {}
-        for variable, text in environment.items():
-            if not variable.startswith(PREFIX):
-                continue
+        for variable, text in texts.items():
             name = variable.removeprefix(PREFIX).lower()
-            if name not in types or variable != variable.upper():
+            if name not in types or variable != f"{PREFIX}{name.upper()}":
                 raise ConfigError(f"{variable}: no such setting; there are {', '.join(variables())}")
             if text.strip():
                 values[name] = _parse(variable, types[name], text.strip())
@@ -111,7 +119,7 @@ class ClusterConfig(Settings):
 
 
 def variables() -> list[str]:
-    """Return the names of the environment variables that set something."""
+    """Return the names of all settings, as environment and ConfigMap have them."""
     return [f"{PREFIX}{item.name.upper()}" for item in dataclasses.fields(ClusterConfig)]
 
 

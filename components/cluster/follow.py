@@ -1,6 +1,5 @@
 """Following a TrainJob: everything a person would look up with kubectl, in the step's own log, until the job ends."""
 
-import datetime
 import queue
 import re
 import threading
@@ -9,96 +8,28 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
-
 from components.cluster.api import KubeApi
 from components.cluster.config import ClusterConfig
-from components.cluster.pods import CONTAINER, HOPELESS, JOB_LABEL, Cause, Pod, find_cause, newest_of_each, read_pod
+from components.cluster.logs import LogFollower, Overall, clock
+from components.cluster.pods import (
+    CONTAINER,
+    HOPELESS,
+    JOB_LABEL,
+    STUCK,
+    Cause,
+    Pod,
+    find_cause,
+    newest_of_each,
+    read_pod,
+)
 from stabn.errors import StabnError
 
 KEPT_LINES = 400  # of each log, to find the reason of a failure in
 REMIND_SECONDS = 300.0  # after which a job that still waits says so again
+STUCK_SECONDS = 600.0  # that a container may fail to start for reasons that somebody could still mend
 SETTLE_SECONDS = 10.0  # that the pods of a failed job get to show their end
 DULL = ("Created", "Pulled", "Scheduled", "Started", "SuccessfulCreate", "SuccessfulDelete")
 ERRORS = re.compile(r"error|exception|traceback|killed|abort|out of memory|nccl warn", re.IGNORECASE)
-EPOCH = re.compile(r"epoch (?P<epoch>\d+)/(?P<epochs>\d+)\s+(?:\S+\s+)?(?P<done>[\d,]+)/(?P<all>[\d,]+) ")
-PROGRESS_SECONDS = 60.0
-STAMPED = re.compile(r"(?P<seconds>[\d-]{10}T[\d:]{8})(?:\.(?P<fraction>\d+))?(?:Z|\+00:00) ?(?P<text>.*)", re.DOTALL)
-CLOCKS_DIFFER_SECONDS = 60
-
-
-class Overall:
-    """Tell from a stage's own progress lines how far the whole job is."""
-
-    def __init__(self) -> None:
-        self._first: tuple[float, float] | None = None
-        self._shown = 0.0
-
-    def read(self, line: str, now: float) -> str:
-        """Return a line about the whole job when `line` tells something and it is time for one, else nothing."""
-        match = EPOCH.search(line)
-        if not match:
-            return ""
-        done, total = (int(match[name].replace(",", "")) for name in ("done", "all"))
-        share = (int(match["epoch"]) - 1 + done / max(1, total)) / int(match["epochs"])
-        if self._first is None or share < self._first[1]:
-            self._first, self._shown = (now, share), now
-        began, share_then = self._first
-        if now - self._shown < PROGRESS_SECONDS or share <= share_then:
-            return ""
-        self._shown = now
-        left = (now - began) / (share - share_then) * (1 - share)
-        return f"epoch {match['epoch']} of {match['epochs']}, {share:.0%} of the whole, about {clock(left)} left"
-
-
-class LogFollower(threading.Thread):
-    """Put the lines of one pod's log into a queue, each once, through any number of broken connections."""
-
-    def __init__(self, api: KubeApi, pod: Pod, lines: queue.Queue[tuple[str, Any]], poll_seconds: float):
-        super().__init__(daemon=True, name=f"log of {pod.name}")
-        self._api, self._pod, self._queue, self._poll = api, pod, lines, poll_seconds
-        self._newest: tuple[str, str] = ("", "")
-        self._num_newest = 0
-        self.ended = threading.Event()  # set when the pod has: what is there is read once more, and no more
-
-    def run(self) -> None:
-        """Read until the pod has ended and its log was read to the end."""
-        while True:
-            is_last = self.ended.is_set()
-            try:
-                skip = self._num_newest
-                for line in self._api.follow_log(self._pod.name, CONTAINER, self._since_seconds()):
-                    skip = self._take(line, skip)
-            except (ApiException, HTTPError, OSError):
-                pass  # the container is not there yet or no more, or the connection broke
-            if is_last:
-                return
-            self.ended.wait(self._poll)
-
-    def _since_seconds(self) -> int | None:
-        """Return how far back to read, the newest line included, whatever the clocks of two machines differ by."""
-        if not self._newest[0]:
-            return None
-        newest = datetime.datetime.fromisoformat(f"{self._newest[0]}+00:00")
-        return max(1, int((datetime.datetime.now(datetime.UTC) - newest).total_seconds()) + CLOCKS_DIFFER_SECONDS)
-
-    def _take(self, line: str, skip: int) -> int:
-        """Pass a line on unless it was passed on before; return how many of the newest time are to be skipped yet."""
-        match = STAMPED.fullmatch(line)
-        if not match:  # the kubelet's own words, such as "unable to retrieve container logs"
-            return skip
-        at, text = (match["seconds"], (match["fraction"] or "").ljust(9, "0")), match["text"]
-        if at < self._newest:
-            return skip
-        if at == self._newest:
-            if skip:
-                return skip - 1
-            self._num_newest += 1
-        else:
-            self._newest, self._num_newest, skip = at, 1, 0
-        self._queue.put(("LINE", (self._pod.uid, text)))
-        return skip
 
 
 class Follower:
@@ -122,7 +53,8 @@ class Follower:
         self._tails: dict[str, deque[str]] = {}
         self._stop = threading.Event()
         self._overall = Overall()
-        self._told: set[tuple[str, ...]] = set()
+        self._told: set[str] = set()
+        self._stuck_since: dict[str, float] = {}
         self._waiting_for = ""
         self._pending_since: float | None = time.monotonic()
         self._running_since: float | None = None
@@ -179,14 +111,20 @@ class Follower:
             elif kind in ("ADDED", "MODIFIED", "DELETED"):
                 self._see(what[0])
                 if kind == "DELETED":
-                    self.pods[what[0]["metadata"]["uid"]].gone = True
+                    self._lose(self.pods[what[0]["metadata"]["uid"]])
 
     def _see_all(self, items: list[dict[str, Any]]) -> None:
         found = {item["metadata"]["uid"] for item in items}
         for uid, pod in self.pods.items():
-            pod.gone |= uid not in found
+            if uid not in found:
+                self._lose(pod)
         for item in items:
             self._see(item)
+
+    def _lose(self, pod: Pod) -> None:
+        pod.gone = True
+        if pod.uid in self._logs:
+            self._logs[pod.uid].ended.set()
 
     def _see(self, item: dict[str, Any]) -> None:
         now = read_pod(item)
@@ -203,11 +141,10 @@ class Follower:
             self.say(f"{now.label}: its container ended ({now.crash}) and is started again; its last lines:")
             for line in self.api.log_tail(now.name, CONTAINER, self.config.tail_lines, previous=True):
                 self.say(f"  | {line}")
-        if now.phase in ("Failed", "Succeeded") or now.exit_code is not None:
-            if now.uid in self._logs:
-                self._logs[now.uid].ended.set()
-            if not (before and before.exit_code is not None) and now.exit_code:
-                self.say(f"{now.label}: ended with exit code {now.exit_code}, {now.reason}")
+        if now.phase in ("Failed", "Succeeded") and now.uid in self._logs:
+            self._logs[now.uid].ended.set()
+        if now.exit_code and not (before and before.exit_code is not None):
+            self.say(f"{now.label}: ended with exit code {now.exit_code}, {now.reason}")
         if now.disrupted and not (before and before.disrupted):
             self.say(f"{now.label}: {now.reason} {now.message}")
 
@@ -235,8 +172,13 @@ class Follower:
         if self._pending_since is not None:
             self._tell_waiting(alive, suspended)
             waited, limit = now - self._pending_since, self.config.pending_minutes * 60
-            if hopeless := [pod for pod in alive if pod.waiting.startswith(HOPELESS)]:
-                return Cause(f"{hopeless[0].label} cannot start: {hopeless[0].waiting}", False)
+            for pod in alive:
+                if not pod.waiting.startswith((*HOPELESS, *STUCK)):
+                    self._stuck_since.pop(pod.uid, None)
+                elif (
+                    pod.waiting.startswith(HOPELESS) or now - self._stuck_since.setdefault(pod.uid, now) > STUCK_SECONDS
+                ):
+                    return Cause(" ".join(f"{pod.label} cannot start: {pod.waiting}".split()), False)
             if limit and waited > limit:
                 return Cause(
                     f"its nodes did not start within {clock(limit)} (STABN_TRAINJOB_PENDING_MINUTES): "
@@ -271,8 +213,8 @@ class Follower:
         text = " ".join(text.split())
         if is_reason:
             self._waiting_for = text
-        if (text,) not in self._told:
-            self._told.add((text,))
+        if text not in self._told:
+            self._told.add(text)
             self.say(f"waiting: {text}")
 
     def _read_logs_to_the_end(self) -> None:
@@ -298,14 +240,9 @@ class Follower:
             if pod.has_failed and not pod.lines and not pod.gone:
                 pod.lines = self.api.log_tail(pod.name, CONTAINER, KEPT_LINES)
         said = " ".join(f"{condition.get('reason', '')}: {condition.get('message', '')}".split())
+        if condition.get("reason") == "DeadlineExceeded":  # the pods were removed, and would be again
+            return Cause(said, False)
         return find_cause(newest_of_each(self.pods.values())) or Cause(said, False)
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as hours, minutes and seconds, "1:02:03" or "2:03"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def _is_true(condition: dict[str, Any] | None) -> bool:

@@ -21,6 +21,7 @@ DISRUPTIONS = (
     "UnexpectedAdmissionError",
 )
 HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
+STUCK = ("CreateContainer", "ErrImagePull", "ImagePullBackOff", "RunContainerError")
 EXIT_CODE = re.compile(r"exitcode\s*:\s*(-?\d+)")  # in torchrun's table of failed processes
 OWN_ERROR = re.compile(r"^(?:\[\w+\]:\s*)?(?:stabn [\w-]+|process \d+): (?P<text>.+)")
 PYTHON_ERROR = re.compile(r"^(?:\[\w+\]:\s*)?(?P<text>(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt)\b.*)")
