@@ -15,6 +15,9 @@ def finetune(
     overrides: str,
     gamma: float,
     name: str,
+    num_nodes: int,
+    procs_per_node: int,
+    accelerator: str,
     finetuned: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ):
@@ -29,16 +32,29 @@ def finetune(
         overrides: Settings that differ from the preset, section.name=value.
         gamma: Weight of the temporal attention loss; 0 is the control run.
         name: Name of the run in MLflow.
+        num_nodes: Nodes that share the work; more than one, or one with an accelerator, is a TrainJob.
+        procs_per_node: Processes of each node.
+        accelerator: Resource that each process gets one of, such as nvidia.com/gpu; empty: none.
         finetuned: The network with the best validation top-1, with the metrics of every epoch.
         metrics: Metrics of the best epoch.
     """
     import json
 
+    from components.stages import Placement, ending_with_one_line, finetune
     from stabn.presets import resolve
-    from stabn.training.train import finetune_into
 
-    config = resolve(preset, overrides, finetune__gamma=gamma)
-    result = finetune_into(checkpoint.path, manifest.path, edits.path, config, storage_uri, finetuned.path, name=name)
+    with ending_with_one_line(name):
+        result = finetune(
+            checkpoint.path,
+            manifest.path,
+            edits.path,
+            resolve(preset, overrides, finetune__gamma=gamma),
+            storage_uri,
+            finetuned.path,
+            name,
+            Placement(num_nodes, procs_per_node, accelerator),
+            checkpoint_uri=checkpoint.metadata.get("uri", ""),
+        )
     finetuned.metadata["uri"] = result.best_uri
     for key, value in result.metrics.items():
         metrics.log_metric(key, value)

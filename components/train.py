@@ -11,6 +11,9 @@ def train(
     storage_uri: str,
     preset: str,
     overrides: str,
+    num_nodes: int,
+    procs_per_node: int,
+    accelerator: str,
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ):
@@ -21,15 +24,20 @@ def train(
         storage_uri: Folder or s3:// prefix that keeps the checkpoints of the run.
         preset: Named settings.
         overrides: Settings that differ from the preset, section.name=value.
+        num_nodes: Nodes that share the work; more than one, or one with an accelerator, is a TrainJob.
+        procs_per_node: Processes of each node.
+        accelerator: Resource that each process gets one of, such as nvidia.com/gpu; empty: none.
         checkpoint: The network with the best validation top-1, with the metrics of every epoch.
         metrics: Metrics of the best epoch.
     """
     import json
 
+    from components.stages import Placement, ending_with_one_line, train
     from stabn.presets import resolve
-    from stabn.training.train import train_into
 
-    result = train_into(manifest.path, resolve(preset, overrides), storage_uri, checkpoint.path)
+    with ending_with_one_line("train"):
+        placement = Placement(num_nodes, procs_per_node, accelerator)
+        result = train(manifest.path, resolve(preset, overrides), storage_uri, checkpoint.path, placement)
     checkpoint.metadata["uri"] = result.best_uri
     for name, value in result.metrics.items():
         metrics.log_metric(name, value)

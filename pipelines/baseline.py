@@ -1,6 +1,7 @@
 """Pipeline baseline: from videos to an editing round."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from kfp import dsl
 from kfp.dsl import PipelineTask
@@ -10,6 +11,7 @@ from components.export_attention import export_attention
 from components.extract_frames import extract_frames, merge_frames, plan_parts
 from components.select_classes import select_classes
 from components.train import train
+from pipelines.cluster import on_nodes
 from pipelines.settings import default, describe
 
 
@@ -31,6 +33,7 @@ def train_and_select(
     overrides: str,
     select_threshold: float,
     select_max_classes: int,
+    placement: Mapping[str, Any],
 ) -> TrainedTasks:
     """Add the stages from extract-frames to select-classes to the pipeline being defined."""
     settings = {"preset": preset, "overrides": overrides}
@@ -44,15 +47,18 @@ def train_and_select(
         done = extract_frames(part=part, **dataset, **settings)
     extracted = merge_frames(parts=dsl.Collected(done.output), **dataset, **settings)
     manifest = extracted.outputs["manifest"]
-    trained = train(manifest=manifest, storage_uri=storage_uri, **settings)
+    trained = on_nodes(train, placement, manifest=manifest, storage_uri=storage_uri, **settings)
     predictions = {}
     for split in ("train", "validation"):
-        evaluated = evaluate(
+        evaluated = on_nodes(
+            evaluate,
+            placement,
             checkpoint=trained.outputs["checkpoint"],
             manifest=manifest,
             split=split,
             attention="as_is",
             name="baseline",
+            storage_uri=storage_uri,
             **settings,
         )
         evaluated.set_display_name(f"evaluate on {split}")
@@ -83,6 +89,9 @@ def _baseline(
     extract_parts: int = 1,
     select_threshold: float = default("select.threshold"),
     select_max_classes: int = default("select.max_classes"),
+    num_nodes: int = 1,
+    procs_per_node: int = 1,
+    accelerator: str = "",
 ):
     """Train ST-ABN, find the actions it recognises badly, and export their attention for editing."""
     tasks = train_and_select(
@@ -95,6 +104,7 @@ def _baseline(
         overrides,
         select_threshold,
         select_max_classes,
+        {"num_nodes": num_nodes, "procs_per_node": procs_per_node, "accelerator": accelerator},
     )
     with dsl.If(tasks.select.outputs["Output"] == "selected", name="actions selected"):
         export(tasks, storage_uri, preset, overrides)

@@ -1,5 +1,8 @@
 """Pipeline finetune: from a corrected round to the before/after report."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from kfp import dsl
 from kfp.dsl import PipelineTask
 
@@ -8,17 +11,26 @@ from components.evaluate import evaluate
 from components.finetune import finetune as finetune_component
 from components.promote import promote
 from components.report import report
+from pipelines.cluster import on_nodes
 from pipelines.settings import default, describe
 
 
 def finetune_and_report(
-    imported: PipelineTask, storage_uri: str, preset: str, overrides: str, gamma: float, model_name: str
+    imported: PipelineTask,
+    storage_uri: str,
+    preset: str,
+    overrides: str,
+    gamma: float,
+    model_name: str,
+    placement: Mapping[str, Any],
 ) -> PipelineTask:
     """Add the stages that follow import-edits to the pipeline being defined."""
     settings = {"preset": preset, "overrides": overrides}
     manifest, checkpoints = imported.outputs["manifest"], {"before": imported.outputs["checkpoint"]}
     for name, weight in (("after", gamma), ("control", 0.0)):
-        tuned = finetune_component(
+        tuned = on_nodes(
+            finetune_component,
+            placement,
             checkpoint=checkpoints["before"],
             manifest=manifest,
             edits=imported.outputs["edits"],
@@ -37,12 +49,15 @@ def finetune_and_report(
         ("after", "spatial_inverted"),
         ("control", "as_is"),
     ):
-        evaluated = evaluate(
+        evaluated = on_nodes(
+            evaluate,
+            placement,
             checkpoint=checkpoints[name],
             manifest=manifest,
             split="validation",
             attention=attention,
             name=name,
+            storage_uri=storage_uri,
             **settings,
         )
         inverted = attention != "as_is"
@@ -68,11 +83,15 @@ def _finetune(
     overrides: str = "",
     finetune_gamma: float = default("finetune.gamma"),
     model_name: str = "st-abn",
+    num_nodes: int = 1,
+    procs_per_node: int = 1,
+    accelerator: str = "",
 ):
     """Fine-tune ST-ABN with a round's corrections and compare it with itself before, and with a control run."""
     imported = import_edits(round_uri=round_uri, edits_fingerprint="")
     imported.set_caching_options(False)
-    finetune_and_report(imported, storage_uri, preset, overrides, finetune_gamma, model_name)
+    placement = {"num_nodes": num_nodes, "procs_per_node": procs_per_node, "accelerator": accelerator}
+    finetune_and_report(imported, storage_uri, preset, overrides, finetune_gamma, model_name, placement)
 
 
 finetune = dsl.pipeline(name="st-abn-finetune", display_name="ST-ABN fine-tuning")(describe(_finetune))

@@ -24,8 +24,12 @@ def _full(
     edit_timeout_hours: float = 168.0,
     finetune_gamma: float = default("finetune.gamma"),
     model_name: str = "st-abn",
+    num_nodes: int = 1,
+    procs_per_node: int = 1,
+    accelerator: str = "",
 ):
     """Train ST-ABN, have its attention corrected, fine-tune it with the corrections, and report before and after."""
+    placement = {"num_nodes": num_nodes, "procs_per_node": procs_per_node, "accelerator": accelerator}
     tasks = train_and_select(
         videos_uri,
         labels_uri,
@@ -36,6 +40,7 @@ def _full(
         overrides,
         select_threshold,
         select_max_classes,
+        placement,
     )
     with dsl.If(tasks.select.outputs["Output"] == "selected", name="actions selected"):
         exported = export(tasks, storage_uri, preset, overrides)
@@ -50,7 +55,7 @@ def _full(
         imported = import_edits(
             round_uri=edited.outputs["edited_round_uri"], edits_fingerprint=edited.outputs["edits_fingerprint"]
         )
-        finetune_and_report(imported, storage_uri, preset, overrides, finetune_gamma, model_name)
+        finetune_and_report(imported, storage_uri, preset, overrides, finetune_gamma, model_name, placement)
 
 
 full = dsl.pipeline(name="st-abn-full", display_name="ST-ABN, the whole job")(describe(_full))

@@ -208,7 +208,7 @@ def _train(args: Arguments, config: RunConfig) -> None:
         help="use the attention as it is, or 1 - attention (eq. 7)",
     ),
     argument("--name", default="baseline", help="which network this is, in MLflow, such as before or after"),
-    OUTPUT,
+    argument("--output", metavar="URI", help="prediction table to write, a path or s3:// URI"),
     sections=COMPUTING,
 )
 def _evaluate(args: Arguments, config: RunConfig) -> None:
@@ -290,7 +290,7 @@ def _import_edits(args: Arguments, config: RunConfig) -> None:
     "finetune",
     CHECKPOINT,
     MANIFEST,
-    argument("--edits", metavar="PATH", help="edit table of import-edits"),
+    argument("--edits", metavar="URI", help="edit table of import-edits, a path or s3:// URI"),
     argument("--output", metavar="URI", help="folder or s3:// prefix for best.pt and the states of the run"),
     argument("--name", default="finetune", help="name of the run in MLflow"),
     PROFILE,

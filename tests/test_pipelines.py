@@ -20,9 +20,7 @@ from pipelines.local import code_fingerprint, parse_parameters
 from stabn.errors import StabnError
 
 ROOT = Path(__file__).parent.parent
-COMPONENTS = sorted(
-    path for path in (ROOT / "components").glob("*.py") if path.name not in ("__init__.py", "images.py")
-)
+COMPONENTS = sorted(path for path in (ROOT / "components").glob("*.py") if "@dsl.component" in path.read_text())
 REQUIRED = {
     "baseline": {"videos_uri", "labels_uri", "storage_uri"},
     "finetune": {"round_uri", "storage_uri"},
@@ -105,7 +103,7 @@ def test_components_call_what_exists_with_arguments_that_fit(path: Path) -> None
                 module = importlib.import_module(node.module or "")
                 for alias in node.names:
                     assert hasattr(module, alias.name), f"{path.name}: {node.module} has no {alias.name}"
-                    if (node.module or "").startswith("stabn"):
+                    if (node.module or "").startswith(("stabn", "components")):
                         known[alias.asname or alias.name] = getattr(module, alias.name)
         assert known, f"{function.name} calls nothing of the library"
         for node in ast.walk(function):

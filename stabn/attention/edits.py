@@ -26,7 +26,7 @@ from stabn.attention.rounds import (
     model_attention,
 )
 from stabn.errors import StabnError
-from stabn.storage import ObjectExists, Storage, check_id
+from stabn.storage import ObjectExists, ObjectNotFound, Storage, check_id, read_uri
 from stabn.tracking import stage_run
 
 FORMAT = 1
@@ -349,13 +349,13 @@ def import_round(
 
 
 def load_edit_table(path: str | os.PathLike[str]) -> EditTable:
-    """Read the edited videos of the table of `import_edits`; the others are in the file for the record.
+    """Read the edited videos of the table of `import_edits`, a path or URI; the others are there for the record.
 
     Raises:
         EditError: the file is no such table.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(pa.BufferReader(read_uri(path)))
         header = json.loads((table.schema.metadata or {})[b"stabn"])
         rows = table.select(["video_id", "edited_attention", "status"]).to_pylist()
         result = EditTable(
@@ -366,7 +366,7 @@ def load_edit_table(path: str | os.PathLike[str]) -> EditTable:
             }
         )
         result.fingerprint, result.round_id = header["fingerprint"], header["round_id"]
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (pa.ArrowException, ObjectNotFound, OSError, KeyError, ValueError) as error:
         raise EditError(f"{path}: not an edit table of import-edits ({error}); import the round again") from None
     return result
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from stabn.data.sampler import shard
 from stabn.evaluation.metrics import ATTENTION_MODES, TOP, Predictions, confusion_matrix, topk_accuracy
 from stabn.models.st_abn import invert
 from stabn.progress import Progress
-from stabn.tracking import stage_run
+from stabn.storage import fetch
+from stabn.tracking import StageRun, stage_run
 from stabn.training.checkpoint import CheckpointError, check_classes, load_model
 from stabn.training.device import (
     autocast,
@@ -59,7 +62,7 @@ def evaluate(
         manifest_uri: the videos; their classes must be the network's.
         split: train, validation or test.
         attention: as_is, spatial_inverted (1 - Ms, eq. 7) or temporal_inverted (1 - Mt).
-        output_path: Parquet file to write.
+        output_path: Parquet file to write, a path or URI.
         config: batch size, loading processes, device and precision.
         name: which network this is, such as `before`; part of the run's name in MLflow.
 
@@ -112,10 +115,19 @@ def evaluate(
             metadata.update(metrics)
             predictions.save(output_path)
             run.log_metrics(metrics)
-            run.log_artifact(str(output_path))
+            _log_file(run, output_path)
             shown = ", ".join(f"{key} {value:.1%}" for key, value in metrics.items() if "top" in key)
             print(f"evaluate {name}, {split}, attention {attention}: {len(predictions)} videos, {shown}", flush=True)
     return Evaluation(predictions, metrics)
+
+
+def _log_file(run: StageRun, path: str | Path) -> None:
+    """Store a file with the run, one in object storage too."""
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder, os.path.basename(path)) if "://" in str(path) else Path(path)
+        if local != Path(path):
+            fetch(path, local)
+        run.log_artifact(local)
 
 
 @torch.inference_mode()

@@ -1,0 +1,249 @@
+"""Where a stage runs: in the step itself, in one or several processes, or on the nodes of a TrainJob.
+
+The pods of a job do not have the step's artifacts. So the step puts what the stage reads into the object storage,
+under names made from the content, the pods run the command line that anybody could run, and the step reads the result
+from where the stage keeps it anyway.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stabn import presets
+from stabn.config import ConfigError, RunConfig
+from stabn.errors import StabnError
+from stabn.evaluation.metrics import Predictions
+from stabn.evaluation.predict import Evaluation, summarize
+from stabn.evaluation.predict import evaluate as evaluate_here
+from stabn.storage import fetch, open_storage, uri_exists
+from stabn.training.train import (
+    TrainResult,
+    finetune_into,
+    finetune_output,
+    read_result,
+    train_into,
+    train_output,
+)
+
+LAUNCHED = ("processes", "restarts")  # settings of the launcher, which torchrun replaces
+SECTIONS_WITH_PROCESSES = ("train", "finetune")
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a stage runs.
+
+    Attributes:
+        num_nodes: pods; 1: the step itself, unless an accelerator is wanted.
+        procs_per_node: processes of each node.
+        accelerator: resource name such as nvidia.com/gpu, one for each process; empty: none, or what the machine has.
+    """
+
+    num_nodes: int = 1
+    procs_per_node: int = 1
+    accelerator: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("num_nodes", "procs_per_node"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.accelerator and "/" not in self.accelerator:
+            raise ConfigError(
+                f"accelerator = {self.accelerator!r}: write the resource's whole name, such as nvidia.com/gpu"
+            )
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the stage runs in the step itself.
+
+        Raises:
+            ConfigError: several nodes are wanted and there is no cluster.
+        """
+        from components.cluster.api import cluster_is_reachable
+
+        has_cluster = cluster_is_reachable()
+        if self.num_nodes > 1 and not has_cluster:
+            raise ConfigError(
+                f"num_nodes = {self.num_nodes}: needs a Kubernetes cluster with Kubeflow Trainer; "
+                "without one use num_nodes = 1 and procs_per_node"
+            )
+        return self.num_nodes == 1 and not (self.accelerator and has_cluster)
+
+
+@contextlib.contextmanager
+def ending_with_one_line(stage: str) -> Iterator[None]:
+    """End the process of a step as the command line does: one line of reason, and 75 if another try may help."""
+    try:
+        yield
+    except StabnError as error:
+        print(f"{stage}: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+def train(
+    manifest: str, config: RunConfig, storage_uri: str, checkpoint_path: str, placement: Placement
+) -> TrainResult:
+    """Train where the placement says, like `stabn.training.train.train_into`."""
+    if placement.is_here:
+        return train_into(manifest, _with_processes(config, placement), storage_uri, checkpoint_path)
+    output = train_output(manifest, config, storage_uri)
+    arguments = {"manifest": _stage(manifest, storage_uri, "manifest.parquet"), "output": output}
+    _run("train", arguments, config, placement)
+    return _collect(output, checkpoint_path)
+
+
+def finetune(
+    checkpoint: str,
+    manifest: str,
+    edits: str,
+    config: RunConfig,
+    storage_uri: str,
+    finetuned_path: str,
+    name: str,
+    placement: Placement,
+    checkpoint_uri: str = "",
+) -> TrainResult:
+    """Fine-tune where the placement says, like `stabn.training.train.finetune_into`.
+
+    Args:
+        checkpoint_uri: where the checkpoint is in object storage, if it is there; empty: not known.
+    """
+    if placement.is_here:
+        own = _with_processes(config, placement)
+        return finetune_into(checkpoint, manifest, edits, own, storage_uri, finetuned_path, name=name)
+    output = finetune_output(checkpoint, edits, config, storage_uri, name)
+    arguments = {
+        "checkpoint": _stage(checkpoint, storage_uri, "checkpoint.pt", checkpoint_uri),
+        "manifest": _stage(manifest, storage_uri, "manifest.parquet"),
+        "edits": _stage(edits, storage_uri, "edits.parquet"),
+        "output": output,
+        "name": name,
+    }
+    _run("finetune", arguments, config, placement)
+    return _collect(output, finetuned_path)
+
+
+def evaluate(
+    checkpoint: str,
+    manifest: str,
+    split: str,
+    attention: str,
+    predictions_path: str,
+    config: RunConfig,
+    name: str,
+    storage_uri: str,
+    placement: Placement,
+    checkpoint_uri: str = "",
+) -> Evaluation:
+    """Evaluate where the placement says, like `stabn.evaluation.predict.evaluate`."""
+    if placement.is_here:
+        own = _with_processes(config, placement)
+        return evaluate_here(checkpoint, manifest, split, attention, predictions_path, own, name=name)
+    arguments = {
+        "checkpoint": _stage(checkpoint, storage_uri, "checkpoint.pt", checkpoint_uri),
+        "manifest": _stage(manifest, storage_uri, "manifest.parquet"),
+        "split": split,
+        "attention": attention,
+        "name": name,
+    }
+    key = hashlib.sha256(repr(sorted(arguments.items())).encode()).hexdigest()[:16]
+    output = open_storage(storage_uri).locate(f"evaluations/{key}/predictions.parquet")
+    _run("evaluate", {**arguments, "output": output}, config, placement)
+    fetch(output, predictions_path)
+    predictions = Predictions.load(predictions_path)
+    return Evaluation(predictions, summarize(predictions))
+
+
+def command(stage: str, arguments: dict[str, str], config: RunConfig) -> tuple[str, ...]:
+    """Return the command that every node runs, and that runs here just so under a torchrun with flags.
+
+    Settings that differ from the preset become flags, as far as the stage takes them.
+    """
+    from stabn.cli import COMMANDS
+
+    words = ["torchrun", "-m", "stabn.cli", stage, *(f"--{name}={value}" for name, value in arguments.items())]
+    words.append(f"--preset={config.preset}")
+    preset = presets.load(config.preset)
+    for taken in COMMANDS[stage].sections:
+        section, _, name = taken.partition(".")
+        own, original = getattr(config, section), getattr(preset, section)
+        for item in dataclasses.fields(own):
+            value = getattr(own, item.name)
+            is_wanted = name in ("", item.name) and item.name not in LAUNCHED
+            if is_wanted and value != getattr(original, item.name):
+                words.append(f"--{section}.{item.name}={_text(value)}")
+    return tuple(words)
+
+
+def _run(stage: str, arguments: dict[str, str], config: RunConfig, placement: Placement) -> None:
+    """Run a stage as a TrainJob."""
+    from components.cluster.api import KubeApi
+    from components.trainjob import ClusterConfig, Work, passed_on, run_trainjob
+
+    cluster = ClusterConfig.load()
+    api = KubeApi(cluster.namespace, cluster.api_minutes * 60)
+    step = api.own_pod() or {}
+    if not cluster.image:
+        cluster = dataclasses.replace(cluster, image=_image(step))
+    run_id = step.get("metadata", {}).get("labels", {}).get("pipeline/runid", "")
+    work = Work(
+        stage=stage,
+        command=command(stage, arguments, config),
+        **dataclasses.asdict(placement),
+        env=passed_on(),
+        run_id=os.environ.get("STABN_RUN_ID") or run_id or os.environ.get("MLFLOW_RUN_ID", ""),
+    )
+    run_trainjob(work, cluster, api)
+
+
+def _image(step: dict[str, Any]) -> str:
+    """Return the image that the step itself runs in: Argo calls its container main."""
+    containers = step.get("spec", {}).get("containers", [])
+    own = [item["image"] for item in containers if item["name"] == "main"] or [item["image"] for item in containers[:1]]
+    return own[0] if own else os.environ.get("STABN_IMAGE") or os.environ.get("STABN_TRAINER_IMAGE", "")
+
+
+def _stage(path: str, storage_uri: str, name: str, known_uri: str = "") -> str:
+    """Return where the pods find a file of the step: where it is known to be, else a copy named by its content.
+
+    Raises:
+        ConfigError: the storage is a folder of this machine.
+    """
+    if not storage_uri.startswith("s3://"):
+        raise ConfigError(f"storage_uri = {storage_uri!r}: the nodes of a job cannot read it; give s3://bucket/prefix")
+    if known_uri.startswith("s3://") and uri_exists(known_uri):
+        return known_uri
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    storage, key = open_storage(storage_uri), f"inputs/{digest}/{name}"
+    if not storage.exists(key):
+        storage.upload(Path(path), key)
+    return storage.locate(key)
+
+
+def _collect(output_uri: str, path: str) -> TrainResult:
+    result = read_result(output_uri)
+    fetch(result.best_uri, path)
+    return result
+
+
+def _with_processes(config: RunConfig, placement: Placement) -> RunConfig:
+    """Return the settings with the placement's processes; with one, the settings' own number stays."""
+    if placement.procs_per_node == 1:
+        return config
+    changed = {
+        section: dataclasses.replace(getattr(config, section), processes=placement.procs_per_node)
+        for section in SECTIONS_WITH_PROCESSES
+    }
+    return dataclasses.replace(config, **changed)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
