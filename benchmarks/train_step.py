@@ -188,9 +188,9 @@ def floor_seconds(kind: str, how: str, name: str, shape: Shape, rate: float) -> 
 
 def measure(shape: Shape, rounds: int, compiled: bool) -> None:
     """Print the table of one shape."""
-    device, _ = own_device()
+    device, clock = own_device()
     dtype = choose_precision("auto", device)
-    rates = {d: matmul_rate(device, d, 1.0) for d in {dtype, torch.float32}}
+    rates = {d: matmul_rate(device, d, 1.0, clock) for d in {dtype, torch.float32}}
     shown = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {d}".replace("torch.", "") for d, rate in rates.items())
     print(f"\nR{shape.depth}, {shape.batch} x {shape.frames} x {shape.size} x {shape.size}, matrix product {shown}\n")
     context = multiprocessing.get_context("spawn")
