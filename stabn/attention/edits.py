@@ -71,6 +71,7 @@ class Review:
     verdict: str
     reviewer: str
     reviewed_at: str
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
