@@ -1,8 +1,8 @@
 """A finished round starts the fine-tuning pipeline, once: through a signed webhook or as a KFP run.
 
-A lease, taken by a conditional write, lets one server at a time try; `editor/finished.json` records that it succeeded. A
-server that dies between the two leaves a second attempt possible: the webhook's delivery id and the KFP run's name are
-the same then, so that a receiver, and we ourselves, recognise it.
+A lease, taken by a conditional write, lets one server at a time try; `editor/finished.json` records that it succeeded.
+A server that dies between the two leaves a second attempt possible: the webhook's delivery id and the KFP run's name
+are the same then, so that a receiver, and we ourselves, recognise it.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
 """Leases: who is editing which video, so that two people do not do so unknowingly. They expire by themselves.
 
-A lease is `leases/<video id>/<slot>/<generation>.json`. The highest generation counts; a new one is made by a conditional
-write, so of several people or servers exactly one gets it. Only its holder writes to it again, to prolong or end it.
+A lease is `leases/<video id>/<slot>/<generation>.json`. The highest generation counts; a new one is made by a
+conditional write, so of several people or servers exactly one gets it. Only its holder writes to it again, to prolong
+or end it.
 """
 
 import contextlib

@@ -12,13 +12,15 @@ from stabn.config import EditorConfig
 from stabn.editor.board import Board
 from stabn.editor.finish import Finish
 from stabn.editor.frames import FrameStore
+from stabn.editor.http import ApiError
 from stabn.editor.leases import Leases
 from stabn.editor.queue import Queue
-from stabn.editor.whatif import MAX_WAITING, WhatIf
+from stabn.editor.whatif import WhatIf
 from stabn.errors import StabnError
 
 log = logging.getLogger(__name__)
 
+MAX_WAITING = 64  # recognitions that wait for the network; a page asks again after each edit anyway
 STALE_SECONDS = 60.0  # without a look at the storage for so long, the server says that it is not ready
 
 
@@ -38,6 +40,7 @@ class Services:
             item, self.frames, enabled=config.what_if, device=config.device, cache_mb=config.feature_cache_mb
         )
         self._network = ThreadPoolExecutor(1, "network")  # the network uses all cores for one video
+        self._waiting = 0
         self._refreshed_at = 0.0
         self._tasks: set[asyncio.Future] = set()
         self.refresh()
@@ -70,12 +73,22 @@ class Services:
         self._network.shutdown(wait=False, cancel_futures=True)
 
     async def run_network(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function in the network's thread, so that many who wait do not take the threads of others."""
-        return await asyncio.get_running_loop().run_in_executor(self._network, function, *arguments)
+        """Run a function in the network's thread, so that many who wait do not take the threads of others.
+
+        Raises:
+            ApiError: too many wait.
+        """
+        if self._waiting >= MAX_WAITING:
+            raise ApiError(503, "busy", "many people ask the network at once; the next edit asks again")
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._network, function, *arguments)
+        finally:
+            self._waiting -= 1
 
     def warm(self, video_id: str) -> None:
         """Compute a video's features in the background, if the network has nothing else to do."""
-        if self.what_if.state == "ready" and self._network._work_queue.qsize() < MAX_WAITING // 8:
+        if self.what_if.state == "ready" and self._waiting == 0:
             self._keep(asyncio.get_running_loop().run_in_executor(self._network, self._warm, video_id))
 
     def _warm(self, video_id: str) -> None:

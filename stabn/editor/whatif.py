@@ -19,7 +19,6 @@ from stabn.errors import StabnError
 log = logging.getLogger(__name__)
 
 TOP = 5
-MAX_WAITING = 64  # recognitions that wait for the network; a page asks again after each edit anyway
 SAME = 1e-4  # a frame left this close to the network's own level keeps the network's value of the clip
 
 
@@ -81,7 +80,6 @@ class WhatIf:
         self._cache: OrderedDict[str, CachedClips] = OrderedDict()
         self._room = cache_mb * 2**20
         self._busy = threading.Lock()
-        self._waiting = 0
 
     def load(self) -> None:
         """Load the round's network; without it the page goes on without this."""
@@ -107,8 +105,8 @@ class WhatIf:
             log.warning("what-if: %s; the page goes on without it", error)
 
     def warm(self, video_id: str) -> None:
-        """Compute a video's features before they are asked for, unless the network is busy."""
-        if self.state == "ready" and self._waiting == 0:
+        """Compute a video's features before they are asked for."""
+        if self.state == "ready":
             with self._busy:
                 self._clips(video_id)
 
@@ -125,23 +123,17 @@ class WhatIf:
             `sampled`: the source frames that the network sees.
 
         Raises:
-            ApiError: the network is not there, or too many wait for it.
+            ApiError: the network is not there.
         """
         if self.state != "ready":
             raise ApiError(503, "no_network", self.reason or "the network is still being loaded")
-        if self._waiting >= MAX_WAITING:
-            raise ApiError(503, "busy", "many people ask the network at once; the next edit asks again")
-        self._waiting += 1
-        try:
-            with self._busy:
-                clips = self._clips(video_id)
-                mine = np.array([np.nan if value is None else value for value in curve], np.float32)
-                mine[np.abs(mine - np.array(own, np.float32)) < SAME] = np.nan
-                chosen = mine[clips.samples]
-                temporal = np.where(np.isnan(chosen), clips.temporal, chosen).astype(np.float32)
-                probabilities = clips.probabilities(temporal)
-        finally:
-            self._waiting -= 1
+        with self._busy:
+            clips = self._clips(video_id)
+            mine = np.array([np.nan if value is None else value for value in curve], np.float32)
+            mine[np.abs(mine - np.array(own, np.float32)) < SAME] = np.nan
+            chosen = mine[clips.samples]
+            temporal = np.where(np.isnan(chosen), clips.temporal, chosen).astype(np.float32)
+            probabilities = clips.probabilities(temporal)
         order = np.argsort(-probabilities, kind="stable")
         truth = self.round.video(video_id).class_index
         return {
