@@ -150,11 +150,7 @@ def serve(round_uri: str, config: EditorConfig) -> None:
 
     services = Services(round_uri, config)
     app = create_app(services, config)
-    try:
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        listening = socket.create_server((config.host, config.port), family=family)
-    except OSError as error:
-        raise EditorError(f"editor.port = {config.port} on {config.host}: {error.strerror}; choose another") from None
+    listening = _listen(config)
     address = config.public_url or f"http://{config.host}:{listening.getsockname()[1]}"
     print(f"editor: round {services.board.round.round_id}, {len(services.board.videos)} videos: {address}", flush=True)
     # proxy_headers would let anybody claim an address; auth.py believes configured proxies only.
@@ -168,3 +164,17 @@ def serve(round_uri: str, config: EditorConfig) -> None:
         timeout_graceful_shutdown=5,
     )
     uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _listen(config: EditorConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    # asyncio sets TCP_NODELAY only where the protocol is named; without it each answer with a body waits for 40 ms.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((config.host, config.port))
+        listening.listen(512)
+    except OSError as error:
+        listening.close()
+        raise EditorError(f"editor.port = {config.port} on {config.host}: {error.strerror}; choose another") from None
+    return listening
