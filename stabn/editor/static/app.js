@@ -43,7 +43,7 @@ function toggleTheme() {
 function drawBar() {
   const { user, round } = context;
   if (!user) return top_.replaceChildren();
-  const done = round ? round.counts.edited + round.counts.skipped + round.counts.automatic : 0;
+  const done = round ? round.counts.edited + round.counts.skipped : 0;
   const [view] = route();
   const link = (hash, text, name) => h("a", { href: hash, "aria-current": view === name ? "page" : null }, text);
   const status = document.getElementById("status");
@@ -109,7 +109,7 @@ async function show(options = {}) {
 
 function signInForm(auth, done) {
   const wrong = h("p", { class: "error", role: "alert" });
-  const name = h("input", { id: "name", autocomplete: "username", required: true, maxlength: 64, autofocus: true, value: context.user?.name ?? "" });
+  const name = h("input", { id: "name", autocomplete: "username", required: true, maxlength: 64, value: context.user?.name ?? "" });
   const password = h("input", { id: "password", type: "password", autocomplete: "current-password", required: true, maxlength: 1000 });
   const submit = h("button", { class: "primary big" }, "Sign in");
   return h("form", {

@@ -19,7 +19,7 @@ export function segment(length, first, last, ramp = RAMP) {
 /** The larger of two curves, frame by frame: a further segment beside what is there. */
 export const merge = (a, b) => a.map((value, i) => (value === null ? b[i] : b[i] === null ? value : Math.max(value, b[i])));
 
-/** Runs of frames at or above LEVEL, as {first, last} (inclusive). */
+/** Runs of frames at or above LEVEL without the ramps beside them, as {first, last} (inclusive): what `segment` was given. */
 export function runs(curve) {
   const found = [];
   curve.forEach((value, frame) => {
@@ -28,7 +28,13 @@ export function runs(curve) {
     if (open && open.last === frame - 1) open.last = frame;
     else found.push({ first: frame, last: frame });
   });
-  return found;
+  return found.map(({ first, last }) => {
+    const top = 0.9 * Math.max(...curve.slice(first, last + 1));
+    let from = first, to = last;
+    while (from < first + RAMP && from < to && curve[from] < top && curve[from] < curve[from + 1]) from += 1;
+    while (to > last - RAMP && to > from && curve[to] < top && curve[to] < curve[to - 1]) to -= 1;
+    return { first: from, last: to };
+  });
 }
 
 /** Move a run's edges; its level and ramps come along, other runs stay. */

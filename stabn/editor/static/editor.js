@@ -102,7 +102,7 @@ class EditorPage {
         "aria-label": value === null ? "No opinion" : `Level ${value}`, disabled: this.readonly,
         title: `${value === null ? "No opinion" : "Level"} ${value ?? ""}  key ${i + 1}`, onclick: () => this.#setLevel(i),
       }, h("span", { class: `level-dot level-${i}` }), LEVEL_NAMES[i])));
-    this.undoButton = button("", { class: "quiet", "aria-label": "Undo", title: "Undo  Z", onclick: () => this.undo() }, icon("undo"));
+    this.undoButton = button("", { class: "quiet undo", "aria-label": "Undo", title: "Undo  Z", onclick: () => this.undo() }, icon("undo"));
     this.redoButton = button("", { class: "quiet", "aria-label": "Redo", title: "Redo  Y", onclick: () => this.redo() }, icon("redo"));
     this.motionButton = key("Motion", "g", () => this.takeMotion(), { title: "Take the stretch that moves most" });
     this.copyButton = key("Copy last", "c", () => this.copyLast(), { title: "Take the curve of the video before" });
@@ -110,8 +110,9 @@ class EditorPage {
       h("span", {}, "Heat map"), keyCap("h"));
     this.player.transport.append(this.heatButton);
     this.readout = h("p", { class: "readout", "aria-hidden": "true" });
+    this.player.count.after(this.readout);
     this.noteField = h("textarea", {
-      id: "note", rows: 2, maxlength: 2000, value: this.note, disabled: this.readonly, placeholder: "Optional",
+      id: "note", rows: 1, maxlength: 2000, value: this.note, disabled: this.readonly, placeholder: "Note for the lead", "aria-keyshortcuts": "w",
       oninput: (event) => { this.note = event.target.value; this.#changed(); },
     });
     this.main = key("Done, next", "Enter", () => this.finish("edited"), { class: "primary big" });
@@ -120,9 +121,9 @@ class EditorPage {
         h("section", { class: "view", "aria-label": "Video" },
           h("header", { class: "video-head" },
             h("p", { class: "eyebrow" }, "True action"),
-            h("h1", { id: "video-title" }, name),
             h("p", { class: "about" }, `Video ${video.video_id} · ${this.length} frames`, " ", stateChip(video.state),
-              video.shared ? h("span", { class: "chip plain" }, "given to several people") : null)),
+              video.shared ? h("span", { class: "chip plain" }, "given to several people") : null),
+            h("h1", { id: "video-title" }, name)),
           this.banner = h("div", { class: "banners" }, this.#banners()),
           this.player.stage, this.player.transport),
         h("aside", { class: "side" },
@@ -132,7 +133,7 @@ class EditorPage {
             h("div", { class: "row" },
               key("Skip …", "x", () => this.skip()), key("Second opinion", "q", () => this.finish("second_opinion")),
               button("", { class: "tool", onclick: () => this.next(true) }, h("span", {}, "Later"), keyCap("n"))),
-            h("label", { for: "note" }, "Note for the lead"), this.noteField))),
+            h("label", { for: "note", class: "visually-hidden" }, "Note for the lead"), this.noteField))),
       h("section", { class: "bench", "aria-label": "Attention per frame" },
         h("div", { class: "toolbar", role: "toolbar", "aria-label": "Change the curve" },
           this.levels,
@@ -142,12 +143,12 @@ class EditorPage {
           key("Invert", "v", () => this.#commit(invert(this.history.curve), "inverted")),
           key("Reset", "r", () => this.#commit(video.curve.slice(), "reset to the network’s"), { title: "Back to the network’s own curve" }),
           this.copyButton, this.motionButton,
-          this.undoButton, this.redoButton, this.readout),
+          this.undoButton, this.redoButton),
         this.timeline.element,
         h("p", { class: "legend" },
           h("span", { class: "swatch mine" }), "my attention", h("span", { class: "swatch own dashed" }), "the network’s own",
           h("span", { class: "swatch motion" }), "where most moves", h("span", { class: "dot" }), "frames that the network sees",
-          h("span", { class: "grow" }), "drag: bars to paint a level, frames to draw, the lower row to set the action")));
+          h("span", { class: "grow" }), "Drag over the bars to paint a level, over the frames to draw, in the lower row to set the action.")));
   }
 
   #banners() {
@@ -179,7 +180,8 @@ class EditorPage {
 
   #readout(hovered) {
     const frame = hovered ?? this.player.frame, value = this.timeline.curve[frame];
-    this.readout.textContent = `frame ${frame + 1} · mine ${value === null ? "–" : percent(value)} · network ${percent(this.video.curve[frame])}`;
+    this.readout.replaceChildren(hovered === null ? "" : `frame ${frame + 1}: `, h("b", { class: "mine" }, value === null ? "no opinion" : percent(value)),
+      `, network ${percent(this.video.curve[frame])}`);
   }
 
   #at(frame) {
@@ -521,7 +523,7 @@ class EditorPage {
       entry("Curve", "r", "back to the network’s", () => this.#commit(this.video.curve.slice(), "reset to the network’s")),
       entry("Curve", "c", "copy from the video before", () => this.copyLast()),
       entry("Curve", ["z", "Ctrl+z"], "undo", () => this.undo()),
-      entry("Curve", ["y", "Ctrl+Shift+z", "Ctrl+y"], "redo", () => this.redo()),
+      entry("Curve", ["y", "Ctrl+y", "Ctrl+Shift+z"], "redo", () => this.redo()),
       entry("Video done", "Enter", "done, next video", () => this.finish("edited")),
       entry("Video done", "x", "skip, with a reason (then 1, 2 or 3)", () => this.skip()),
       entry("Video done", "q", "ask for a second opinion", () => this.finish("second_opinion")),

@@ -55,6 +55,6 @@ export function showKeys() {
         type: "checkbox", checked: single(),
         onchange: (event) => localStorage.setItem(SWITCH, event.target.checked ? "on" : "off"),
       }), "Single keys act"),
-      h("button", { type: "button", class: "primary", onclick: () => close() }, "Close")),
+      h("button", { type: "button", class: "primary", autofocus: true, onclick: () => close() }, "Close")),
   ], { wide: true });
 }

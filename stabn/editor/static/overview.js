@@ -3,6 +3,8 @@
 import { call, get, post } from "./api.js";
 import { REASON_NAMES, STATE_NAMES, ask, button, clock, duration, h, percent, say } from "./dom.js";
 
+const NUMERIC = new Set(["Done", "Open", "Skipped", "Asked", "Begun", "Median", "Difference", "Overlap", "Last"]);
+
 const ratio = (value) => (value === null ? "–" : value.toFixed(2));
 
 export async function overviewPage(context) {
@@ -48,11 +50,11 @@ const tile = (name, value, more) => h("div", { class: "tile" }, h("dt", {}, name
 const section = (title, ...content) => h("section", { class: "panel" }, h("h2", {}, title), ...content);
 
 function table(heads, rows) {
-  const numeric = rows.length ? rows[0].map((_, i) => rows.every((r) => typeof r[i] === "number" || /^[–\d.]/.test(r[i]))) : [];
+  const numeric = heads.map((head) => NUMERIC.has(head));
   return h("div", { class: "scroll", tabIndex: 0 }, h("table", {},
     h("thead", {}, h("tr", {}, heads.map((text, i) => h("th", { scope: "col", class: numeric[i] ? "number" : "" }, text)))),
     h("tbody", {}, rows.map((cells) => h("tr", {}, cells.map((cell, i) =>
-      h(i ? "td" : "th", { class: numeric[i] ? "number" : "", scope: i ? null : "row" }, cell instanceof Node ? cell : String(cell))))))));
+      h(i ? "td" : "th", { class: numeric[i] ? "number nowrap" : "", scope: i ? null : "row" }, cell instanceof Node ? cell : String(cell))))))));
 }
 
 function settingsForm(settings) {
@@ -121,10 +123,10 @@ function finish(context, data) {
     none: "No webhook and no pipeline is configured; this only records it." }[data.target];
   const undone = data.counts.todo + data.counts.draft + data.counts.sent_back + data.counts.second_opinion;
   return [
-    h("p", {}, undone ? `${undone} videos are not done yet. ` : "All videos are done. ", follows),
+    h("p", {}, undone ? `${undone === 1 ? "One video is" : `${undone} videos are`} not done yet. ` : "All videos are done. ", follows),
     button("Finish the round", { class: "primary", onclick: async () => {
       const sure = await ask("Finish the round?", (close) => [
-        h("p", {}, undone ? `${undone} of ${context.round.total} videos are not done; they are not learnt from.` : "All videos are done.", " ", follows),
+        h("p", {}, undone ? `Not done, and not learnt from: ${undone} of ${context.round.total} videos.` : "All videos are done.", " ", follows),
         h("div", { class: "dialog-foot" }, h("button", { type: "button", class: "tool", onclick: () => close() }, "Not yet"),
           h("button", { type: "button", class: "primary", onclick: () => close(true) }, "Finish"))]);
       if (!sure) return;

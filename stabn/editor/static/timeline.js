@@ -202,7 +202,7 @@ export class Timeline {
     context.fillStyle = themed("muted");
     this.sampled.forEach((frame) => {
       context.beginPath();
-      context.arc(this.x(frame) + cell / 2, top + TRACK - 4, 1.5, 0, 7);
+      context.arc(this.x(frame) + cell / 2, top + TRACK - 3, 1.75, 0, 7);
       context.fill();
     });
     if (this.suggestion) {

@@ -3,7 +3,6 @@
 import { post } from "./api.js";
 import { h, icon, percent } from "./dom.js";
 
-const ROW = 48;
 const RETRY_SECONDS = 3;
 
 export class Verdict {
@@ -16,8 +15,8 @@ export class Verdict {
     this.truth = h("p", { class: "truth" });
     this.note = h("p", { class: "note", role: "note" });
     this.element = h("section", { class: "panel", "aria-labelledby": "verdict-title" },
-      h("div", { class: "panel-head" }, h("h2", { id: "verdict-title" }, "The network’s answer"),
-        h("p", { class: "legend" }, h("span", { class: "swatch mine" }), "with my attention", h("span", { class: "swatch own" }), "with its own")),
+      h("div", { class: "panel-head" }, h("h2", { id: "verdict-title" }, "The network says"),
+        h("p", { class: "legend" }, h("span", { class: "swatch mine" }), "with mine", h("span", { class: "swatch own" }), "with its own")),
       this.list, this.truth, this.note);
     this.state = whatIf.state;
     if (this.state === "off" || this.state === "failed") {
@@ -85,7 +84,7 @@ export class Verdict {
 
   #row(index) {
     const right = index === this.video.class_index;
-    return h("li", { class: right ? "right" : "", vars: { "--row": `${ROW}px` }, "data-class": index },
+    return h("li", { class: right ? "right" : "", "data-class": index },
       h("span", { class: "name", title: this.classes[index] }, right ? icon("check") : null, this.classes[index],
         right ? h("span", { class: "visually-hidden" }, " (the true action)") : null),
       h("span", { class: "score" }), h("span", { class: "said visually-hidden" }),
