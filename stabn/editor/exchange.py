@@ -82,8 +82,8 @@ def import_array(board: Board, video_id: str, data: bytes, person: str) -> Edit:
     video = board.video(video_id)
     name = f"{video_id}.npy"
     try:
-        values = np.squeeze(np.load(io.BytesIO(data), allow_pickle=False))
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+        values = np.squeeze(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False))
+    except (ValueError, EOFError, OSError, MemoryError) as error:  # MemoryError: a header that promises too much
         raise EditError(f"{name}: not an array of numbers ({str(error)[:100]}); save it with numpy.save") from None
     if values.ndim == 0:
         values = values[None]
