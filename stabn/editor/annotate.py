@@ -159,7 +159,7 @@ class Annotate:
             revision=body["based_on"] + 1,
             num_frames=video.num_frames,
             model_attention=own,
-            edited_attention=tuple(round(v, 4) if isinstance(v, float) else v for v in body["edited_attention"]),
+            edited_attention=tuple(round(v, 5) if isinstance(v, float) else v for v in body["edited_attention"]),
             status=body["status"],
             skip_reason=body["skip_reason"],
             slot=slot,

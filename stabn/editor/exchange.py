@@ -91,7 +91,7 @@ def import_array(board: Board, video_id: str, data: bytes, person: str) -> Edit:
         raise EditError(f"{name}: shape {values.shape}, type {values.dtype}; it must be one number per frame")
     if len(values) != video.num_frames:
         raise EditError(f"{name}: {len(values)} values for a video of {video.num_frames} frames; was it cut to fit?")
-    curve = [None if np.isnan(value) else round(float(value), 4) for value in values.astype(np.float64)]
+    curve = [None if np.isnan(value) else round(float(value), 5) for value in values.astype(np.float64)]
     bad = next((index for index, value in enumerate(curve) if value is not None and not 0 <= value <= 1), None)
     if bad is not None:
         raise EditError(f"{name}: {curve[bad]} at frame {bad}; values go from 0 to 1")

@@ -6,7 +6,7 @@ export const LEVELS = [0, 0.25, 0.5, 0.75, 1, null];
 export const LEVEL_NAMES = ["0", "¼", "½", "¾", "1", "none"];
 
 const clamp = (value) => Math.min(1, Math.max(0, value));
-const tidy = (value) => (value === null ? null : Math.round(clamp(value) * 1e4) / 1e4);
+const tidy = (value) => (value === null ? null : Math.round(clamp(value) * 1e5) / 1e5);
 
 /** 1 from frame first to last (both inclusive), a linear ramp beside it, 0 elsewhere. */
 export function segment(length, first, last, ramp = RAMP) {

@@ -34,7 +34,7 @@ class EditorPage {
     this.marks = {};
     this.selection = null;
     this.level = 1;
-    this.input = Date.now();
+    this.input = this.counted = Date.now();
     this.frames = new Frames(context.round.round_id, video);
     this.player = new Player({
       frames: this.frames, length: this.length, size: [video.width, video.height], onframe: (frame) => this.#at(frame),
@@ -228,7 +228,9 @@ class EditorPage {
   }
 
   #content(status, reason = null) {
-    return { edited_attention: this.history.curve, status, skip_reason: reason, note: this.note, seconds: this.seconds };
+    this.#count();
+    const seconds = Math.round(this.seconds * 10) / 10;
+    return { edited_attention: this.history.curve, status, skip_reason: reason, note: this.note, seconds };
   }
 
   #tools() {
@@ -478,7 +480,9 @@ class EditorPage {
   }
 
   #count() {
-    if (document.visibilityState === "visible" && Date.now() - this.input < 1000 * AWAY_SECONDS) this.seconds += 1;
+    const now = Date.now(), passed = (now - this.counted) / 1000;
+    this.counted = now;
+    if (document.visibilityState === "visible" && now - this.input < 1000 * AWAY_SECONDS) this.seconds += Math.min(passed, 5);
   }
 
   async #prefetch() {
