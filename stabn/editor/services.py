@@ -67,6 +67,8 @@ class Services:
                 await loop.run_in_executor(None, self.refresh)
             except StabnError as error:
                 log.warning("refresh: %s; trying again", error)
+            except Exception:  # whatever it is, the next look may succeed; readiness tells if none does
+                log.exception("refresh: trying again")
 
     def close(self) -> None:
         """Stop the network's thread."""

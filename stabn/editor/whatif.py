@@ -23,7 +23,7 @@ SAME = 1e-4  # a frame left this close to the network's own level keeps the netw
 
 
 class CachedClips:
-    """A video's features and own attention, from which it is recognised again under another temporal attention.
+    """What of a video's recognition does not depend on its temporal attention, and that attention.
 
     Attributes:
         samples: int (num_clips, T), the source frames that the network sees.
@@ -43,20 +43,22 @@ class CachedClips:
         clip = torch.from_numpy(crop_clip(frames[seen], crop, data.crop_size))
         self._model, self._autocast = model, (device.type, precision, precision != torch.float32)
         with torch.inference_mode(), self._arithmetic():
-            self._features = model.extract_features(
+            features = model.extract_features(
                 to_input(clip[torch.from_numpy(places.reshape(self.samples.shape))], data, device)
             )
-            _, self._spatial, temporal = model.attention_branch(self._features)
+            _, spatial, temporal = model.attention_branch(features)
+            # Behind BatchNorm, so that half precision holds them: that is half the memory, and percentages do not move.
+            self._constant, self._slope = (part.half() for part in model.attend_parts(features, spatial))
         self.temporal = temporal.float().flatten(1).cpu().numpy()
-        self.num_bytes = sum(t.numel() * t.element_size() for t in (self._features, self._spatial))
+        self.num_bytes = sum(part.numel() * part.element_size() for part in (self._constant, self._slope))
 
     def probabilities(self, temporal: np.ndarray) -> np.ndarray:
         """Return float32 (K,) under a temporal attention, float32 (num_clips, T)."""
         import torch
 
         with torch.inference_mode(), self._arithmetic():
-            attention = torch.from_numpy(temporal).to(self._features)[:, None, :, None, None]
-            logits = self._model.perceive(self._features, self._spatial, attention)
+            attention = torch.from_numpy(temporal).to(self._slope.device)[:, None, :, None, None]
+            logits = self._model.perception_branch(torch.addcmul(self._constant.float(), attention, self._slope.float()))
             return logits.float().mean(0).softmax(0).cpu().numpy()
 
     def _arithmetic(self) -> Any:
@@ -126,7 +128,8 @@ class WhatIf:
             ApiError: the network is not there.
         """
         if self.state != "ready":
-            raise ApiError(503, "no_network", self.reason or "the network is still being loaded")
+            reason = self.reason or "the network is still being loaded"
+            raise ApiError(503, "no_network", reason, state=self.state)
         with self._busy:
             clips = self._clips(video_id)
             mine = np.array([np.nan if value is None else value for value in curve], np.float32)

@@ -1,6 +1,6 @@
 // Every request to the server: JSON both ways, the CSRF token, and errors that say what to do.
 
-let csrf = "";
+let csrf = "", name = "";
 
 export class ApiError extends Error {
   constructor(message, status, code, body = {}) {
@@ -31,6 +31,7 @@ export async function call(method, path, body, options = {}) {
   if (response.ok) return options.whole ? response : response.json();
   let content = {};
   try { content = await response.json(); } catch { /* a proxy's page, not ours */ }
+  if (content.code === "csrf" && !options.renewed && await renewed()) return call(method, path, body, { ...options, renewed: true });
   if (response.status === 401 && content.code === "sign_in") document.dispatchEvent(new Event("signed-out"));
   const message = content.error ?? `The server answered ${response.status}.`;
   throw new ApiError(message, response.status, content.code ?? "unknown", content);
@@ -40,14 +41,21 @@ export const get = (path) => call("GET", path);
 export const post = (path, body) => call("POST", path, body);
 
 /** Return who is signed in; raises ApiError 401 if nobody is. */
-export async function session() {
-  const user = await get("api/session");
-  csrf = user.csrf;
+export async function session() { return remember(await get("api/session")); }
+
+export async function signIn(person, password) { return remember(await post("api/sign-in", { name: person, password })); }
+
+function remember(user) {
+  ({ csrf, name } = user);
   return user;
 }
 
-export async function signIn(name, password) {
-  const user = await post("api/sign-in", { name, password });
-  csrf = user.csrf;
-  return user;
+/** Fetch a new token after the server was replaced; false if it is another person's or the same one. */
+async function renewed() {
+  try {
+    const user = await get("api/session");
+    if (user.name !== name || user.csrf === csrf) return false;
+    csrf = user.csrf;
+    return true;
+  } catch { return false; }
 }

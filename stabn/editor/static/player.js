@@ -23,6 +23,8 @@ export class Player {
       this.playButton,
       button("", { class: "quiet", "aria-label": "One frame on", title: "One frame on  →", onclick: () => this.step(1) }, icon("last")),
       this.count, this.speeds);
+    for (const name of ["pointerdown", "pointermove"]) this.stage.addEventListener(name, (event) => this.#scrub(event));
+    this.stage.title = "Drag over the picture to scrub";
     this.observer = new ResizeObserver(() => this.#resize());
     this.observer.observe(this.stage);
     this.setSpeed(SPEEDS.includes(this.speed) ? this.speed : 1);
@@ -73,6 +75,18 @@ export class Player {
     this.playing = false;
     cancelAnimationFrame(this.request);
     this.observer.disconnect();
+  }
+
+  #scrub(event) {
+    if (!(event.buttons & 1)) return;
+    if (event.type === "pointerdown") {
+      event.preventDefault();
+      this.stage.setPointerCapture(event.pointerId);
+    }
+    this.stop();
+    const { left, width } = this.stage.getBoundingClientRect();
+    const frame = Math.floor(((event.clientX - left) / width) * this.length);
+    this.seek(Math.min(this.length - 1, Math.max(0, frame)));
   }
 
   #tick(time) {

@@ -100,7 +100,7 @@ export class Timeline {
     context.clearRect(0, 0, this.width, BAR + GAP + this.tall + GAP + TRACK);
     this.#bars(context);
     this.#shade(context);
-    this.#curve(context, this.own, "rgb(235 236 240)", 1.75, [5, 4]);
+    this.#curve(context, this.own, "rgb(205 207 213)", 1.75, [5, 4]);
     this.others.forEach((other) => this.#curve(context, other.curve, other.color, 2.5, other.dash ?? []));
     if (!this.readonly || this.own !== this.curve) this.#curve(context, this.curve, themed("mine-bright"), 2.75, []);
     this.#track(context);

@@ -44,7 +44,7 @@ export class Verdict {
         this.onsampled(answer.sampled);
         this.show(answer.top, answer.true);
       } catch (error) {
-        if (error.code === "no_network" && !/loaded$/.test(error.message)) {
+        if (error.code === "no_network" && error.body.state !== "loading") {
           this.state = "failed";
           this.note.textContent = `The network is not at hand: ${error.message}. Corrections work all the same.`;
         } else if (error.passing) {
