@@ -55,6 +55,7 @@ def people_work(item: Round, curves: dict[str, tuple[float | None, ...]]) -> lis
     draw = random.Random(1)
     ids = sorted(curves, key=lambda _: draw.random())
     start = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=2)
+    accepted = Review(verdict="accepted", reviewer="Aoi", reviewed_at=start.isoformat())
     for place, video_id in enumerate(ids[: len(ids) * 3 // 5]):
         shifted = place % 4 == 0
         for slot, name in ((1, ("Kaito", "Mio", "Ren")[place % 3]), (2, ("Mio", "Ren", "Kaito")[place % 3])):
@@ -70,7 +71,7 @@ def people_work(item: Round, curves: dict[str, tuple[float | None, ...]]) -> lis
                 skip_reason=draw.choice(("unsure", "action_not_visible")) if skipped else None,
                 edited_at=(start + timedelta(seconds=97 * place)).isoformat(), seconds=round(draw.uniform(9, 34), 1),
                 note="The hand lets go late; I took the moment it falls." if place % 4 == 0 and slot == 2 else "",
-                review=Review(verdict="accepted", reviewer="Aoi", reviewed_at=start.isoformat()) if place == 3 else None,
+                review=accepted if place == 3 else None,
             )  # fmt: skip
             save_edit(item, edit)
     return ids

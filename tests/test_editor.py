@@ -5,7 +5,10 @@ import hashlib
 import hmac
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import numpy as np
 import pytest
 import torch
@@ -544,6 +548,55 @@ def test_arrays_of_the_desktop_tool_are_imported(editor_round: Round) -> None:
         assert lea.post("/api/lead/arrays/99", content=file(good)).status_code == 400
 
 
+def test_probes_tell_life_from_readiness(editor_round: Round, monkeypatch: pytest.MonkeyPatch) -> None:
+    with server(editor_round) as person:
+        probe = TestClient(person.app, base_url="http://10.1.2.3:8017")  # a kubelet asks the pod's address
+        assert probe.get("/healthz").status_code == probe.get("/readyz").status_code == 200
+        monkeypatch.setattr("stabn.editor.services.STALE_SECONDS", -OPEN.refresh_seconds - 1)
+        assert probe.get("/readyz").status_code == 503, "the storage was not seen for long"
+        assert probe.get("/healthz").status_code == 200, "a restart would not help"
+
+
+def test_the_process_writes_nothing_to_its_own_disk(editor_round: Round, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o500)
+    words = ["editor", "--round", editor_round.uri, "--auth", "open", "--port", "0", "--device", "cpu"]
+    script = (
+        "import sys\n"
+        "def hook(event, args):\n"
+        "    if event == 'open' and isinstance(args[0], str) and args[2] & 0o103 and not args[0].startswith('/dev/'):\n"
+        "        print('wrote', args[0], flush=True)\n"
+        "    if event in ('os.mkdir', 'tempfile.mkstemp', 'tempfile.mkdtemp'): print('wrote', args[0], flush=True)\n"
+        "sys.addaudithook(hook)\n"
+        "from stabn.cli import main\n"
+        f"sys.exit(main({words!r}))\n"
+    )
+    environment = {**os.environ, "HOME": str(home)}
+    process = subprocess.Popen(
+        [sys.executable, "-B", "-c", script], stdout=subprocess.PIPE, text=True, env=environment, cwd=home
+    )
+    assert process.stdout is not None
+    try:
+        lines = [process.stdout.readline()]
+        while "http://" not in lines[-1] and lines[-1]:
+            lines.append(process.stdout.readline())
+        address = re.search(r"http://\S+", lines[-1])
+        assert address, lines
+        with httpx.Client(base_url=address[0], headers={"Origin": address[0]}) as client:
+            answer = client.post("/api/sign-in", json={"name": "ann", "password": ""})
+            client.headers["X-CSRF-Token"] = answer.json()["csrf"]
+            deadline = time.monotonic() + 30
+            while client.get("/api/round").json()["what_if"]["state"] == "loading" and time.monotonic() < deadline:
+                time.sleep(0.1)
+            body = {"edited_attention": [0.5] * 12}
+            client.post("/api/videos/10/open", json={"take_over": False, "slot": None})
+            assert client.post("/api/videos/10/what-if", json=body).status_code == 200
+    finally:
+        process.terminate()
+        rest, _ = process.communicate(timeout=30)
+    assert "wrote" not in "".join(lines) + rest, "".join(lines) + rest
+
+
 # Frames and what-if
 
 
@@ -574,7 +627,7 @@ def test_what_if_is_the_whole_network_with_that_attention(editor_round: Round) -
             time.sleep(0.05)
         model, frames = network(), moving_square(33, list(LENGTHS).index("12"))
         sample = evaluation_sample(33, 8, 1)
-        stored = person.services.frames.frames("12")
+        stored = person.services.frames.frames("12", range(33))
         assert np.abs(stored.astype(int) - frames).mean() < 8
         clip = torch.from_numpy(crop_clip(stored[sample[0]], evaluation_crop(80, 60, DATA), 32))[None]
         own = model_attention(editor_round, "12")
@@ -691,6 +744,11 @@ def test_a_finished_round_tells_the_webhook_once(
         stamp, signature = re.fullmatch(r"t=(\d+),v1=([0-9a-f]{64})", headers["X-Stabn-Signature"]).groups()  # type: ignore[union-attr]
         expected = hmac.new(secret.encode(), stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
         assert signature == expected and abs(int(stamp) - time.time()) < 60
+        page = (Path(__file__).parents[1] / "docs" / "editor.md").read_text()
+        receivers: dict[str, Any] = {}
+        exec(re.search(r"```python\n(.*?)```", page, re.S)[1], receivers)  # type: ignore[index]
+        assert receivers["is_genuine"](body, headers["X-Stabn-Signature"]), "as the documentation says"
+        assert not receivers["is_genuine"](body + b" ", headers["X-Stabn-Signature"])
         again = max_.post("/api/lead/finish", json={"anyway": True})
         assert again.json()["code"] == "finished" and again.json()["finished"]["started"] == headers["X-Stabn-Delivery"]
         other.services.refresh()

@@ -351,6 +351,31 @@ def test_a_session_that_ended_is_opened_again_without_losing_anything(
     assert newest(round_, "15").edited_attention[0] == 1
 
 
+def test_a_new_session_in_another_tab_does_not_stop_saving(round_: Round, address: str, enter: Enter) -> None:
+    page = enter(address, "tab", "#/video/13")
+    ready(page, "13")
+    body = {"name": "tab", "password": ""}
+    assert page.request.post(f"{address}/api/sign-in", data=body, headers={"Origin": address}).ok
+    press(page, "End 3")
+    saved(page)
+    assert newest(round_, "13").edited_attention[-1] == 0.5
+
+
+def test_dragging_over_the_picture_scrubs_and_changes_nothing(round_: Round, address: str, enter: Enter) -> None:
+    page = enter(address, "drew", "#/video/14")
+    ready(page, "14")
+    box = page.locator(".stage").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 5, box["y"] + 20)
+    page.mouse.down()
+    for frame in (9, 20, 14):
+        page.mouse.move(box["x"] + box["width"] * (frame + 0.5) / LENGTHS["14"], box["y"] + 30)
+        assert page.get_by_role("slider").get_attribute("aria-valuenow") == str(frame + 1)
+    page.mouse.up()
+    page.mouse.move(box["x"] + 5, box["y"] + 20)
+    assert "frame 15 of" in value(page) and "14" not in read_edits(round_)
+
+
 def test_a_lead_compares_sends_back_and_finishes(editor_round: Round, browser: Browser, enter: Enter) -> None:
     note = "<img src=x onerror=alert(1)>"
     with running(editor_round, "--editor.what_if", "false", "--editor.shared_share", "1") as address:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import sys
 from collections.abc import AsyncIterator
 from importlib.resources import files
 
@@ -23,6 +24,9 @@ from stabn.editor.lead import Lead
 from stabn.editor.services import Services
 from stabn.errors import StabnError
 
+# Each of a network's many small steps asks for Python's lock again; at the usual 5 ms it would wait that long each time
+# while others are being served.
+SWITCH_SECONDS = 0.0005
 STATIC = files("stabn.editor").joinpath("static")
 
 
@@ -148,6 +152,7 @@ def serve(round_uri: str, config: EditorConfig) -> None:
     """
     import uvicorn
 
+    sys.setswitchinterval(SWITCH_SECONDS)
     services = Services(round_uri, config)
     app = create_app(services, config)
     listening = _listen(config)

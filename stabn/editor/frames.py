@@ -3,6 +3,7 @@
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,11 +57,14 @@ class FrameStore:
         """
         return self._cut(video_id, self._bytes(video_id), index)
 
-    def frames(self, video_id: str) -> np.ndarray:
-        """Return all frames, uint8 (num_frames, H, W, 3) RGB."""
+    def num_frames(self, video_id: str) -> int:
+        """Return how many frames a video has."""
+        return len(self._find(video_id).ends)
+
+    def frames(self, video_id: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return some frames, uint8 (len(indices), H, W, 3) RGB."""
         data = self._bytes(video_id)
-        count = len(self._packed[video_id].ends)
-        return np.stack([decode_jpeg(self._cut(video_id, data, i), video_id, i) for i in range(count)])
+        return np.stack([decode_jpeg(self._cut(video_id, data, int(i)), video_id, int(i)) for i in indices])
 
     def spatial(self, video_id: str) -> np.ndarray:
         """Return the network's spatial attention, uint8 (num_frames, h, w)."""

@@ -4,9 +4,11 @@ Everything that knows how a recognition is cut short is in `CachedClips`.
 """
 
 import logging
+import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from stabn.errors import StabnError
 log = logging.getLogger(__name__)
 
 TOP = 5
+THREADS_VARIABLE = "OMP_NUM_THREADS"  # what the operator sets counts
 SAME = 1e-4  # a frame left this close to the network's own level keeps the network's value of the clip
 
 
@@ -30,17 +33,29 @@ class CachedClips:
         num_bytes: memory that it takes.
     """
 
-    def __init__(self, model: Any, frames: np.ndarray, data: Any, precision: Any) -> None:
+    def __init__(
+        self, model: Any, num_frames: int, read: Callable[[np.ndarray], np.ndarray], data: Any, precision: Any
+    ) -> None:
+        """Run the network once.
+
+        Args:
+            model: an STABN in evaluation mode.
+            num_frames: source frames of the video.
+            read: returns the frames of given indices, uint8 (count, H, W, 3).
+            data: how clips are sampled and cropped, a DataConfig.
+            precision: the torch dtype to compute in.
+        """
         import torch
 
         from stabn.data.sampling import evaluation_sample
         from stabn.data.transforms import crop_clip, evaluation_crop, to_input
 
         device = next(model.parameters()).device
-        crop = evaluation_crop(frames.shape[2], frames.shape[1], data)
-        self.samples = evaluation_sample(len(frames), data.num_frames, data.num_clips)
+        self.samples = evaluation_sample(num_frames, data.num_frames, data.num_clips)
         seen, places = np.unique(self.samples, return_inverse=True)
-        clip = torch.from_numpy(crop_clip(frames[seen], crop, data.crop_size))
+        frames = read(seen)
+        crop = evaluation_crop(frames.shape[2], frames.shape[1], data)
+        clip = torch.from_numpy(crop_clip(frames, crop, data.crop_size))
         self._model, self._autocast = model, (device.type, precision, precision != torch.float32)
         with torch.inference_mode(), self._arithmetic():
             features = model.extract_features(
@@ -58,8 +73,8 @@ class CachedClips:
 
         with torch.inference_mode(), self._arithmetic():
             attention = torch.from_numpy(temporal).to(self._slope.device)[:, None, :, None, None]
-            logits = self._model.perception_branch(torch.addcmul(self._constant.float(), attention, self._slope.float()))
-            return logits.float().mean(0).softmax(0).cpu().numpy()
+            attended = torch.addcmul(self._constant.float(), attention, self._slope.float())
+            return self._model.perception_branch(attended).float().mean(0).softmax(0).cpu().numpy()
 
     def _arithmetic(self) -> Any:
         import torch
@@ -88,6 +103,8 @@ class WhatIf:
         if self.state != "loading":
             return
         try:
+            import torch
+
             from stabn.training.checkpoint import CheckpointError, check_classes, load_model
             from stabn.training.loop import choose_device, choose_precision, prepare
 
@@ -99,6 +116,8 @@ class WhatIf:
             device = choose_device(self._device)
             self._model, self._data = prepare(model, device).eval(), checkpoint.data_config
             self._precision = choose_precision("auto", device)
+            if THREADS_VARIABLE not in os.environ:
+                torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # a core is left to serve the page
             self.state = "ready"
         except ImportError:
             self.state, self.reason = "failed", "PyTorch is not installed on the server"
@@ -147,8 +166,13 @@ class WhatIf:
 
     def _clips(self, video_id: str) -> CachedClips:
         if video_id not in self._cache:
-            frames = self.frames.frames(video_id)
-            self._cache[video_id] = CachedClips(self._model, frames, self._data, self._precision)
+            self._cache[video_id] = CachedClips(
+                self._model,
+                self.frames.num_frames(video_id),
+                partial(self.frames.frames, video_id),
+                self._data,
+                self._precision,
+            )
             while sum(clips.num_bytes for clips in self._cache.values()) > self._room and len(self._cache) > 1:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(video_id)
