@@ -665,6 +665,19 @@ def test_without_a_network_the_page_says_so_and_works(editor_round: Round) -> No
         assert ann.save("10", [0.5] * 12).status_code == 200
 
 
+def test_without_pytorch_the_server_runs_and_says_so(editor_round: Round) -> None:
+    script = (
+        "import sys, threading; sys.modules['torch'] = None\n"
+        "from stabn.config import EditorConfig\n"
+        "from stabn.editor.services import Services\n"
+        f"services = Services({editor_round.uri!r}, EditorConfig(auth='open'))\n"
+        "services.what_if.load()\n"
+        "print(services.what_if.reason, len(services.frames.jpeg('10', 0)))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.startswith("PyTorch is not installed on the server "), result.stderr
+
+
 # Finishing
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from stabn.attention.rounds import MANIFEST_FILE, Round, RoundError
-from stabn.data.dataset import decode_jpeg
 from stabn.data.manifest import Manifest
 from stabn.storage import check_id, open_storage
 
@@ -63,6 +62,8 @@ class FrameStore:
 
     def frames(self, video_id: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return some frames, uint8 (len(indices), H, W, 3) RGB."""
+        from stabn.data.dataset import decode_jpeg  # brings PyTorch, which the page does without
+
         data = self._bytes(video_id)
         return np.stack([decode_jpeg(self._cut(video_id, data, int(i)), video_id, int(i)) for i in indices])
 

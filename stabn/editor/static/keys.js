@@ -44,7 +44,8 @@ document.addEventListener("keydown", (event) => {
 
 /** Show all keys. */
 export function showKeys() {
-  const groups = Map.groupBy ? Map.groupBy(bindings.filter((b) => b.label), (b) => b.group) : new Map();
+  const groups = new Map();
+  for (const binding of bindings) groups.set(binding.group, [...(groups.get(binding.group) ?? []), binding]);
   return ask("Keys", (close) => [
     h("div", { class: "key-groups" }, [...groups].map(([name, list]) => h("section", {}, h("h3", {}, name),
       h("dl", { class: "key-list" }, list.map((binding) => [
