@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from stabn.attention.edits import Edit, Review, latest_edits, save_edit
 from stabn.attention.rounds import Round, load_round, model_attention
@@ -116,7 +116,7 @@ def shoot(page: Page, name: str, colours: int = 0) -> None:
 def correct(page: Page, curve: tuple[float | None, ...]) -> bool:
     """Correct the video that is open, from here to here; return whether the network then sees the true action."""
     page.locator(".editor[data-ready]").wait_for(timeout=60_000)
-    page.wait_for_function("document.querySelector('.panel > .note').textContent === ''", timeout=60_000)
+    expect(page.locator(".panel > .note")).to_have_text("", timeout=60_000)
     right = page.locator(".verdict li.right")
     before = right.inner_text() if right.count() else ""
     action = [frame for frame, value in enumerate(curve) if value == 1]

@@ -480,6 +480,15 @@ def test_shared_videos_are_corrected_independently_and_compared(editor_round: Ro
         assert lea.post(f"/api/lead/videos/{video_id}/review", json=stale).status_code == 409
 
 
+def test_what_one_server_gave_another_one_saves(editor_round: Round) -> None:
+    config = dataclasses.replace(OPEN, shared_share=1.0)
+    with server(editor_round, config) as one, server(editor_round, config) as other:
+        assert one("ann").open("10").json()["slot"] == 1 and one("bob").open("10").json()["slot"] == 2
+        assert other("bob").save("10", [0.5] * 12, slot=2).status_code == 200, "no refresh in between"
+        assert other("eve").save("10", [0.1] * 12, slot=3).json()["code"] == "slot"
+        assert other("eve").save("10", [0.1] * 12, slot=99).status_code == 400
+
+
 def test_the_share_of_shared_videos_is_set_per_round(editor_round: Round) -> None:
     with server(editor_round) as person, server(editor_round) as other:
         ann = person("ann")

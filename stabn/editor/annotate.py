@@ -18,6 +18,7 @@ from stabn.editor.queue import Place, state_of
 from stabn.editor.services import Services
 
 PAGE = 100
+MAX_SLOT = 9
 NUMBER = (int, float)
 FRAME_AGE = "private, max-age=31536000, immutable"
 
@@ -123,7 +124,7 @@ class Annotate:
         user: User = request.state.user
         video = self._video(request)
         slot = (await read_json(request, slot=int))["slot"]
-        self._check_slot(video, user, slot)
+        await self._check_slot(video, user, slot)
         lease = await run_in_threadpool(self._take, video.video_id, slot, user.name, False)
         return JSONResponse({"holder": lease.holder, "mine": lease.holder == user.name})
 
@@ -132,7 +133,7 @@ class Annotate:
         user: User = request.state.user
         video = self._video(request)
         slot = (await read_json(request, slot=int))["slot"]
-        self._check_slot(video, user, slot)
+        await self._check_slot(video, user, slot)
         await run_in_threadpool(self.leases.release, video.video_id, slot, user.name)
         return JSONResponse({})
 
@@ -151,7 +152,7 @@ class Annotate:
             seconds=NUMBER,
         )
         slot = body["slot"]
-        self._check_slot(video, user, slot)
+        await self._check_slot(video, user, slot)
         own = (await run_in_threadpool(self.board.info, video.video_id)).curve
         edit = Edit(
             round_id=self.board.round.round_id,
@@ -227,12 +228,17 @@ class Annotate:
             raise ApiError(404, "not_found", f"video {video.video_id} has no curve {slot}")
         return Place(video, slot, edit, state_of(edit), blind=False)
 
-    def _check_slot(self, video: RoundVideo, user: User, slot: int) -> None:
+    async def _check_slot(self, video: RoundVideo, user: User, slot: int) -> None:
         """Refuse to touch a curve that this person was not given."""
+        if user.is_lead and (slot == 1 or self.board.edit(video.video_id, slot) is not None):
+            return
+        if not 1 <= slot <= MAX_SLOT:
+            raise ApiError(400, "bad_request", f"slot = {slot}: from 1 to {MAX_SLOT}")
         lease = self.leases.active(video.video_id, slot)
+        if lease is None and slot != self.queue.place(video.video_id, user.name).slot:
+            lease = await run_in_threadpool(self.leases.look, video.video_id, slot)  # another server may have given it
         holds = lease is not None and lease.holder == user.name
-        known = user.is_lead and (slot == 1 or self.board.edit(video.video_id, slot) is not None)
-        if not holds and not known and slot != self.queue.place(video.video_id, user.name).slot:
+        if not holds and slot != self.queue.place(video.video_id, user.name).slot:
             raise ApiError(409, "slot", f"video {video.video_id} was given to others meanwhile; open it again")
 
     def _take(self, video_id: str, slot: int, person: str, force: bool) -> Lease:

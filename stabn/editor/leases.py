@@ -55,10 +55,10 @@ class Leases:
         lease = self._known.get((name, slot))
         return lease if lease and lease.expires_at > time.time() else None
 
-    def held_by(self, holder: str) -> list[Lease]:
-        """Return what a person holds now, as far as this server knows."""
-        now = time.time()
-        return [lease for lease in list(self._known.values()) if lease.holder == holder and lease.expires_at > now]
+    def look(self, name: str, slot: int) -> Lease | None:
+        """Return the lease that holds now, as it is in storage."""
+        self._newest(name, slot, "")
+        return self.active(name, slot)
 
     def is_fresh(self, name: str, slot: int, holder: str) -> bool:
         """Tell whether a person holds a lease that need not be prolonged yet."""
