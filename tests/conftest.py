@@ -1,6 +1,7 @@
 """Real services for the tests: an S3 server and an MLflow database."""
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faulty_server import Faults, faulty_server
+from round_factory import copy_round, make_round
 
+from stabn.attention.rounds import Round
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
 from stabn.data.video import encode
 from stabn.local_services import LocalStore, local_object_store, prepare_mlflow
@@ -81,3 +84,16 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, rows in splits.items():
         (folder / "labels" / SPLIT_FILES[split]).write_text(json.dumps(rows))
     return folder
+
+
+@pytest.fixture(scope="session")
+def _exported_round(s3: LocalStore, tmp_path_factory: pytest.TempPathFactory) -> Round:
+    for name in ("MLFLOW_TRACKING_URI", "STABN_RUN_ID"):
+        os.environ.pop(name, None)
+    return make_round(tmp_path_factory.mktemp("round"), s3.uri("data", "editor"))
+
+
+@pytest.fixture
+def editor_round(_exported_round: Round, s3_uri: str) -> Round:
+    """Return a round in the S3 server that nobody has worked on yet."""
+    return copy_round(_exported_round, s3_uri)
