@@ -48,7 +48,7 @@ export async function comparePage(context, videoId) {
       h("section", { class: "view" }, player.stage, player.transport),
       h("aside", { class: "side" },
         video.edits.length ? null : h("p", { class: "empty" }, "Nobody has corrected this video yet."),
-        video.edits.map((edit, i) => h("section", { class: "panel curve-card" },
+        video.edits.map((edit, i) => h("section", { class: "panel curve-card", tabIndex: -1, "aria-label": `Curve of ${edit.editor}` },
           h("h2", {}, h("span", { class: `swatch stripe-${i}` }), edit.editor, " ", stateChip(edit.status === "draft" && edit.review ? "sent_back" : edit.status)),
           h("p", { class: "about" }, edit.slot === 1 ? "learnt from" : `independent curve ${edit.slot}`, ` · revision ${edit.revision} · ${clock(edit.edited_at)} · ${duration(edit.seconds)}`),
           edit.skip_reason ? h("p", {}, `Skipped: ${REASON_NAMES[edit.skip_reason]}`) : null,
@@ -63,7 +63,14 @@ export async function comparePage(context, videoId) {
     h("section", { class: "bench" }, timeline.element,
       h("p", { class: "legend" }, h("span", { class: "swatch own dashed" }), "the network’s own",
         video.edits.map((edit, i) => [h("span", { class: `swatch stripe-${i}` }), edit.editor]))));
+  let chosen = 0;
+  const choose = (i) => { chosen = i; element.querySelectorAll(".curve-card")[i].focus(); };
+  const act = (run) => () => { if (video.edits[chosen]) run(video.edits[chosen]); };
   bind([
+    ...video.edits.map((edit, i) => ({ group: "Curve", keys: [String(i + 1)], label: `choose that of ${edit.editor}`, run: () => choose(i) })),
+    { group: "Curve", keys: ["a"], label: "accept it", run: act((edit) => { if (edit.status !== "draft") judge(edit, "accepted"); }) },
+    { group: "Curve", keys: ["b"], label: "send it back", run: act((edit) => judge(edit, "sent_back")) },
+    { group: "Curve", keys: ["e"], label: "open it", run: act((edit) => context.go(`#/video/${encodeURIComponent(videoId)}/${edit.slot}`)) },
     { group: "Video", keys: [" "], label: "play or pause", run: () => player.toggle() },
     { group: "Video", keys: ["ArrowLeft"], label: "one frame back", run: () => player.step(-1) },
     { group: "Video", keys: ["ArrowRight"], label: "one frame on", run: () => player.step(1) },
