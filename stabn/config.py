@@ -282,6 +282,8 @@ class EditorConfig(Settings):
     webhook_url: str = setting("", "address told, with a signature, when a lead finishes the round; empty: none")
     kfp_host: str = setting("", "KFP API where finishing the round starts the fine-tuning pipeline; empty: none")
     kfp_pipeline: str = setting("st-abn-finetune", "name of that pipeline in KFP")
+    kfp_namespace: str = setting("", "profile of the run where KFP has several users; empty: it has one")
+    kfp_experiment: str = setting("", "experiment of the run in KFP, made if absent; empty: KFP's default")
     kfp_parameters: str = setting("", "its parameters besides round_uri, name=value separated by spaces")
 
     def __post_init__(self) -> None:

@@ -695,7 +695,9 @@ class Receiver(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
-        self.status, self.runs = 200, []  # type: int, list[dict[str, Any]]
+        self.status = 200
+        self.runs: list[dict[str, Any]] = []
+        self.experiments: list[dict[str, Any]] = []
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -707,12 +709,17 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.requests.append(("POST", self.path, dict(self.headers), body))
         time.sleep(0.1)
+        if self.path.endswith("/experiments"):
+            self.server.experiments.append({**json.loads(body), "experiment_id": "e1"})
+            return self._answer(self.server.experiments[0])
         if self.path.endswith("/runs") and self.server.status == 200:
             self.server.runs.append({**json.loads(body), "run_id": f"run-{len(self.server.runs) + 1}"})
         self._answer(self.server.runs[-1] if self.server.runs else {})
 
     def do_GET(self) -> None:
         self.server.requests.append(("GET", self.path, dict(self.headers), b""))
+        if "/experiments" in self.path:
+            return self._answer({"experiments": self.server.experiments})
         if "/pipelines" in self.path:
             return self._answer({"pipelines": [{"pipeline_id": "p1"}]} if "st-abn-finetune" in self.path else {})
         return self._answer({"runs": self.server.runs})
@@ -801,6 +808,18 @@ def test_a_finished_round_starts_the_pipeline_once(editor_round: Round, receiver
     with server(editor_round, missing) as person:
         answer = person("lea").post("/api/lead/finish", json={"anyway": True})
         assert answer.status_code == 502 and "no pipeline 'other'" in answer.json()["error"]
+
+
+def test_the_run_belongs_to_an_experiment_of_the_profile(editor_round: Round, receiver: Receiver) -> None:
+    config = dataclasses.replace(OPEN, kfp_host=receiver.url, kfp_experiment="corrections", kfp_namespace="team-a")
+    with server(editor_round, config) as person:
+        lea = person("lea")
+        lea.save("10", [1.0] * 12)
+        assert lea.post("/api/lead/finish", json={"anyway": True}).json()["started"] == "run-1"
+    assert receiver.experiments == [{"display_name": "corrections", "namespace": "team-a", "experiment_id": "e1"}]
+    assert receiver.runs[0]["experiment_id"] == "e1"
+    asked = [path for method, path, *_ in receiver.requests if method == "GET"]
+    assert "namespace=team-a" in asked[0] and "experiment_id=e1" in asked[1]
 
 
 # The commands

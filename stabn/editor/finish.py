@@ -128,7 +128,8 @@ class Finish:
         base = f"{self.config.kfp_host.rstrip('/')}/apis/v2beta1"
         name = f"finetune {content['round_id']} {content['edits_fingerprint']}"
         headers = {"Authorization": f"Bearer {token}"} if (token := _token()) else {}
-        found = _request("GET", f"{base}/runs?{_named(name)}", None, headers).get("runs")
+        experiment = self._kfp_experiment(base, headers)
+        found = _request("GET", f"{base}/runs?{_named(name, **experiment)}", None, headers).get("runs")
         if found:
             return found[0]["run_id"]
         pipelines = _request("GET", f"{base}/pipelines?{_named(self.config.kfp_pipeline)}", None, headers)
@@ -142,8 +143,23 @@ class Finish:
             "description": f"Round {content['round_id']}, finished by {content['by']}",
             "pipeline_version_reference": {"pipeline_id": pipelines["pipelines"][0]["pipeline_id"]},
             "runtime_config": {"parameters": parameters},
+            **experiment,
         }
         return _request("POST", f"{base}/runs", json.dumps(run).encode(), headers)["run_id"]
+
+    def _kfp_experiment(self, base: str, headers: dict[str, str]) -> dict[str, str]:
+        """Return what names the run's experiment, which is made if it is not there; nothing: KFP's default."""
+        name, namespace = self.config.kfp_experiment, self.config.kfp_namespace
+        if not name:
+            if namespace:
+                raise ValueError("editor.kfp_namespace needs editor.kfp_experiment, an experiment in that profile")
+            return {}
+        owner = {"namespace": namespace} if namespace else {}
+        found = _request("GET", f"{base}/experiments?{_named(name, **owner)}", None, headers).get("experiments")
+        if not found:
+            body = json.dumps({"display_name": name, **owner}).encode()
+            found = [_request("POST", f"{base}/experiments", body, headers)]
+        return {"experiment_id": found[0]["experiment_id"]}
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -161,9 +177,9 @@ def _request(method: str, url: str, body: bytes | None, headers: dict[str, str])
         return {}
 
 
-def _named(name: str) -> str:
+def _named(name: str, **others: str) -> str:
     predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
-    return urllib.parse.urlencode({"filter": json.dumps({"predicates": [predicate]})})
+    return urllib.parse.urlencode({"filter": json.dumps({"predicates": [predicate]}), **others})
 
 
 def _token() -> str:
