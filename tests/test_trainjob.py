@@ -176,6 +176,9 @@ def test_every_setting_is_in_the_manifest() -> None:
     env = {item["name"]: item for item in trainer["env"]}
     assert env["AWS_SECRET_ACCESS_KEY"]["valueFrom"] == {"secretKeyRef": {"name": "s3", "key": "key"}}
     assert env["NCCL_DEBUG"]["value"] == "WARN"
+    (first, *_) = build_trainjob(WORK, config())["spec"]["trainer"]["env"]
+    by_default = {"name": "stabn-s3", "key": "AWS_ACCESS_KEY_ID", "optional": True}
+    assert first == {"name": "AWS_ACCESS_KEY_ID", "valueFrom": {"secretKeyRef": by_default}}
     assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["command"]) == (2, 2, list(COMMAND))
     own = build_runtime(RUNTIME, WORK.name, EVERYTHING)
     assert unknown_fields(models.TrainerV1alpha1TrainingRuntime, own, "TrainingRuntime") == []
