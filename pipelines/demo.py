@@ -95,7 +95,8 @@ def demo(folder: Path, size: int = 0, seed: int = 0, overrides: str = "") -> Non
             "PYTHONUNBUFFERED": "1",
         }
         _run(command, environment, folder / "demo.log")
-    _finish(folder, time.monotonic() - started)
+        storage_uri = store.uri("data")
+    _finish(folder, storage_uri, time.monotonic() - started)
 
 
 def _run(command: list[str], environment: dict[str, str], log_path: Path) -> None:
@@ -163,7 +164,7 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
-def _finish(folder: Path, seconds: float) -> None:
+def _finish(folder: Path, storage_uri: str, seconds: float) -> None:
     """Put the report where people find it, print the two tables, and say what to do next."""
     pages = sorted((folder / "kfp" / "artifacts").glob("*/report/page"), key=lambda path: path.stat().st_mtime)
     if not pages:
@@ -172,12 +173,15 @@ def _finish(folder: Path, seconds: float) -> None:
             f"the networks and predictions are in {folder}"
         )
         return
+    from stabn.attention.edits import load_edit_table
+
     newest = pages[-1].parent
     shutil.copyfile(newest / "page", folder / "report.html")
     shutil.copytree(newest / "figures", folder / "figures", dirs_exist_ok=True)
     print("\n" + (newest / "tables").read_text().replace("```", "").strip())
     manifests = sorted((folder / "kfp" / "artifacts").glob("*/import-edits/manifest"), key=lambda p: p.stat().st_mtime)
     imported = os.path.relpath(manifests[-1].parent)
+    round_uri = f"{storage_uri}/rounds/{load_edit_table(Path(imported) / 'edits').round_id}"
     bin_dir = Path(sys.executable).parent
     where = bin_dir.relative_to(Path.cwd()) if bin_dir.is_relative_to(Path.cwd()) else bin_dir
     folder = Path(os.path.relpath(folder))
@@ -188,6 +192,8 @@ Done in {_clock(seconds)}.
   figures   {folder}/figures/
   log       {folder}/demo.log
 
+Correct the attention of the demo's videos yourself, in a web page:
+  {where}/stabn local --dir {folder} -- stabn editor --editor.auth open --round {round_uri}
 Compare the runs in MLflow:
   {where}/mlflow ui --backend-store-uri sqlite:///{folder}/mlflow/mlflow.db
 Rerun a stage, for example the evaluation with inverted temporal attention:

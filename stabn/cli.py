@@ -269,6 +269,60 @@ def _edits(args: Arguments, config: RunConfig) -> None:
 
 
 @command(
+    "editor",
+    argument("--round", metavar="URI", help="the editing round, of export-attention"),
+    sections=["editor"],
+)
+def _editor(args: Arguments, config: RunConfig) -> None:
+    """Serve the web page in which people correct a round's temporal attention.
+
+    Reads the round's videos, curves and network; writes the corrections, one document per video and revision, beside
+    them. Any number of servers may serve one round. Make accounts with `stabn editor-accounts`, or see docs/editor.md.
+    """
+    from stabn.editor.app import serve
+
+    serve(args.round, config.editor)
+
+
+@command(
+    "editor-accounts",
+    argument("action", choices=("add", "remove", "list"), help="add also changes the role and password of those there"),
+    argument("names", nargs="*", metavar="NAME", help="accounts to add or remove"),
+    argument("--accounts", metavar="URI", help="file of the accounts, a path or s3:// URI"),
+    argument("--role", default="annotator", choices=("annotator", "lead"), help="what the added ones may do"),
+    argument("--generate", action="store_true", help="make the passwords and print them, once"),
+)
+def _editor_accounts(args: Arguments, config: RunConfig) -> None:
+    """Make, change, remove or list the accounts of the editor; passwords are kept as argon2 hashes.
+
+    A password is asked for, or read from standard input when that is not a terminal; with --generate it is made.
+    """
+    import getpass
+
+    from stabn.editor.accounts import AccountError, add_accounts, load_accounts, make_password, remove_accounts
+
+    if args.action == "list":
+        for account in load_accounts(args.accounts).values():
+            print(f"{account.role:10} {account.name}")
+        return
+    if not args.names:
+        raise AccountError(f"editor-accounts {args.action}: name at least one account")
+    if args.action == "remove":
+        remove_accounts(args.accounts, args.names)
+    elif args.generate:
+        passwords = [make_password() for _ in args.names]
+        add_accounts(args.accounts, args.names, args.role, passwords)
+        for name, password in zip(args.names, passwords):
+            print(f"{name} {password}")
+    elif len(args.names) > 1:
+        raise AccountError("one password is asked for at a time; add several accounts with --generate")
+    else:
+        terminal = sys.stdin.isatty()
+        password = getpass.getpass(f"Password of {args.names[0]}: ") if terminal else sys.stdin.readline().rstrip("\n")
+        add_accounts(args.accounts, args.names, args.role, [password])
+
+
+@command(
     "import-edits",
     argument("--round", metavar="URI", help="the editing round"),
     argument(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import ipaddress
 import json
 import math
 import typing
@@ -248,6 +249,55 @@ class SelectConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EditorConfig(Settings):
+    """The web page where people correct a round. Secrets come from the environment, see docs/editor.md."""
+
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: every interface")
+    port: int = setting(8017, "port to listen on; 0: any free one", low=0, high=65535)
+    public_url: str = setting("", "address that browsers use, such as https://edit.example.org; empty: HOST:PORT")
+    auth: str = setting(
+        "accounts",
+        "accounts: its own accounts; proxy: the user that an authenticating proxy names; open: anybody on this "
+        "machine, who just gives a name",
+        choices=("accounts", "proxy", "open"),
+    )
+    accounts_uri: str = setting("", "with accounts: file of `stabn editor-accounts`, a path or s3:// URI")
+    user_header: str = setting("X-Forwarded-User", "with proxy: header with the user's name")
+    trusted_proxies: tuple[str, ...] = setting(
+        (), "addresses of proxies, such as 10.0.0.0/8; headers from elsewhere are not believed"
+    )
+    leads: tuple[str, ...] = setting((), "with proxy: users who are leads")
+    session_hours: float = setting(12.0, "hours until one has to sign in again", low=0.01, high=720)
+    login_attempts: int = setting(5, "wrong passwords in 5 minutes before a name has to wait", low=1)
+    lease_seconds: float = setting(120.0, "seconds after which a video whose page went silent is free again", low=1)
+    refresh_seconds: float = setting(10.0, "seconds between looks at what other servers wrote", low=0.1)
+    shared_share: float = setting(
+        0.1, "share of the videos given to several people, until a lead sets it in the page", low=0.0, high=1.0
+    )
+    people_per_shared: int = setting(2, "people who correct each of these", low=2, high=9)
+    frame_cache_mb: int = setting(256, "memory for compressed frames, in MB", low=1)
+    feature_cache_mb: int = setting(1024, "memory for the network's features of videos being edited, in MB", low=1)
+    what_if: bool = setting(True, "recognise a video again after each edit; needs PyTorch and the round's network")
+    device: str = setting("auto", "where the network runs: auto, cpu, cuda or cuda:N")
+    webhook_url: str = setting("", "address told, with a signature, when a lead finishes the round; empty: none")
+    kfp_host: str = setting("", "KFP API where finishing the round starts the fine-tuning pipeline; empty: none")
+    kfp_pipeline: str = setting("st-abn-finetune", "name of that pipeline in KFP")
+    kfp_parameters: str = setting("", "its parameters besides round_uri, name=value separated by spaces")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.auth == "proxy" and not self.trusted_proxies:
+            raise ConfigError("auth = proxy without trusted_proxies: name the proxy's address, or anybody is believed")
+        for network in self.trusted_proxies:
+            try:
+                ipaddress.ip_network(network, strict=False)
+            except ValueError as error:
+                raise ConfigError(f"trusted_proxies = {network!r}: {error}; write 10.1.2.3 or 10.0.0.0/8") from None
+        if self.public_url and not self.public_url.startswith(("http://", "https://")):
+            raise ConfigError(f"public_url = {self.public_url!r}: begin with http:// or https://")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """All settings of one pipeline run."""
 
@@ -258,6 +308,7 @@ class RunConfig:
     train: TrainConfig = TrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     select: SelectConfig = SelectConfig()
+    editor: EditorConfig = EditorConfig()
 
     def __post_init__(self) -> None:
         if self.model.num_frames != self.data.num_frames:
@@ -279,6 +330,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "train": TrainConfig,
     "finetune": FinetuneConfig,
     "select": SelectConfig,
+    "editor": EditorConfig,
 }
 
 

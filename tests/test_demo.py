@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,24 @@ def test_edits_are_documents_per_source_frame(finished: tuple[Path, str]) -> Non
         curve = edit["edited_attention"]
         assert len(curve) == manifest.video(manifest.index_of(edit["video_id"])).num_frames
         assert all(value == 1 for value in curve[first:last]) and sum(curve) < last - first + 4
+
+
+def test_the_editor_opens_on_the_demos_own_round(finished: tuple[Path, str]) -> None:
+    _, output = finished
+    line = re.search(r"\S+/stabn local --dir \S+ -- (stabn editor .*)", output)
+    assert line, output
+    words = [*line[0].split(), "--editor.port", "0"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        served = process.stdout.readline()
+        address = re.search(r"\d+ videos: (http://\S+)", served)
+        assert address, served
+        with urllib.request.urlopen(address[1], timeout=10) as page:
+            assert b"Attention editor" in page.read()
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
 
 
 def test_run_again_reuses_everything(finished: tuple[Path, str]) -> None:

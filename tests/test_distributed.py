@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from test_training import last_weights, manifest_path, newest_state, same, settings, without_times  # noqa: F401
+from tiny_run import last_weights, newest_state, same, settings, without_times
 from torch import Tensor, nn
 
 from stabn.config import DataConfig, ModelConfig, TrainConfig
@@ -90,7 +90,7 @@ def fit_history(path: str, folder: str, batch_size: int, micro_batch_size: int) 
 
 
 @pytest.mark.parametrize("batch_size", [4, 8])  # of nine videos: the last step leaves one process without any
-def test_two_processes_learn_what_one_learns(manifest_path: str, tmp_path: Path, batch_size: int) -> None:  # noqa: F811
+def test_two_processes_learn_what_one_learns(manifest_path: str, tmp_path: Path, batch_size: int) -> None:
     alone = fit_history(manifest_path, str(tmp_path / "one"), batch_size, 0)
     pieces = fit_history(manifest_path, str(tmp_path / "pieces"), batch_size, 3)
     two = tmp_path / "two"
@@ -157,7 +157,7 @@ def test_alone_nothing_is_exchanged() -> None:
 SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_training import settings
+from tiny_run import settings
 from stabn.errors import StabnError
 from stabn.training.train import train
 
@@ -197,7 +197,7 @@ def arguments(manifest: str, config: Any, output: Path) -> dict[str, Any]:
 LONG = {"train__epochs": 40, "train__checkpoint_minutes": 1e-9, "train__plateau_patience": 100}
 
 
-def test_sigterm_saves_the_step_and_resuming_changes_nothing(manifest_path: str, tmp_path: Path) -> None:  # noqa: F811
+def test_sigterm_saves_the_step_and_resuming_changes_nothing(manifest_path: str, tmp_path: Path) -> None:
     process = start(manifest_path, tmp_path / "stopped", **LONG)
     wait_for_epoch(tmp_path / "stopped", 2, process)
     process.send_signal(signal.SIGTERM)
@@ -213,7 +213,7 @@ def test_sigterm_saves_the_step_and_resuming_changes_nothing(manifest_path: str,
     same(last_weights(tmp_path / "stopped"), last_weights(tmp_path / "whole"))
 
 
-def test_torchrun_on_two_nodes_is_the_same_command(manifest_path: str, tmp_path: Path) -> None:  # noqa: F811
+def test_torchrun_on_two_nodes_is_the_same_command(manifest_path: str, tmp_path: Path) -> None:
     """Two agents of torchrun, as on two machines: the command line trains once, and process 0 alone writes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -247,7 +247,7 @@ def test_torchrun_on_two_nodes_is_the_same_command(manifest_path: str, tmp_path:
     assert state is not None and state.content["world_size"] == 2 and state.content["epoch"] == 2
 
 
-def test_a_killed_process_is_replaced(manifest_path: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_killed_process_is_replaced(manifest_path: str, tmp_path: Path) -> None:
     process = start(manifest_path, tmp_path / "out", **LONG, train__processes=2, train__timeout_seconds=30.0)
     wait_for_epoch(tmp_path / "out", 2, process)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -263,7 +263,7 @@ def test_a_killed_process_is_replaced(manifest_path: str, tmp_path: Path) -> Non
     assert all(0 <= row["train_top1"] <= 1 and np.isfinite(row["train_loss"]) for row in history)
 
 
-def test_sigterm_to_the_launcher_lets_all_processes_save(manifest_path: str, tmp_path: Path) -> None:  # noqa: F811
+def test_sigterm_to_the_launcher_lets_all_processes_save(manifest_path: str, tmp_path: Path) -> None:
     process = start(manifest_path, tmp_path / "out", train__epochs=400, train__processes=2)
     wait_for_epoch(tmp_path / "out", 1, process)
     process.send_signal(signal.SIGTERM)
@@ -272,7 +272,7 @@ def test_sigterm_to_the_launcher_lets_all_processes_save(manifest_path: str, tmp
     assert "asked to end (SIGTERM); saved in" in output and "run it again, it goes on" in output
 
 
-def test_evaluation_in_two_processes_counts_every_video_once(manifest_path: str, tmp_path: Path) -> None:  # noqa: F811
+def test_evaluation_in_two_processes_counts_every_video_once(manifest_path: str, tmp_path: Path) -> None:
     best = train(manifest_path, settings(train__epochs=1), str(tmp_path / "out")).best_uri
     found = []
     for processes in (1, 2):
@@ -287,7 +287,7 @@ def test_evaluation_in_two_processes_counts_every_video_once(manifest_path: str,
     assert {k: v for k, v in metrics.items() if "top" in k} == {k: v for k, v in others.items() if "top" in k}
 
 
-def test_another_number_of_processes_goes_on_within_the_epoch(manifest_path: str, tmp_path: Path) -> None:  # noqa: F811
+def test_another_number_of_processes_goes_on_within_the_epoch(manifest_path: str, tmp_path: Path) -> None:
     """Groups of three videos: BatchNorm and dropout see the same on one process and on three."""
     changes = {"train__batch_size": 9, "train__micro_batch_size": 3, "train__checkpoint_minutes": 1e-9}
     changes |= {"train__epochs": 2, "train__learning_rate": 1e-4}
@@ -321,7 +321,7 @@ def seen_videos(manifest: str, folder: Path, changes: dict[str, Any], monkeypatc
 
 
 def test_after_a_stop_the_rest_of_the_epoch_is_seen(
-    manifest_path: str,  # noqa: F811
+    manifest_path: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -8,17 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import (  # noqa: F401
-    EDITED,
-    last_weights,
-    manifest_path,
-    newest_state,
-    same,
-    settings,
-    trained,
-    without_times,
-    write_edits,
-)
+from tiny_run import EDITED, last_weights, newest_state, same, settings, without_times, write_edits
 
 import stabn.training.train as stage
 from stabn import presets
@@ -50,7 +40,7 @@ def broken_step(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_step_without_a_finite_gradient_changes_nothing(
-    manifest_path: str,  # noqa: F811
+    manifest_path: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -76,7 +66,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing(
             train(manifest_path, config, str(tmp_path / "three"))
 
 
-def test_averaged_weights_are_what_is_validated_and_kept(manifest_path: str, tmp_path: Path) -> None:  # noqa: F811
+def test_averaged_weights_are_what_is_validated_and_kept(manifest_path: str, tmp_path: Path) -> None:
     """With a decay of 0.5 the average after two steps is an eighth of the start, three eighths, a half."""
     decay = 0.5
     torch.manual_seed(0)
@@ -123,14 +113,14 @@ def test_early_stop_and_rarer_validation() -> None:
     assert [schedule.ended(rows[:n]) for n in range(5)] == [False, False, False, False, True]
 
 
-def test_validation_every_n_epochs_and_after_the_last(manifest_path: str, tmp_path: Path) -> None:  # noqa: F811
+def test_validation_every_n_epochs_and_after_the_last(manifest_path: str, tmp_path: Path) -> None:
     result = train(manifest_path, settings(train__epochs=5, train__validate_every=2), str(tmp_path))
     assert [row["epoch"] for row in result.history if "validation_top1" in row] == [2, 4, 5]
     assert "validation_top1" in result.metrics
 
 
 def test_the_log_shows_what_the_machine_does(
-    manifest_path: str,  # noqa: F811
+    manifest_path: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -147,7 +137,7 @@ def test_the_log_shows_what_the_machine_does(
 
 
 def test_compiling_happens_once_per_shape(
-    manifest_path: str,  # noqa: F811
+    manifest_path: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -179,8 +169,8 @@ def tuning(**changes: Any) -> RunConfig:
 
 
 def test_cached_features_change_nothing_but_the_time(
-    manifest_path: str,  # noqa: F811
-    trained: str,  # noqa: F811
+    manifest_path: str,
+    trained: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -212,7 +202,7 @@ def test_cached_features_change_nothing_but_the_time(
         FinetuneConfig(feature_cache_mb=1)
 
 
-def test_synchronised_batchnorm_sees_all_videos(manifest_path: str, tmp_path: Path) -> None:  # noqa: F811
+def test_synchronised_batchnorm_sees_all_videos(manifest_path: str, tmp_path: Path) -> None:
     config = settings(
         train__epochs=2, train__batch_size=9, train__learning_rate=1e-4, model__dropout=0.0, train__sync_batch_norm=True
     )

@@ -225,6 +225,21 @@ def test_features_give_the_same_as_the_video() -> None:
     assert torch.equal(features, before)
 
 
+def test_the_attention_mechanism_is_linear_in_the_temporal_attention() -> None:
+    model = make()
+    for parameter in model.attention_mechanism[1].parameters():
+        torch.nn.init.uniform_(parameter, 0.5, 2)
+    model.attention_mechanism[1].running_mean.uniform_(-1, 1)
+    features = model.extract_features(videos())
+    spatial = model(features=features).spatial_attention
+    constant, slope = model.attend_parts(features, spatial)
+    for temporal in (torch.zeros(2, 4), torch.ones(2, 4), torch.rand(2, 4)):
+        t = temporal.double()[:, None, :, None, None]
+        torch.testing.assert_close(constant + t * slope, model.attend(features, spatial, t))
+    with pytest.raises(ShapeError, match="eval"):
+        model.train().attend_parts(features, spatial)
+
+
 def test_wrong_shapes_are_named() -> None:
     model = make()
     cases: list[tuple[dict[str, Any], str]] = [

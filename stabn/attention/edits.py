@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -34,6 +34,7 @@ STATUSES = ("edited", "skipped", "second_opinion", "draft")
 DONE = ("edited", "skipped")
 READERS = 16  # documents read at once
 _KEY = re.compile(r"edits/(?P<video_id>[^/]+)/(?P<revision>\d{4})\.json")
+_OPINION_KEY = re.compile(r"opinions/(?P<video_id>[^/]+)/(?P<slot>[2-9])/(?P<revision>\d{4})\.json")
 EDIT_SCHEMA = pa.schema(
     [
         ("video_id", pa.string()),
@@ -64,6 +65,16 @@ class EditConflict(EditError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Review:
+    """A lead's word on a correction: `accepted`, or `sent_back` to its editor."""
+
+    verdict: str
+    reviewer: str
+    reviewed_at: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Edit:
     """A person's correction of one video; see edit.schema.json for the meaning of each field."""
 
@@ -77,12 +88,16 @@ class Edit:
     editor: str
     edited_at: str
     skip_reason: str | None = None
+    slot: int = 1
+    note: str = ""
+    seconds: float = 0.0
+    review: Review | None = None
     format: int = FORMAT
 
     @property
     def key(self) -> str:
         """The document's key in its round."""
-        return edit_key(self.video_id, self.revision)
+        return edit_key(self.video_id, self.revision, self.slot)
 
     @property
     def previous_revision(self) -> int | None:
@@ -100,9 +115,23 @@ class Edit:
         return parse_edit(data, where)
 
 
-def edit_key(video_id: str, revision: int) -> str:
-    """Return the key of a document in its round."""
-    return f"edits/{check_id(video_id, 'video id')}/{revision:04d}.json"
+def edit_key(video_id: str, revision: int, slot: int = 1) -> str:
+    """Return the key of a document in its round: slot 1 is what is learnt from, the others are second opinions."""
+    return f"{edit_folder(video_id, slot)}{revision:04d}.json"
+
+
+def edit_folder(video_id: str, slot: int = 1) -> str:
+    """Return the prefix of a video's revisions in its round, with a slash at the end."""
+    check_id(video_id, "video id")
+    return f"edits/{video_id}/" if slot == 1 else f"opinions/{video_id}/{slot}/"
+
+
+def parse_edit_key(key: str) -> tuple[str, int, int] | None:
+    """Return the video id, slot and revision that a key names; None if it names no edit."""
+    if match := _KEY.fullmatch(key) or _OPINION_KEY.fullmatch(key):
+        parts = match.groupdict()
+        return parts["video_id"], int(parts.get("slot", 1)), int(parts["revision"])
+    return None
 
 
 def parse_edit(data: bytes, where: str) -> Edit:
@@ -122,8 +151,11 @@ def parse_edit(data: bytes, where: str) -> Edit:
     problem = next(iter(_validator().iter_errors(content)), None)
     if problem is not None:
         raise EditError(f"{where}: {problem.json_path[2:] or 'document'}: {problem.message[:200]}; save the edit again")
-    for name in ("revision", "num_frames"):
-        content[name] = int(content[name])  # 1.0 is an integer in JSON
+    for name in ("revision", "num_frames", "slot"):
+        if name in content:
+            content[name] = int(content[name])  # 1.0 is an integer in JSON
+    if content.get("review") is not None:
+        content["review"] = Review(**content["review"])
     for name in ("model_attention", "edited_attention"):
         if len(content[name]) != content["num_frames"]:
             raise EditError(
@@ -154,10 +186,15 @@ def parse_edit(data: bytes, where: str) -> Edit:
     return edit
 
 
-def save_edit(item: Round, edit: Edit) -> None:
+def save_edit(item: Round, edit: Edit, own: Sequence[float] | None = None) -> None:
     """Write an edit as a new revision; what is there is never overwritten.
 
     Saving the very same document again changes nothing, so that a request whose answer got lost may be repeated.
+
+    Args:
+        item: the round.
+        edit: the correction.
+        own: the network's own curve if it was read before; it never changes.
 
     Raises:
         EditError: the edit does not fit the round, or the revision before it is missing.
@@ -165,8 +202,8 @@ def save_edit(item: Round, edit: Edit) -> None:
     """
     document = edit.to_json()
     parse_edit(document, edit.key)
-    check_edit(item, edit, edit.key)
-    if edit.previous_revision and not item.storage.exists(edit_key(edit.video_id, edit.previous_revision)):
+    check_edit(item, edit, edit.key, own)
+    if edit.previous_revision and not item.storage.exists(edit_key(edit.video_id, edit.previous_revision, edit.slot)):
         raise EditError(
             f"{edit.key}: there is no revision {edit.previous_revision} before it; load the newest revision and save "
             "the edit again"
@@ -179,8 +216,8 @@ def save_edit(item: Round, edit: Edit) -> None:
             raise EditConflict(edit, theirs) from None
 
 
-def check_edit(item: Round, edit: Edit, where: str) -> None:
-    """Check that an edit belongs to a round.
+def check_edit(item: Round, edit: Edit, where: str, own: Sequence[float] | None = None) -> None:
+    """Check that an edit belongs to a round; `own` as in `save_edit`.
 
     Raises:
         EditError: another round, an unknown video, another length, or a changed model's curve.
@@ -192,8 +229,7 @@ def check_edit(item: Round, edit: Edit, where: str) -> None:
         raise EditError(
             f"{where}: {edit.num_frames} values for a video of {video.num_frames} frames; export the round again"
         )
-    own = model_attention(item, edit.video_id)
-    if not np.allclose(edit.model_attention, own, atol=1e-6):
+    if not np.allclose(edit.model_attention, own or model_attention(item, edit.video_id), atol=1e-6):
         raise EditError(f"{where}: model_attention is not the network's own of this round; save the edit again")
 
 

@@ -176,7 +176,8 @@ def _export_videos(
             frames = reader.frames(index)
             attention = attend(model, frames, data, precision)
             _write_video(folder, video_id, video.class_index, manifest.classes, frames, attention)
-        best = json.loads(folder.read("attention.json"))["top5"][0]
+        seen = json.loads(folder.read("attention.json"))
+        best = seen["top5"][0]
         yield RoundVideo(
             video_id=video_id,
             class_index=video.class_index,
@@ -186,6 +187,7 @@ def _export_videos(
             num_frames=video.num_frames,
             width=video.width,
             height=video.height,
+            true_score=seen.get("true_score"),
         )
         progress.update(1)
     progress.close()
@@ -218,6 +220,7 @@ def _write_video(
         "num_frames": len(frames),
         "temporal_attention": [round(float(value), 5) for value in attention.temporal],
         "top5": [{"class_index": i, "name": name, "score": score} for i, name, score in top],
+        "true_score": float(attention.probabilities[class_index]),
         "crop": asdict(attention.crop),
     }
     folder.write("attention.json", json.dumps(content).encode())

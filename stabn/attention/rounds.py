@@ -26,6 +26,7 @@ class RoundVideo:
     Attributes:
         predicted: class index the network gave it.
         score: probability of that class, 0 to 1.
+        true_score: probability of the true class; None in rounds of earlier versions.
         num_frames: source frames; an edited curve has as many values.
     """
 
@@ -37,6 +38,7 @@ class RoundVideo:
     num_frames: int
     width: int
     height: int
+    true_score: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from stabn.config import ModelConfig
 from stabn.models.resnet3d import (
@@ -155,11 +156,25 @@ class STABN(nn.Module):
         """
         return self.attention_mechanism(torch.cat([(1 + spatial) * features, temporal * features], dim=1))
 
+    def attend_parts(self, features: Tensor, spatial: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a and b, both (B, C, T, h, w), with which `attend` of any Mt is a + Mt b. In evaluation only.
+
+        The mechanism is linear in Mt: W [(1 + Ms) f, Mt f] = W1 (1 + Ms) f + Mt W2 f. Who tries one Mt after the other
+        on the same video keeps a and b, and what is left is the perception branch.
+        """
+        if self.training:
+            raise ShapeError("attend_parts: BatchNorm is no fixed scale in training; call eval() first")
+        mix, norm = self.attention_mechanism
+        assert isinstance(mix, nn.Conv3d)
+        for_spatial, for_temporal = mix.weight.chunk(2, dim=1)
+        constant = norm(F.conv3d((1 + spatial) * features, for_spatial))
+        slope = norm(F.conv3d(features, for_temporal))
+        return constant, slope - norm(torch.zeros_like(slope[:1, :, :1, :1, :1]))
+
     def perceive(self, features: Tensor, spatial: Tensor, temporal: Tensor) -> Tensor:
         """Return logits (B, K) of the perception branch; arguments as in `attend`.
 
-        With the features and the attention of a former forward this is all that an edit changes: about a sixth of the
-        whole network's arithmetic.
+        With the features and the attention of a former forward this is all that an edit changes.
         """
         return self.perception_branch(self.attend(features, spatial, temporal))
 

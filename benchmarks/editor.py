@@ -1,0 +1,223 @@
+"""The attention editor under 74 people who edit at once: latency of frames, saves and what-if, and the server's memory.
+
+    python benchmarks/editor.py
+
+Makes a round, starts `stabn editor` on a real S3 server, and lets a second process play the people over the loopback:
+each takes the next video from the queue, loads all its frames as a page does, edits several times (what-if and autosave
+after each), finishes it, and goes on. Then the same with 2,396 videos in the round, whose manifest has 220,847 videos.
+The network is that of the preset `mini`; benchmarks/whatif.py has what larger ones cost.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2 as httpx
+import numpy as np
+import psutil
+import simplejpeg
+import torch
+
+from stabn.attention.rounds import Round, RoundVideo, make_round_id, save_round
+from stabn.data.manifest import build_manifest
+from stabn.local_services import local_object_store
+from stabn.models import STABN
+from stabn.presets import mini
+from stabn.storage import open_storage
+from stabn.training.checkpoint import dump_checkpoint
+
+PEOPLE, SMALL, LARGE, DATASET = 74, 740, 2396, 220_847
+FRAMES, WIDTH, HEIGHT = 45, 427, 240  # a video of Something-Something v2, on average
+DISTINCT = 16  # different videos; the others are copies, each an object of its own
+EDITS, PAUSE_SECONDS = 4, 5.0  # edits per video, and the mean pause before each: 20 s a video and person
+CLASSES = tuple(f"Action {index} of something" for index in range(174))
+KINDS = ("frame", "what-if", "save", "open", "next", "queue page")
+
+
+def make_round(uri: str, num_videos: int, dataset_size: int) -> Round:
+    """Write a round of generated videos, with frames, manifest and network, as export-attention would leave it."""
+    config, rng = mini(), np.random.default_rng(0)
+    storage, target = open_storage(f"{uri}/frames"), open_storage(f"{uri}/round")
+    packed = []
+    for _ in range(DISTINCT):
+        scene = np.repeat(np.repeat(rng.integers(0, 255, (12, 22, 3), np.uint8), 20, 0), 20, 1)[:HEIGHT, :WIDTH]
+        jpegs = [simplejpeg.encode_jpeg(np.ascontiguousarray(np.roll(scene, 4 * i, 1))) for i in range(FRAMES)]
+        packed.append((b"".join(jpegs), [len(jpeg) for jpeg in jpegs]))
+    rows = []
+    for index in range(max(num_videos, dataset_size)):
+        data, sizes = packed[index % DISTINCT]
+        if index < num_videos:
+            storage.write(f"{index + 1}.mjpeg", data)
+        row = {"video_id": str(index + 1), "split": "train", "class_index": index % len(CLASSES), "label": ""}
+        row |= {"object_key": f"{index + 1}.mjpeg", "frame_sizes": sizes, "num_frames": FRAMES}
+        rows.append(row | {"width": WIDTH, "height": HEIGHT, "source_sha256": "0"})
+    manifest = build_manifest(rows, CLASSES, storage.uri, {})
+    torch.manual_seed(0)
+    model_config = dataclasses.replace(config.model, num_classes=len(CLASSES))
+    model = STABN(model_config).eval()
+    checkpoint = dump_checkpoint(
+        model, model_config, config.data, CLASSES, manifest_fingerprint=manifest.fingerprint, stage="train", epoch=1
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        manifest.save(Path(folder) / "manifest.parquet")
+        target.upload(Path(folder) / "manifest.parquet", "manifest.parquet")
+    target.write("checkpoint.pt", checkpoint)
+    top = [{"class_index": index, "score": 0.2} for index in range(5)]
+    crop = {"left": 93, "top": 0, "side": HEIGHT}
+    videos = []
+    for row in rows[:num_videos]:
+        curve = rng.random(FRAMES).round(4).tolist()
+        content = {"temporal_attention": curve, "top5": top, "crop": crop}
+        target.write(f"videos/{row['video_id']}/attention.json", json.dumps(content).encode())
+        wrong = (row["class_index"] + 1) % len(CLASSES)
+        videos.append(
+            RoundVideo(row["video_id"], row["class_index"], "", wrong, rng.random(), FRAMES, WIDTH, HEIGHT, 0.01)
+        )
+    item = Round(
+        uri=target.uri,
+        round_id=make_round_id(manifest.fingerprint, "0", [video.video_id for video in videos]),
+        created_at="2026-01-01T00:00:00+00:00",
+        manifest_fingerprint=manifest.fingerprint,
+        checkpoint_fingerprint="0",
+        classes=CLASSES,
+        selected_classes=tuple(range(len(CLASSES))),
+        videos=tuple(videos),
+    )
+    save_round(item)
+    return item
+
+
+@contextmanager
+def serving(item: Round) -> Iterator[tuple[str, psutil.Process, float]]:
+    """Run the editor; yield its address, its process and the seconds until it answered."""
+    command = [sys.executable, "-m", "stabn.cli", "editor", "--round", item.uri, "--editor.auth", "open"]
+    started = time.monotonic()
+    process = subprocess.Popen([*command, "--editor.port", "0"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        match = re.search(r"http://\S+", process.stdout.readline())
+        assert match, "the editor did not start"
+        yield match[0], psutil.Process(process.pid), time.monotonic() - started
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+async def person(address: str, number: int, until: float, times: dict[str, list[float]], errors: list[str]) -> None:
+    """Edit video after video as one person does; the first one counts as arriving and is not measured."""
+    draw, arrived = random.Random(number), False
+
+    async def timed(kind: str, method: str, path: str, **options: object) -> httpx.Response:
+        started = time.perf_counter()
+        response = await client.request(method, path, **options)  # type: ignore[arg-type]
+        if arrived:
+            times[kind].append(time.perf_counter() - started)
+        if response.status_code >= 400:
+            errors.append(f"{kind}: {response.status_code} {response.text[:100]}")
+        return response
+
+    async with httpx.AsyncClient(base_url=address, headers={"Origin": address}, timeout=60) as client:
+        answer = await client.post("/api/sign-in", json={"name": f"person{number}", "password": ""})
+        client.headers["X-CSRF-Token"] = answer.json()["csrf"]
+        round_id = (await client.get("/api/round")).json()["round_id"]
+        await asyncio.sleep(draw.uniform(0, EDITS * PAUSE_SECONDS))
+        passed: list[str] = []
+        while time.monotonic() < until:
+            await timed("queue page", "GET", "/api/videos?offset=0")
+            body = {"passed": passed, "action": None}
+            video_id = (await timed("next", "POST", "/api/next", json=body)).json()["video_id"]
+            if video_id is None:
+                return errors.append("no video is left: make the round larger")
+            path = f"/api/videos/{video_id}"
+            video = (await timed("open", "POST", f"{path}/open", json={"take_over": False, "slot": None})).json()
+            limit = asyncio.Semaphore(6)  # what a browser sends at once
+
+            async def fetch(index: int, video_id: str = video_id, limit: asyncio.Semaphore = limit) -> None:
+                async with limit:
+                    await timed("frame", "GET", f"/frames/{round_id}/{video_id}/{index}.jpg")
+
+            await asyncio.gather(*map(fetch, range(video["num_frames"])))
+            revision = video["edit"]["revision"] if video["edit"] else 0
+            for step in range(EDITS):
+                await asyncio.sleep(draw.expovariate(1 / PAUSE_SECONDS))
+                curve = [round(draw.random(), 3) for _ in range(video["num_frames"])]
+                save = {"slot": video["slot"], "based_on": revision, "edited_attention": curve, "note": ""}
+                save |= {"status": "edited" if step == EDITS - 1 else "draft", "skip_reason": None, "seconds": 9.0}
+                _, saved = await asyncio.gather(
+                    timed("what-if", "POST", f"{path}/what-if", json={"edited_attention": curve}),
+                    timed("save", "PUT", f"{path}/edit", json=save),
+                )
+                revision += saved.status_code == 200
+            arrived = True
+
+
+async def people(address: str, seconds: float) -> dict[str, object]:
+    """Let everybody work; return the times by kind, and what went wrong."""
+    times: dict[str, list[float]] = defaultdict(list)
+    errors: list[str] = []
+    until = time.monotonic() + seconds
+    await asyncio.gather(*(person(address, number, until, times, errors) for number in range(PEOPLE)))
+    return {"times": times, "errors": errors}
+
+
+def measure(title: str, item: Round, seconds: float, folder: str) -> None:
+    """Serve a round to everybody and print what they waited for."""
+    result_path = Path(folder) / "result.json"
+    with serving(item) as (address, server, start_seconds):
+        time.sleep(5)  # the network is loaded
+        before, peak, cpu, started = server.memory_info().rss, 0, server.cpu_times(), time.monotonic()
+        command = [sys.executable, __file__, "--people-of", address, "--result", str(result_path)]
+        load = subprocess.Popen([*command, "--seconds", str(seconds)])
+        while load.poll() is None:
+            peak = max(peak, server.memory_info().rss)
+            time.sleep(0.2)
+        passed, used = time.monotonic() - started, server.cpu_times()
+    result = json.loads(result_path.read_text())
+    share = (used.user + used.system - cpu.user - cpu.system) / passed
+    print(f"\n{title}: {PEOPLE} people for {passed:.0f} s\n\n| request | count | median, ms | p95, ms | longest, ms |")
+    print("|---|---|---|---|---|")
+    for kind in KINDS:
+        found = sorted(value * 1000 for value in result["times"].get(kind, []))
+        if found:
+            p95 = found[int(len(found) * 0.95)]
+            print(f"| {kind} | {len(found)} | {statistics.median(found):.0f} | {p95:.0f} | {found[-1]:.0f} |")
+    print(
+        f"\nServer: starts in {start_seconds:.1f} s, {before / 2**20:.0f} MB before anybody came, at most "
+        f"{peak / 2**20:.0f} MB, {share:.2f} cores; {len(result['errors'])} requests failed",
+        *sorted(set(result["errors"]))[:5],
+        sep="\n",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Measure both rounds, or play the people of an address."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=90, help="how long people go on (default: 90)")
+    parser.add_argument("--people-of", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.people_of:
+        args.result.write_text(json.dumps(asyncio.run(people(args.people_of, args.seconds))))
+        return
+    with tempfile.TemporaryDirectory(prefix="stabn-editor-") as folder, local_object_store(f"{folder}/store") as store:
+        item = make_round(store.uri("data", "small"), SMALL, 0)
+        measure(f"{SMALL} videos", item, args.seconds, folder)
+        item = make_round(store.uri("data", "large"), LARGE, DATASET)
+        measure(f"{LARGE:,} videos of a dataset of {DATASET:,}", item, args.seconds, folder)
+
+
+if __name__ == "__main__":
+    main()

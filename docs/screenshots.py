@@ -1,0 +1,178 @@
+"""Take the screenshots of the documentation: the editor on the demo's own round, in a real browser.
+
+    make demo
+    python docs/screenshots.py --dir demo
+
+The round is copied first, without anybody's corrections, so the demo's own stays as it is. What people "did" for the
+pictures are the demo's corrections, each shifted a little. Needs Chromium: an installed one, or STABN_CHROMIUM.
+"""
+
+import argparse
+import io
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from stabn.attention.edits import Edit, Review, latest_edits, save_edit
+from stabn.attention.rounds import Round, load_round, model_attention
+from stabn.local_services import local_object_store
+from stabn.storage import open_storage
+
+HERE = Path(__file__).parent
+SIZE = {"width": 1280, "height": 800}
+
+
+def copy_round(folder_uri: str) -> tuple[Round, dict[str, tuple[float | None, ...]]]:
+    """Copy the demo's round without corrections; return it and the demo's corrected curves by video id."""
+    storage = open_storage(f"{folder_uri}/rounds")
+    found = [key for key in storage.list() if key.endswith("/round.json") and not key.startswith("screenshots")]
+    if not found:
+        raise SystemExit(f"{folder_uri}: no editing round; run `make demo` first")
+    source = load_round(f"{folder_uri}/rounds/{found[0].rpartition('/')[0]}")
+    target = open_storage(f"{folder_uri}/rounds/screenshots")
+    for key in list(target.list()):
+        target.delete(key)
+    for key in sorted(source.storage.list(), key=lambda name: name == "round.json"):
+        if key.startswith("videos/") or "/" not in key:
+            target.write(key, source.storage.read(key))
+    curves = {edit.video_id: edit.edited_attention for edit in latest_edits(source.storage)}
+    return load_round(target.uri), curves
+
+
+def people_work(item: Round, curves: dict[str, tuple[float | None, ...]]) -> list[str]:
+    """Save what some people would have done by now; return the ids, those that nobody corrected last."""
+    draw = random.Random(1)
+    ids = sorted(curves, key=lambda _: draw.random())
+    start = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=2)
+    accepted = Review(verdict="accepted", reviewer="Aoi", reviewed_at=start.isoformat())
+    for place, video_id in enumerate(ids[: len(ids) * 3 // 5]):
+        shifted = place % 4 == 0
+        for slot, name in ((1, ("Kaito", "Mio", "Ren")[place % 3]), (2, ("Mio", "Ren", "Kaito")[place % 3])):
+            if slot == 2 and not shifted:
+                continue
+            by, true = draw.choice((-2, -1, 0, 1)) if slot == 2 else 0, curves[video_id]
+            curve = tuple(true[min(max(index - by, 0), len(true) - 1)] for index in range(len(true)))
+            skipped, wanted = place % 9 == 5, place % 11 == 7
+            edit = Edit(
+                round_id=item.round_id, video_id=video_id, revision=1, num_frames=len(curve), slot=slot, editor=name,
+                model_attention=tuple(model_attention(item, video_id)), edited_attention=curve,
+                status="skipped" if skipped else "second_opinion" if wanted and slot == 1 else "edited",
+                skip_reason=draw.choice(("unsure", "action_not_visible")) if skipped else None,
+                edited_at=(start + timedelta(seconds=97 * place)).isoformat(), seconds=round(draw.uniform(9, 34), 1),
+                note="The hand lets go late; I took the moment it falls." if place % 4 == 0 and slot == 2 else "",
+                review=accepted if place == 3 else None,
+            )  # fmt: skip
+            save_edit(item, edit)
+    return ids
+
+
+@contextmanager
+def editor(item: Round) -> Iterator[str]:
+    """Serve the round and yield the address."""
+    command = [sys.executable, "-m", "stabn.cli", "editor", "--round", item.uri, "--editor.auth", "open"]
+    process = subprocess.Popen([*command, "--editor.port", "0"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        match = re.search(r"http://\S+", process.stdout.readline())
+        if match is None:
+            raise SystemExit("the editor did not start")
+        yield match[0]
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def sign_in(browser: Browser, address: str, name: str, scheme: Any, hash: str = "#/") -> Page:
+    """Return a page of a person, in a browser of their own."""
+    page = browser.new_context(viewport=SIZE, color_scheme=scheme).new_page()  # type: ignore[arg-type]
+    page.goto(f"{address}/{hash}")
+    page.get_by_label("Name").fill(name)
+    page.keyboard.press("Enter")
+    page.locator(".hero, .editor, .overview, .compare").first.wait_for()
+    return page
+
+
+def shoot(page: Page, name: str, colours: int = 0) -> None:
+    """Write a screenshot, with a palette of so many colours if it has few of its own."""
+    page.wait_for_timeout(700)  # rows that move to their place
+    path = HERE / f"editor-{name}.png"
+    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    image = image.quantize(colours, dither=Image.Dither.NONE) if colours else image
+    image.save(path, optimize=True)
+    print(f"{path.name}: {path.stat().st_size / 1024:.0f} kB", flush=True)
+
+
+def correct(page: Page, curve: tuple[float | None, ...]) -> bool:
+    """Correct the video that is open, from here to here; return whether the network then sees the true action."""
+    page.locator(".editor[data-ready]").wait_for(timeout=60_000)
+    expect(page.locator(".panel > .note")).to_have_text("", timeout=60_000)
+    right = page.locator(".verdict li.right")
+    before = right.inner_text() if right.count() else ""
+    action = [frame for frame, value in enumerate(curve) if value == 1]
+    for frame, key in ((action[0], "i"), (action[-1], "o")):
+        page.keyboard.press("Home")
+        for _ in range(frame):
+            page.keyboard.press("ArrowRight")
+        page.keyboard.press(key)
+    page.wait_for_timeout(1500)
+    return "right" in (page.locator(".verdict li").first.get_attribute("class") or "") and right.inner_text() != before
+
+
+def first_convincing(page: Page, address: str, todo: list[str], curves: dict[str, tuple[float | None, ...]]) -> None:
+    """Open videos that nobody has corrected yet until a correction puts the network right; the last one stays."""
+    for video_id in todo:
+        page.goto(f"{address}/#/video/{video_id}")
+        page.get_by_text(f"Video {video_id} ").wait_for()
+        if correct(page, curves[video_id]):
+            break
+
+
+def main() -> None:
+    """Take all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, default=Path("demo"), help="folder of the demo (default: demo)")
+    args = parser.parse_args()
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = os.environ.get("STABN_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    with local_object_store(args.dir / "storage") as store, sync_playwright() as playwright:
+        item, curves = copy_round(store.uri("data"))
+        ids = people_work(item, curves)
+        shared, todo = ids[0], ids[len(ids) * 3 // 5 :]
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        with editor(item) as address:
+            page = sign_in(browser, address, "Sora", "light")
+            shoot(page, "queue")
+            first_convincing(page, address, todo, curves)
+            shoot(page, "video")
+            page.keyboard.press("?")
+            shoot(page, "keys", 128)
+            page.keyboard.press("Escape")
+            page.keyboard.press("h")
+            page.keyboard.press("d")
+            shoot(page, "video-dark")
+            page.context.close()
+            lead = sign_in(browser, address, "Aoi", "light", "#/overview")
+            shoot(lead, "overview", 128)
+            lead.goto(f"{address}/#/compare/{shared}")
+            lead.locator(".compare").wait_for()
+            lead.wait_for_timeout(2000)
+            shoot(lead, "compare")
+        browser.close()
+        storage = item.storage
+        for key in list(storage.list()):
+            storage.delete(key)
+
+
+if __name__ == "__main__":
+    main()

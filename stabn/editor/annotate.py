@@ -1,0 +1,313 @@
+"""What an annotator's page asks for: the queue, a video, its frames, saving, leases and what-if."""
+
+import dataclasses
+import re
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from stabn.attention.edits import Edit, EditConflict, save_edit
+from stabn.attention.rounds import RoundVideo
+from stabn.editor.auth import User
+from stabn.editor.exchange import now
+from stabn.editor.http import ApiError, read_json, run_in_threadpool
+from stabn.editor.leases import Lease, LeaseHeld
+from stabn.editor.overview import actions, counts
+from stabn.editor.queue import Place, state_of
+from stabn.editor.services import Services
+
+PAGE = 100
+MAX_SLOT = 9
+NUMBER = (int, float)
+FRAME_AGE = "private, max-age=31536000, immutable"
+
+
+class Annotate:
+    """The handlers behind /api and /frames that everybody may use."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.board, self.queue, self.leases = services.board, services.queue, services.leases
+
+    async def round(self, request: Request) -> Response:
+        """Return the round's progress, and mine."""
+        user: User = request.state.user
+        board, mine = self.board, dict.fromkeys(("edited", "skipped", "second_opinion", "draft", "sent_back"), 0)
+        for video_id in board.videos:
+            for edit in board.edits(video_id).values():
+                if edit.editor == user.name and (state := state_of(edit)) in mine:
+                    mine[state] += 1
+        record = self.services.finished
+        return JSONResponse(
+            {
+                "round_id": board.round.round_id,
+                "classes": board.round.classes,
+                "total": len(board.videos),
+                "counts": counts(board),
+                "mine": mine,
+                "actions": actions(board),
+                "what_if": self._what_if_state(),
+                "lease_seconds": self.leases.seconds,
+                "finished": record and {"by": record["by"], "at": record["at"]},
+            }
+        )
+
+    async def videos(self, request: Request) -> Response:
+        """Return a page of the videos, the most wrongly recognised first, filtered by action, state and text."""
+        user: User = request.state.user
+        query = request.query_params
+        state, text = query.get("state", ""), query.get("text", "").strip().lower()
+        action, offset = _number(query.get("action")), _number(query.get("offset")) or 0
+        rows, total = [], 0
+        for video in self.queue.order:
+            if action is not None and video.class_index != action:
+                continue
+            if text and text not in video.video_id.lower() and text not in video.label.lower():
+                continue
+            place = self.queue.place(video.video_id, user.name)
+            mine = place.edit is not None and place.edit.editor == user.name
+            if state and not (mine if state == "mine" else place.state == state):
+                continue
+            total += 1
+            if offset < total <= offset + PAGE:
+                rows.append(self._row(place, user))
+        return JSONResponse({"total": total, "offset": offset, "videos": rows})
+
+    async def next(self, request: Request) -> Response:
+        """Lease the next video to this person."""
+        user: User = request.state.user
+        body = await read_json(request, passed=list, action=(int, type(None)))
+        passed = {text for text in body["passed"][-200:] if isinstance(text, str)}
+        lease = await run_in_threadpool(self.queue.next, user.name, passed, body["action"])
+        return JSONResponse({"video_id": lease and lease.name})
+
+    async def peek(self, request: Request) -> Response:
+        """Return the video that would probably be next, so that its frames can be fetched early."""
+        user: User = request.state.user
+        query = request.query_params
+        passed = {query.get("current", "")}
+        candidates = self.queue.candidates(user.name, passed, _number(query.get("action")))
+        video_id = next((name for name, _ in candidates if name not in passed), None)
+        video = self.board.videos[video_id] if video_id else None
+        return JSONResponse({"video_id": video_id, "num_frames": video.num_frames if video else 0})
+
+    async def open(self, request: Request) -> Response:
+        """Return all that the page needs of a video, and take its lease unless somebody else has it."""
+        user: User = request.state.user
+        video = self._video(request)
+        body = await read_json(request, take_over=bool, slot=(int, type(None)))
+        info = await run_in_threadpool(self.board.info, video.video_id)
+        place = self._place(video, user, body["slot"])
+        lease = await run_in_threadpool(self._take, video.video_id, place.slot, user.name, body["take_over"])
+        edit = await run_in_threadpool(self.board.load, video.video_id, place.slot)
+        self.services.warm(video.video_id)
+        return JSONResponse(
+            {
+                **self._row(dataclasses.replace(place, edit=edit, state=state_of(edit)), user),
+                "blind": place.blind,
+                "num_frames": video.num_frames,
+                "width": video.width,
+                "height": video.height,
+                "curve": info.curve,
+                "top": info.top,
+                "true_score": video.true_score,
+                "crop": info.crop,
+                "edit": edit_json(edit),
+                "lease": {"holder": lease.holder, "mine": lease.holder == user.name},
+                "what_if": self._what_if_state(),
+            }
+        )
+
+    async def keep(self, request: Request) -> Response:
+        """Prolong the lease of a video that is open in a page."""
+        user: User = request.state.user
+        video = self._video(request)
+        slot = (await read_json(request, slot=int))["slot"]
+        await self._check_slot(video, user, slot)
+        lease = await run_in_threadpool(self._take, video.video_id, slot, user.name, False)
+        return JSONResponse({"holder": lease.holder, "mine": lease.holder == user.name})
+
+    async def leave(self, request: Request) -> Response:
+        """End the lease of a video."""
+        user: User = request.state.user
+        video = self._video(request)
+        slot = (await read_json(request, slot=int))["slot"]
+        await self._check_slot(video, user, slot)
+        await run_in_threadpool(self.leases.release, video.video_id, slot, user.name)
+        return JSONResponse({})
+
+    async def save(self, request: Request) -> Response:
+        """Save a revision; 409 with what is there if somebody saved since, or edits the video now."""
+        user: User = request.state.user
+        video = self._video(request)
+        body = await read_json(
+            request,
+            slot=int,
+            based_on=int,
+            edited_attention=list,
+            status=str,
+            skip_reason=(str, type(None)),
+            note=str,
+            seconds=NUMBER,
+        )
+        slot = body["slot"]
+        await self._check_slot(video, user, slot)
+        own = (await run_in_threadpool(self.board.info, video.video_id)).curve
+        edit = Edit(
+            round_id=self.board.round.round_id,
+            video_id=video.video_id,
+            revision=body["based_on"] + 1,
+            num_frames=video.num_frames,
+            model_attention=own,
+            edited_attention=tuple(round(v, 5) if isinstance(v, float) else v for v in body["edited_attention"]),
+            status=body["status"],
+            skip_reason=body["skip_reason"],
+            slot=slot,
+            note=body["note"],
+            seconds=min(max(round(float(body["seconds"]), 1), 0.0), 86400.0),
+            editor=user.name,
+            edited_at=now(),
+        )
+        saved = await run_in_threadpool(self._save, edit, own)
+        return JSONResponse({"edit": edit_json(saved)})
+
+    async def what_if(self, request: Request) -> Response:
+        """Recognise a video again with this attention."""
+        video = self._video(request)
+        curve = (await read_json(request, edited_attention=list))["edited_attention"]
+        if len(curve) != video.num_frames or not all(
+            value is None or (isinstance(value, NUMBER) and not isinstance(value, bool) and 0 <= value <= 1)
+            for value in curve
+        ):
+            raise ApiError(400, "bad_request", f"give {video.num_frames} values from 0 to 1, or null")
+        own = (await run_in_threadpool(self.board.info, video.video_id)).curve
+        result = await self.services.run_network(self.services.what_if.recognise, video.video_id, curve, own)
+        return JSONResponse(result)
+
+    async def frame(self, request: Request) -> Response:
+        """Return one frame as it is stored; it never changes."""
+        if request.path_params["round_id"] != self.board.round.round_id:
+            raise ApiError(404, "not_found", "the page belongs to another round; reload it")
+        video = self._video(request)
+        index = int(request.path_params["index"])
+        if index >= video.num_frames:
+            raise ApiError(404, "not_found", f"video {video.video_id} has {video.num_frames} frames")
+        etag = f'"{self.board.round.manifest_fingerprint}-{index}"'
+        headers = {"Cache-Control": FRAME_AGE, "ETag": etag}
+        if request.headers.get("if-none-match") == etag:
+            return Response(status_code=304, headers=headers)
+        data = self.services.frames.cached(video.video_id, index)
+        if data is None:
+            data = await run_in_threadpool(self.services.frames.jpeg, video.video_id, index)
+        return Response(data, media_type="image/jpeg", headers=headers)
+
+    async def spatial(self, request: Request) -> Response:
+        """Return the network's spatial attention: bytes of (num_frames, h, w), h and w in the headers."""
+        video = self._video(request)
+        maps = await run_in_threadpool(self.services.frames.spatial, video.video_id)
+        headers = {
+            "X-Height": str(maps.shape[1]),
+            "X-Width": str(maps.shape[2]),
+            "Cache-Control": "private, max-age=3600",
+        }
+        return Response(maps.tobytes(), media_type="application/octet-stream", headers=headers)
+
+    def _video(self, request: Request) -> RoundVideo:
+        video = self.board.videos.get(request.path_params["video_id"])
+        if video is None:
+            raise ApiError(404, "not_found", f"video {request.path_params['video_id']!r:.140} is not in this round")
+        return video
+
+    def _place(self, video: RoundVideo, user: User, slot: int | None) -> Place:
+        """Return what this person works on; a lead may ask for any curve."""
+        if slot is None or not user.is_lead:
+            return self.queue.place(video.video_id, user.name)
+        edit = self.board.edit(video.video_id, slot)
+        if slot != 1 and edit is None:
+            raise ApiError(404, "not_found", f"video {video.video_id} has no curve {slot}")
+        return Place(video, slot, edit, state_of(edit), blind=False)
+
+    async def _check_slot(self, video: RoundVideo, user: User, slot: int) -> None:
+        """Refuse to touch a curve that this person was not given."""
+        if user.is_lead and (slot == 1 or self.board.edit(video.video_id, slot) is not None):
+            return
+        if not 1 <= slot <= MAX_SLOT:
+            raise ApiError(400, "bad_request", f"slot = {slot}: from 1 to {MAX_SLOT}")
+        lease = self.leases.active(video.video_id, slot)
+        if lease is None and slot != self.queue.place(video.video_id, user.name).slot:
+            lease = await run_in_threadpool(self.leases.look, video.video_id, slot)  # another server may have given it
+        holds = lease is not None and lease.holder == user.name
+        if not holds and slot != self.queue.place(video.video_id, user.name).slot:
+            raise ApiError(409, "slot", f"video {video.video_id} was given to others meanwhile; open it again")
+
+    def _take(self, video_id: str, slot: int, person: str, force: bool) -> Lease:
+        try:
+            return self.leases.take(video_id, slot, person, force)
+        except LeaseHeld as error:
+            return error.lease
+
+    def _save(self, edit: Edit, own: tuple[float, ...]) -> Edit:
+        name, slot, person = edit.video_id, edit.slot, edit.editor
+        if not self.leases.is_fresh(name, slot, person):
+            try:
+                self.leases.take(name, slot, person)
+            except LeaseHeld as error:
+                theirs = self.board.load(name, slot)
+                raise ApiError(
+                    409, "lease", f"{error.lease.holder} is editing this video now", holder=error.lease.holder,
+                    theirs=edit_json(theirs),
+                ) from None  # fmt: skip
+        try:
+            save_edit(self.board.round, edit, own)
+        except EditConflict as error:
+            self.board.put(error.theirs)
+            if _is_same(error.theirs, edit):  # the answer to the first attempt got lost
+                return error.theirs
+            theirs = self.board.load(name, slot) or error.theirs
+            raise ApiError(
+                409, "conflict", f"{theirs.editor} saved this video at {theirs.edited_at}", theirs=edit_json(theirs)
+            ) from None
+        self.board.put(edit)
+        if edit.status != "draft":
+            self.leases.release(name, slot, person)
+        return edit
+
+    def _row(self, place: Place, user: User) -> dict[str, Any]:
+        video = place.video
+        lease = self.leases.active(video.video_id, place.slot)
+        return {
+            "video_id": video.video_id,
+            "class_index": video.class_index,
+            "predicted": video.predicted,
+            "score": video.score,
+            "num_frames": video.num_frames,
+            "slot": place.slot,
+            "state": place.state,
+            "editor": place.edit.editor if place.edit else None,
+            "skip_reason": place.edit.skip_reason if place.edit else None,
+            "busy": lease.holder if lease and lease.holder != user.name else None,
+            "shared": self.queue.is_shared(video.video_id),
+        }
+
+    def _what_if_state(self) -> dict[str, str]:
+        return {"state": self.services.what_if.state, "reason": self.services.what_if.reason}
+
+
+def edit_json(edit: Edit | None) -> dict[str, Any] | None:
+    """Return what a page shows of a revision; the network's own curve is sent once, with the video."""
+    if edit is None:
+        return None
+    content = dataclasses.asdict(edit)
+    del content["model_attention"], content["round_id"], content["format"]
+    return content
+
+
+def _is_same(theirs: Edit, mine: Edit) -> bool:
+    names = ("editor", "edited_attention", "status", "skip_reason", "note")
+    return theirs.review is None and all(getattr(theirs, name) == getattr(mine, name) for name in names)
+
+
+def _number(text: str | None) -> int | None:
+    """Return a whole number from a query, None if there is none."""
+    return int(text) if text and re.fullmatch(r"[0-9]{1,9}", text) else None

@@ -1,0 +1,179 @@
+"""A finished round starts the fine-tuning pipeline, once: through a signed webhook or as a KFP run.
+
+A lease, taken by a conditional write, lets one server at a time try; `editor/finished.json` records that it succeeded.
+A server that dies between the two leaves a second attempt possible: the webhook's delivery id and the KFP run's name
+are the same then, so that a receiver, and we ourselves, recognise it.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from stabn.attention.edits import read_edits, summarize
+from stabn.config import EditorConfig, parse_overrides
+from stabn.editor.board import Board
+from stabn.editor.exchange import now
+from stabn.editor.http import ApiError
+from stabn.editor.leases import LeaseHeld, Leases
+from stabn.errors import StabnError
+from stabn.storage import ObjectNotFound
+
+FINISHED_FILE = "finished.json"
+SECRET_VARIABLE = "STABN_WEBHOOK_SECRET"
+TOKEN_VARIABLE = "STABN_KFP_TOKEN"
+TOKEN_PATH_VARIABLE = "KF_PIPELINES_SA_TOKEN_PATH"
+TIMEOUT_SECONDS = 15.0
+ATTEMPT_SECONDS = 90.0
+
+
+class FinishError(StabnError):
+    """The settings of what follows a round are unusable."""
+
+
+class Finish:
+    """Finish a round and start what follows, at most once."""
+
+    def __init__(self, board: Board, config: EditorConfig) -> None:
+        if config.webhook_url and config.kfp_host:
+            raise FinishError("editor.webhook_url and editor.kfp_host are both set; one of them starts the pipeline")
+        if config.webhook_url and len(os.environ.get(SECRET_VARIABLE, "")) < 16:
+            raise FinishError(f"editor.webhook_url without {SECRET_VARIABLE}: set at least 16 random characters")
+        for name, url in (("webhook_url", config.webhook_url), ("kfp_host", config.kfp_host)):
+            if url and not url.startswith(("http://", "https://")):
+                raise FinishError(f"editor.{name} = {url!r}: begin with http:// or https://")
+        self.board, self.config = board, config
+        self.storage = board.storage.child("editor")
+        self.leases = Leases(self.storage, ATTEMPT_SECONDS)
+        self.target = "webhook" if config.webhook_url else "kfp" if config.kfp_host else "none"
+
+    def record(self) -> dict[str, Any] | None:
+        """Return who finished the round, when, and what was started; None: it is not finished."""
+        try:
+            return json.loads(self.storage.read(FINISHED_FILE))
+        except ObjectNotFound:
+            return None
+
+    def run(self, person: str, anyway: bool) -> dict[str, Any]:
+        """Finish the round.
+
+        Args:
+            person: who does.
+            anyway: even though some videos are not done.
+
+        Raises:
+            ApiError: 409 it is finished, being finished, or not ready; 502 the receiver refused.
+        """
+        holder = f"{person} {time.time_ns()}"  # not even the same person twice at once
+        try:
+            self.leases.take("finish", 1, holder)
+        except LeaseHeld as error:
+            other = error.lease.holder.rpartition(" ")[0]
+            raise ApiError(409, "finishing", f"{other} is finishing the round now; look again in a minute") from None
+        try:
+            if done := self.record():
+                raise ApiError(409, "finished", f"{done['by']} finished the round at {done['at']}", finished=done)
+            summary = summarize(self.board.round, read_edits(self.board.round))
+            if not summary.edited:
+                raise ApiError(409, "nothing", f"no corrected video to learn from ({summary})")
+            undone = len(summary.second_opinion) + len(summary.draft) + len(summary.missing)
+            if undone and not anyway:
+                raise ApiError(409, "undone", f"{undone} videos are not done ({summary})", undone=undone)
+            content = {
+                "event": "round.finished",
+                "round_uri": self.board.round.uri,
+                "round_id": self.board.round.round_id,
+                "edits_fingerprint": summary.fingerprint,
+                "counts": summary.counts(),
+                "by": person,
+                "at": now(),
+                "target": self.target,
+            }
+            content["started"] = self._start(content)
+            self.storage.write(FINISHED_FILE, json.dumps(content, indent=1).encode(), if_absent=True)
+            return content
+        finally:
+            self.leases.release("finish", 1, holder)
+
+    def _start(self, content: dict[str, Any]) -> str:
+        try:
+            if self.target == "webhook":
+                return self._webhook(content)
+            return self._kfp_run(content) if self.target == "kfp" else ""
+        except (OSError, ValueError, KeyError) as error:  # HTTP errors are OSErrors
+            where = self.config.webhook_url or self.config.kfp_host
+            raise ApiError(
+                502, "receiver", f"{where} did not take it ({_reason(error)}); nothing was recorded, try again"
+            ) from None
+
+    def _webhook(self, content: dict[str, Any]) -> str:
+        """Post the content with `X-Stabn-Signature: t=SECONDS,v1=HMAC-SHA256 of "SECONDS.BODY"`."""
+        delivery = hashlib.sha256(f"{content['round_id']} {content['edits_fingerprint']}".encode()).hexdigest()[:32]
+        body = json.dumps(content).encode()
+        stamp = str(int(time.time()))
+        key = os.environ[SECRET_VARIABLE].encode()
+        signature = hmac.new(key, stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+        headers = {"X-Stabn-Delivery": delivery, "X-Stabn-Signature": f"t={stamp},v1={signature}"}
+        _request("POST", self.config.webhook_url, body, headers)
+        return delivery
+
+    def _kfp_run(self, content: dict[str, Any]) -> str:
+        """Create the run unless one of the same name is there; return its id."""
+        base = f"{self.config.kfp_host.rstrip('/')}/apis/v2beta1"
+        name = f"finetune {content['round_id']} {content['edits_fingerprint']}"
+        headers = {"Authorization": f"Bearer {token}"} if (token := _token()) else {}
+        found = _request("GET", f"{base}/runs?{_named(name)}", None, headers).get("runs")
+        if found:
+            return found[0]["run_id"]
+        pipelines = _request("GET", f"{base}/pipelines?{_named(self.config.kfp_pipeline)}", None, headers)
+        if not pipelines.get("pipelines"):
+            raise ValueError(f"it has no pipeline {self.config.kfp_pipeline!r}; upload it there")
+        parameters: dict[str, Any] = {"round_uri": content["round_uri"]}
+        parameters |= parse_overrides(self.config.kfp_parameters)
+        parameters.setdefault("storage_uri", content["round_uri"].rpartition("/rounds/")[0])
+        run = {
+            "display_name": name,
+            "description": f"Round {content['round_id']}, finished by {content['by']}",
+            "pipeline_version_reference": {"pipeline_id": pipelines["pipelines"][0]["pipeline_id"]},
+            "runtime_config": {"parameters": parameters},
+        }
+        return _request("POST", f"{base}/runs", json.dumps(run).encode(), headers)["run_id"]
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
+def _request(method: str, url: str, body: bytes | None, headers: dict[str, str]) -> dict[str, Any]:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json", **headers}, method=method)
+    with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_SECONDS) as response:
+        text = response.read(1 << 20)
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}
+
+
+def _named(name: str) -> str:
+    predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
+    return urllib.parse.urlencode({"filter": json.dumps({"predicates": [predicate]})})
+
+
+def _token() -> str:
+    path = os.environ.get(TOKEN_PATH_VARIABLE, "")
+    if path and Path(path).is_file():
+        return Path(path).read_text().strip()
+    return os.environ.get(TOKEN_VARIABLE, "")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"it answered {error.code}"
+    return str(getattr(error, "reason", error))[:200]

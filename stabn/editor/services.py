@@ -1,0 +1,104 @@
+"""What the handlers share: the round's state, its frames and its network, kept up to date while the server runs."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from stabn.attention.rounds import load_round
+from stabn.config import EditorConfig
+from stabn.editor.board import Board
+from stabn.editor.finish import Finish
+from stabn.editor.frames import FrameStore
+from stabn.editor.http import ApiError
+from stabn.editor.leases import Leases
+from stabn.editor.queue import Queue
+from stabn.editor.whatif import WhatIf
+from stabn.errors import StabnError
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 64  # recognitions that wait for the network; a page asks again after each edit anyway
+STALE_SECONDS = 60.0  # without a look at the storage for so long, the server says that it is not ready
+
+
+class Services:
+    """Everything of one round."""
+
+    def __init__(self, round_uri: str, config: EditorConfig) -> None:
+        item = load_round(round_uri)
+        self.config = config
+        self.board = Board(item, config)
+        self.leases = Leases(item.storage, config.lease_seconds)
+        self.queue = Queue(self.board, self.leases)
+        self.frames = FrameStore(item, config.frame_cache_mb)
+        self.finish = Finish(self.board, config)
+        self.finished: dict[str, Any] | None = None
+        self.what_if = WhatIf(
+            item, self.frames, enabled=config.what_if, device=config.device, cache_mb=config.feature_cache_mb
+        )
+        self._network = ThreadPoolExecutor(1, "network")  # the network uses all cores for one video
+        self._waiting = 0
+        self._refreshed_at = 0.0
+        self._tasks: set[asyncio.Future] = set()
+        self.refresh()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the storage answered lately."""
+        return time.monotonic() - self._refreshed_at < STALE_SECONDS + self.config.refresh_seconds
+
+    def refresh(self) -> None:
+        """Look at what other servers and programs wrote."""
+        self.board.refresh()
+        self.leases.refresh()
+        self.finished = self.finish.record()
+        self._refreshed_at = time.monotonic()
+
+    async def run(self) -> None:
+        """Load the network and then refresh again and again, until cancelled."""
+        loop = asyncio.get_running_loop()
+        self._keep(loop.run_in_executor(self._network, self.what_if.load))
+        while True:
+            await asyncio.sleep(self.config.refresh_seconds)
+            try:
+                await loop.run_in_executor(None, self.refresh)
+            except StabnError as error:
+                log.warning("refresh: %s; trying again", error)
+            except Exception:  # whatever it is, the next look may succeed; readiness tells if none does
+                log.exception("refresh: trying again")
+
+    def close(self) -> None:
+        """Stop the network's thread."""
+        self._network.shutdown(wait=False, cancel_futures=True)
+
+    async def run_network(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function in the network's thread, so that many who wait do not take the threads of others.
+
+        Raises:
+            ApiError: too many wait.
+        """
+        if self._waiting >= MAX_WAITING:
+            raise ApiError(503, "busy", "many people ask the network at once; the next edit asks again")
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._network, function, *arguments)
+        finally:
+            self._waiting -= 1
+
+    def warm(self, video_id: str) -> None:
+        """Compute a video's features in the background, if the network has nothing else to do."""
+        if self.what_if.state == "ready" and self._waiting == 0:
+            self._keep(asyncio.get_running_loop().run_in_executor(self._network, self._warm, video_id))
+
+    def _warm(self, video_id: str) -> None:
+        try:
+            self.what_if.warm(video_id)
+        except StabnError as error:
+            log.warning("video %s: %s", video_id, error)
+
+    def _keep(self, future: asyncio.Future) -> None:
+        self._tasks.add(future)
+        future.add_done_callback(self._tasks.discard)

@@ -1,0 +1,87 @@
+// Two people's curves of one video over its frames; a lead accepts one or sends it back.
+
+import { get, post } from "./api.js";
+import { themed } from "./colors.js";
+import { REASON_NAMES, ask, button, clock, duration, h, percent, say, stateChip } from "./dom.js";
+import { Frames } from "./frames.js";
+import { bind, showKeys } from "./keys.js";
+import { Player } from "./player.js";
+import { Timeline } from "./timeline.js";
+
+const COLORS = ["mine-bright", "other", "third"];
+
+export async function comparePage(context, videoId) {
+  const path = `api/lead/videos/${encodeURIComponent(videoId)}`;
+  const video = await get(path);
+  const frames = new Frames(context.round.round_id, { ...video, crop: { left: 0, top: 0, side: 0 }, width: 1 });
+  const own = video.curve, first = video.edits[0];
+  const timeline = new Timeline({ frames, own, readonly: true, onseek: (frame) => { player.stop(); player.seek(frame); }, onpreview() {}, oncommit() {} });
+  const player = new Player({ frames, length: video.num_frames, size: [16, 9], onframe: (frame) => timeline.show({ frame }) });
+  frames.onframe = (index) => { timeline.drawFilm(index); if (!player.playing) player.draw(); };
+  frames.load();
+
+  async function judge(edit, verdict) {
+    const accepted = verdict === "accepted";
+    const note = await ask(accepted ? `Accept the curve of ${edit.editor}?` : `Send it back to ${edit.editor}`, (close) => {
+      const text = h("textarea", { rows: 3, maxlength: 2000, id: "judge-note", placeholder: accepted ? "Optional" : "What should change?" });
+      return [
+        accepted && edit.slot > 1 ? h("p", {}, "It becomes the one that is learnt from; the other stays in the history.") : null,
+        h("label", { for: "judge-note" }, "Note"), text,
+        h("div", { class: "dialog-foot" }, h("button", { type: "button", class: "tool", onclick: () => close() }, "Cancel"),
+          h("button", { type: "button", class: "primary", onclick: () => close(text.value) }, accepted ? "Accept" : "Send back"))];
+    });
+    if (note === null || note === undefined) return;
+    try {
+      await post(`${path}/review`, { slot: edit.slot, revision: edit.revision, verdict, note });
+      say(accepted ? "Accepted." : `Sent back to ${edit.editor}.`, { toast: true });
+    } catch (error) { say(error.message, { toast: true }); }
+    context.reopen();
+  }
+
+  const pairs = video.agreement.map((pair) => h("p", { class: "agreement" },
+    `Curves ${pair.slots.join(" and ")}: mean absolute difference ${pair.difference.toFixed(2)}, overlap of segments ${pair.overlap.toFixed(2)}`));
+  const element = h("article", { class: "page compare" },
+    h("header", { class: "page-head" }, h("p", { class: "eyebrow" }, "True action"), h("h1", {}, context.round.classes[video.class_index]),
+      h("p", {}, `Video ${video.video_id} · ${video.num_frames} frames · the network said `,
+        h("em", {}, context.round.classes[video.predicted]), ` ${percent(video.score)}`)),
+    h("div", { class: "workplace" },
+      h("section", { class: "view" }, player.stage, player.transport),
+      h("aside", { class: "side" },
+        video.edits.length ? null : h("p", { class: "empty" }, "Nobody has corrected this video yet."),
+        video.edits.map((edit, i) => h("section", { class: "panel curve-card", tabIndex: -1, "aria-label": `Curve of ${edit.editor}` },
+          h("h2", {}, h("span", { class: `swatch stripe-${i}` }), edit.editor, " ", stateChip(edit.status === "draft" && edit.review ? "sent_back" : edit.status)),
+          h("p", { class: "about" }, edit.slot === 1 ? "learnt from" : `independent curve ${edit.slot}`, ` · revision ${edit.revision} · ${clock(edit.edited_at)} · ${duration(edit.seconds)}`),
+          edit.skip_reason ? h("p", {}, `Skipped: ${REASON_NAMES[edit.skip_reason]}`) : null,
+          edit.note ? h("blockquote", {}, edit.note) : null,
+          edit.review ? h("p", { class: "about" }, `${edit.review.verdict === "accepted" ? "Accepted" : "Sent back"} by ${edit.review.reviewer}`,
+            edit.review.note ? [": ", h("q", {}, edit.review.note)] : "") : null,
+          h("div", { class: "row" },
+            button("Accept", { class: "tool", disabled: edit.status === "draft", onclick: () => judge(edit, "accepted") }),
+            button("Send back …", { class: "tool", onclick: () => judge(edit, "sent_back") }),
+            h("a", { class: "tool", href: `#/video/${encodeURIComponent(videoId)}/${edit.slot}` }, "Open")))),
+        pairs)),
+    h("section", { class: "bench" }, timeline.element,
+      h("p", { class: "legend" }, h("span", { class: "swatch own dashed" }), "the network’s own",
+        video.edits.map((edit, i) => [h("span", { class: `swatch stripe-${i}` }), edit.editor]))));
+  let chosen = 0;
+  const choose = (i) => { chosen = i; element.querySelectorAll(".curve-card")[i].focus(); };
+  const act = (run) => () => { if (video.edits[chosen]) run(video.edits[chosen]); };
+  bind([
+    ...video.edits.map((edit, i) => ({ group: "Curve", keys: [String(i + 1)], label: `choose that of ${edit.editor}`, run: () => choose(i) })),
+    { group: "Curve", keys: ["a"], label: "accept it", run: act((edit) => { if (edit.status !== "draft") judge(edit, "accepted"); }) },
+    { group: "Curve", keys: ["b"], label: "send it back", run: act((edit) => judge(edit, "sent_back")) },
+    { group: "Curve", keys: ["e"], label: "open it", run: act((edit) => context.go(`#/video/${encodeURIComponent(videoId)}/${edit.slot}`)) },
+    { group: "Video", keys: [" "], label: "play or pause", run: () => player.toggle() },
+    { group: "Video", keys: ["ArrowLeft"], label: "one frame back", run: () => player.step(-1) },
+    { group: "Video", keys: ["ArrowRight"], label: "one frame on", run: () => player.step(1) },
+    { group: "Page", keys: ["Escape"], label: "overview", run: () => context.go("#/overview") },
+    { group: "Page", keys: ["d"], label: "light or dark", run: () => context.toggleTheme() },
+    { group: "Page", keys: ["?"], label: "these keys", run: () => showKeys() },
+  ]);
+  timeline.show({
+    curve: first?.edited_attention ?? own,
+    others: video.edits.map((edit, i) => ({ curve: edit.edited_attention, color: themed(COLORS[i] ?? "third") })).reverse(),
+  });
+  player.seek(0);
+  return { element, timeline, player, close: () => [timeline, player, frames].forEach((part) => part.close()) };
+}

@@ -1,0 +1,61 @@
+// Keys: one table from which keys act and from which the page that shows them is made.
+
+import { ask, h } from "./dom.js";
+
+const SWITCH = "stabn/keys";
+const NAMES = {
+  " ": "Space", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", PageUp: "Page ↑", PageDown: "Page ↓",
+  Escape: "Esc", Backspace: "⌫",
+};
+
+let bindings = [];
+
+/** Whether keys without Ctrl or Alt act; people who speak to their computer switch them off. */
+export const single = () => localStorage.getItem(SWITCH) !== "off";
+
+/** Replace all keys: [{keys: ["Shift+ArrowLeft"], label, group, run}]. */
+export function bind(list) { bindings = list; }
+
+/** Return a key as it is shown. */
+export const keyName = (key) => key.split("+").map((part) => NAMES[part] ?? (part.length === 1 ? part.toUpperCase() : part)).join(" ");
+
+export const keyCap = (key) => h("kbd", { "aria-hidden": "true" }, keyName(key));
+
+function pressed(event) {
+  const parts = [];
+  if (event.ctrlKey || event.metaKey) parts.push("Ctrl");
+  if (event.altKey) parts.push("Alt");
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (event.shiftKey && (event.key.length > 1 || /[a-z]/i.test(event.key) || key === " ")) parts.push("Shift");
+  return [...parts, key].join("+");
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.defaultPrevented || event.isComposing || document.querySelector("dialog[open]")) return;
+  const { target } = event;
+  if (target.closest("input, textarea, select") && event.key !== "Escape") return;
+  if (target.closest("button, a, summary") && (event.key === "Enter" || event.key === " ")) return;
+  const key = pressed(event);
+  const found = bindings.find((binding) => binding.keys.includes(key));
+  if (!found || (!single() && !/^(Ctrl|Alt)\+|Arrow|Page|Home|End|Escape|\?/.test(key))) return;
+  event.preventDefault();
+  found.run(event);
+});
+
+/** Show all keys. */
+export function showKeys() {
+  const groups = new Map();
+  for (const binding of bindings) groups.set(binding.group, [...(groups.get(binding.group) ?? []), binding]);
+  return ask("Keys", (close) => [
+    h("div", { class: "key-groups" }, [...groups].map(([name, list]) => h("section", {}, h("h3", {}, name),
+      h("dl", { class: "key-list" }, list.map((binding) => [
+        h("dt", {}, binding.keys.slice(0, 2).map((key, i) => [i ? " or " : "", h("kbd", {}, keyName(key))])),
+        h("dd", {}, binding.label)]))))),
+    h("div", { class: "dialog-foot" },
+      h("label", { class: "check" }, h("input", {
+        type: "checkbox", checked: single(),
+        onchange: (event) => localStorage.setItem(SWITCH, event.target.checked ? "on" : "off"),
+      }), "Single keys act"),
+      h("button", { type: "button", class: "primary", autofocus: true, onclick: () => close() }, "Close")),
+  ], { wide: true });
+}

@@ -1,0 +1,140 @@
+// The lead's overview: progress, people, agreement, settings, export and import, and finishing the round.
+
+import { call, get, post } from "./api.js";
+import { REASON_NAMES, STATE_NAMES, ask, button, clock, duration, h, percent, say } from "./dom.js";
+
+const NUMERIC = new Set(["Done", "Open", "Skipped", "Asked", "Begun", "Median", "Difference", "Overlap", "Last"]);
+
+const ratio = (value) => (value === null ? "–" : value.toFixed(2));
+
+export async function overviewPage(context) {
+  const { round } = context;
+  const data = await get("api/lead/overview");
+  const { counts } = data;
+  const done = counts.edited + counts.skipped;
+  const element = h("div", { class: "page overview" },
+    h("header", { class: "page-head" }, h("h1", {}, "Overview"), h("p", {}, `Round ${round.round_id}, ${round.total} videos`)),
+    data.problems.length ? h("div", { class: "banner warn" }, h("strong", {}, "Documents that cannot be used:"),
+      h("ul", {}, data.problems.map((text) => h("li", {}, text)))) : null,
+    h("dl", { class: "tiles" },
+      tile("Done by people", done, `of ${round.total}`),
+      tile("Skipped", counts.skipped, Object.entries(data.reasons).map(([name, n]) => `${n} ${REASON_NAMES[name]}`).join(", ")),
+      tile("Second opinion", counts.second_opinion, "wanted"),
+      tile("Time per video", duration(data.median_seconds), "median"),
+      tile("Difference", ratio(data.agreement.difference), `mean absolute, ${data.agreement.pairs} pairs of curves`),
+      tile("Overlap", ratio(data.agreement.overlap), "of the action’s segments (IoU)")),
+    h("div", { class: "columns" },
+      section("Actions", table(["Action", "Progress", "Done", "Open"], data.actions.map((action) => {
+        const finished = (action.edited ?? 0) + (action.skipped ?? 0);
+        return [action.name, h("span", { class: "meter", vars: { "--part": finished / action.total } }), finished, action.total - finished];
+      }))),
+      section("People", data.people.length ? table(["Name", "Done", "Skipped", "Asked", "Begun", "Median", "Difference", "Overlap", "Last"],
+        data.people.map((p) => [p.name, p.edited + p.automatic, p.skipped, p.second_opinion, p.draft + p.sent_back, duration(p.median_seconds),
+          ratio(p.difference), ratio(p.overlap), clock(p.last)])) : h("p", { class: "empty" }, "Nobody has saved anything yet."))),
+    section("Videos given to several people", [
+      settingsForm(data.settings),
+      data.shared.length ? table(["Video", "Action", "People", "Difference", "Overlap", ""], data.shared.slice(0, 200).map((video) => [
+        video.video_id, round.classes[video.class_index],
+        video.people.map((p) => `${p.name} (${STATE_NAMES[p.state]})`).join(", ") || `nobody yet, ${video.wanted} wanted`,
+        ratio(video.difference), ratio(video.overlap),
+        h("a", { href: `#/compare/${encodeURIComponent(video.video_id)}` }, "compare")])) : h("p", { class: "empty" }, "None: set a share above."),
+    ]),
+    h("div", { class: "columns" },
+      section("Take out and bring in", exchange(context)),
+      section("Finish the round", finish(context, data))));
+  return { element, title: "Overview" };
+}
+
+const tile = (name, value, more) => h("div", { class: "tile" }, h("dt", {}, name), h("dd", {}, h("strong", {}, String(value)), h("span", {}, more)));
+
+const section = (title, ...content) => h("section", { class: "panel" }, h("h2", {}, title), ...content);
+
+function table(heads, rows) {
+  const numeric = heads.map((head) => NUMERIC.has(head));
+  return h("div", { class: "scroll", tabIndex: 0 }, h("table", {},
+    h("thead", {}, h("tr", {}, heads.map((text, i) => h("th", { scope: "col", class: numeric[i] ? "number" : "" }, text)))),
+    h("tbody", {}, rows.map((cells) => h("tr", {}, cells.map((cell, i) =>
+      h(i ? "td" : "th", { class: numeric[i] ? "number nowrap" : "", scope: i ? null : "row" }, cell instanceof Node ? cell : String(cell))))))));
+}
+
+function settingsForm(settings) {
+  const share = h("input", { type: "number", min: 0, max: 100, step: 1, value: Math.round(settings.shared_share * 100), id: "share" });
+  const people = h("input", { type: "number", min: 2, max: 9, value: settings.people_per_shared, id: "people" });
+  return h("form", {
+    class: "inline-form",
+    async onsubmit(event) {
+      event.preventDefault();
+      try {
+        await call("PUT", "api/lead/settings", { shared_share: Number(share.value) / 100, people_per_shared: Number(people.value) });
+        say("Set. It holds for videos handed out from now on.", { toast: true });
+      } catch (error) { say(error.message, { toast: true }); }
+    },
+  }, h("label", { for: "share" }, "Share of the videos, in percent"), share, h("label", { for: "people" }, "People for each"), people,
+    h("button", { class: "tool" }, "Set"));
+}
+
+function exchange(context) {
+  const result = h("div", { class: "result", role: "status" });
+  const tell = (...lines) => result.replaceChildren(...lines.map((text) => h("p", {}, text)));
+  const lines = h("input", {
+    type: "file", accept: ".jsonl,application/jsonl", id: "lines",
+    async onchange() {
+      const [file] = lines.files;
+      if (!file) return;
+      try {
+        const r = await call("POST", "api/lead/edits.jsonl", file);
+        tell(`${file.name}: ${r.imported.length} taken, ${r.unchanged.length} were the same, ${r.kept.length} are newer here and stay.`);
+        context.refresh();
+      } catch (error) { tell(...(error.body?.errors ?? [error.message]), "Nothing was written."); }
+      lines.value = "";
+    },
+  });
+  const arrays = h("input", {
+    type: "file", accept: ".npy", multiple: true, id: "arrays",
+    async onchange() {
+      const said = [];
+      let taken = 0;
+      for (const file of arrays.files) {
+        try {
+          await call("POST", `api/lead/arrays/${encodeURIComponent(file.name.replace(/\.npy$/i, ""))}`, file);
+          taken += 1;
+        } catch (error) { said.push(`${file.name}: ${error.message}`); }
+      }
+      tell(`${taken} arrays taken.`, ...said);
+      arrays.value = "";
+      context.refresh();
+    },
+  });
+  return [
+    h("p", {}, h("a", { class: "tool", href: "api/lead/edits.jsonl", download: "" }, "Export all corrections"), " JSON Lines, one document per curve."),
+    h("p", { class: "file" }, h("label", { for: "lines" }, "Import corrections (JSON Lines)"), lines),
+    h("p", { class: "file" }, h("label", { for: "arrays" }, "Import arrays of the desktop tool (VIDEO.npy, one number per frame)"), arrays),
+    result,
+  ];
+}
+
+function finish(context, data) {
+  if (data.finished) {
+    const what = { webhook: "The webhook was told", kfp: "The fine-tuning run was created", none: "Nothing further was to be started" }[data.finished.target];
+    return [h("p", {}, h("strong", {}, `${data.finished.by} finished it, ${clock(data.finished.at)}. `), what,
+      data.finished.started ? `: ${data.finished.started}` : ".")];
+  }
+  const follows = { webhook: "Then the webhook is told, once.", kfp: "Then the fine-tuning pipeline is started, once.",
+    none: "No webhook and no pipeline is configured; this only records it." }[data.target];
+  const undone = data.counts.todo + data.counts.draft + data.counts.sent_back + data.counts.second_opinion;
+  return [
+    h("p", {}, undone ? `${undone === 1 ? "One video is" : `${undone} videos are`} not done yet. ` : "All videos are done. ", follows),
+    button("Finish the round", { class: "primary", onclick: async () => {
+      const sure = await ask("Finish the round?", (close) => [
+        h("p", {}, undone ? `Not done, and not learnt from: ${undone} of ${context.round.total} videos.` : "All videos are done.", " ", follows),
+        h("div", { class: "dialog-foot" }, h("button", { type: "button", class: "tool", onclick: () => close() }, "Not yet"),
+          h("button", { type: "button", class: "primary", onclick: () => close(true) }, "Finish"))]);
+      if (!sure) return;
+      try {
+        await post("api/lead/finish", { anyway: true });
+        say("The round is finished.", { toast: true });
+      } catch (error) { say(error.message, { toast: true }); }
+      context.go("#/overview");
+    } }),
+  ];
+}

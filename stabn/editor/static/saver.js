@@ -1,0 +1,108 @@
+// Autosave: every change goes to this computer at once and to the server soon; what the server did not confirm is kept.
+
+import { call } from "./api.js";
+
+const IDLE_SECONDS = 1.5, LONGEST_SECONDS = 8;
+const PREFIX = "stabn/unsaved";
+
+const journalKey = (round, user, video, slot) => [PREFIX, round, user, video, slot].map(encodeURIComponent).join(":");
+
+/** Return the videos of a round for which this computer keeps something that the server did not confirm. */
+export function unsaved(round, user) {
+  const found = [];
+  for (let i = 0; i < localStorage.length; i += 1) {
+    const parts = localStorage.key(i).split(":").map(decodeURIComponent);
+    if (parts[0] === PREFIX && parts[1] === round && parts[2] === user) found.push(parts[3]);
+  }
+  return found;
+}
+
+export class Saver {
+  /** onstate(name, error): saved, waiting, saving, offline, conflict, failed; onconflict(error); onsaved(edit). */
+  constructor({ round, user, video, slot, revision, onstate, onconflict, onsaved }) {
+    Object.assign(this, { video, slot, revision, onstate, onconflict, onsaved });
+    this.key = journalKey(round, user, video, slot);
+    this.content = null;
+    this.attempt = 0;
+    this.online = () => { if (this.content && !this.sending) this.flush(); };
+    window.addEventListener("online", this.online);
+    document.addEventListener("signed-in", this.online);
+  }
+
+  /** Return what an earlier page left unsaved. */
+  journal() {
+    try { return JSON.parse(localStorage.getItem(this.key)); } catch { return null; }
+  }
+
+  /** Remember a change, and save it soon. */
+  change(content) {
+    this.content = content;
+    this.#keep();
+    this.onstate("waiting");
+    this.since ??= Date.now();
+    clearTimeout(this.timer);
+    const left = 1000 * LONGEST_SECONDS - (Date.now() - this.since);
+    this.timer = setTimeout(() => this.flush(), Math.max(0, Math.min(1000 * IDLE_SECONDS, left)));
+  }
+
+  /** Save now; resolves to whether everything is saved. */
+  async flush(options = {}) {
+    clearTimeout(this.timer);
+    if (this.sending) await this.sending;
+    if (!this.content) return true;
+    this.sending = this.#send(options);
+    const done = await this.sending;
+    this.sending = null;
+    return done;
+  }
+
+  /** Go on from a revision that somebody else saved. */
+  rebase(revision) { this.revision = revision; }
+
+  forget() {
+    this.content = null;
+    clearTimeout(this.timer);
+    localStorage.removeItem(this.key);
+  }
+
+  close() {
+    clearTimeout(this.timer);
+    window.removeEventListener("online", this.online);
+    document.removeEventListener("signed-in", this.online);
+    this.closed = true;
+  }
+
+  #keep() {
+    try {
+      localStorage.setItem(this.key, JSON.stringify({ ...this.content, based_on: this.revision }));
+    } catch { /* a full or forbidden local store: the server still gets it */ }
+  }
+
+  async #send(options) {
+    const sent = this.content;
+    this.since = null;
+    this.onstate("saving");
+    try {
+      const path = `api/videos/${encodeURIComponent(this.video)}/edit`;
+      const { edit } = await call("PUT", path, { ...sent, slot: this.slot, based_on: this.revision }, options);
+      this.revision = edit.revision;
+      this.attempt = 0;
+      if (this.content === sent) this.forget();
+      else this.#keep();
+      this.onsaved(edit);
+      this.onstate(this.content ? "waiting" : "saved");
+      if (this.content && !this.closed) this.timer = setTimeout(() => this.flush(), 1000 * IDLE_SECONDS);
+      return !this.content;
+    } catch (error) {
+      if (error.code === "conflict" || error.code === "lease") {
+        this.onstate("conflict", error);
+        this.onconflict(error);
+      } else if (error.passing || error.status === 401 || error.code === "csrf") {
+        this.onstate("offline", error);
+        this.attempt += 1;
+        if (!this.closed) this.timer = setTimeout(() => this.flush(), Math.min(15, 2 ** this.attempt) * 1000);
+      } else this.onstate("failed", error);
+      return false;
+    }
+  }
+}

@@ -1,0 +1,841 @@
+"""The editor's server: who may do what, leases, saving, agreement, exchange, what-if, finishing a round."""
+
+import dataclasses
+import hashlib
+import hmac
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+import torch
+from round_factory import CLASSES, DATA, LENGTHS, copy_round, moving_square, network
+from starlette.testclient import TestClient
+
+from stabn.attention.edits import import_edits, load_edit_table, parse_edit, read_edits
+from stabn.attention.rounds import Round, model_attention
+from stabn.cli import main
+from stabn.config import ConfigError, EditorConfig
+from stabn.data.sampling import evaluation_sample
+from stabn.data.transforms import crop_clip, evaluation_crop, to_input
+from stabn.editor import auth
+from stabn.editor.accounts import AccountError, add_accounts, load_accounts, remove_accounts
+from stabn.editor.app import create_app
+from stabn.editor.auth import AuthError
+from stabn.editor.finish import FinishError
+from stabn.editor.leases import LeaseHeld, Leases
+from stabn.editor.overview import agreement
+from stabn.editor.services import Services
+
+OPEN = EditorConfig(auth="open", shared_share=0.0, refresh_seconds=3600, what_if=False)
+ORIGIN = "http://127.0.0.1"
+
+
+class Person(TestClient):
+    """A signed-in browser."""
+
+    def save(self, video_id: str, curve: list[float | None], **changes: Any) -> Any:
+        body = {"slot": 1, "based_on": 0, "edited_attention": curve, "status": "edited", "skip_reason": None}
+        return self.put(f"/api/videos/{video_id}/edit", json={**body, "note": "", "seconds": 12.0, **changes})
+
+    def next(self, **changes: Any) -> str | None:
+        return self.post("/api/next", json={"passed": [], "action": None, **changes}).json()["video_id"]
+
+    def open(self, video_id: str, **changes: Any) -> Any:
+        return self.post(f"/api/videos/{video_id}/open", json={"take_over": False, "slot": None, **changes})
+
+
+@contextmanager
+def server(item: Round, config: EditorConfig = OPEN) -> Iterator[Any]:
+    """Yield a function that signs a person in to a server of a round, and the server's services as its attribute."""
+    services = Services(item.uri, config)
+    app = create_app(services, config)
+    with ExitStack() as stack:
+        stack.enter_context(TestClient(app, base_url=ORIGIN))  # runs the server's background tasks
+
+        def person(name: str, password: str = "", **headers: str) -> Person:
+            client = Person(app, base_url=ORIGIN, headers={"Origin": ORIGIN, **headers}, client=("127.0.0.1", 1))
+            if config.auth != "proxy":
+                answer = client.post("/api/sign-in", json={"name": name, "password": password})
+                assert answer.status_code == 200, answer.text
+            client.headers["X-CSRF-Token"] = client.get("/api/session").json()["csrf"]
+            return client
+
+        person.services, person.app = services, app  # type: ignore[attr-defined]
+        yield person
+
+
+# Who may do what
+
+
+@pytest.fixture
+def accounts(tmp_path: Path) -> str:
+    uri = str(tmp_path / "accounts.json")
+    add_accounts(uri, ["ann", "bob"], "annotator", ["correct horse", "battery staple"])
+    add_accounts(uri, ["lea"], "lead", ["lead the round"])
+    return uri
+
+
+def test_accounts_sign_in_with_a_signed_cookie_and_end_when_they_change(
+    editor_round: Round, accounts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stabn.editor.accounts.RELOAD_SECONDS", 0.0)
+    config = dataclasses.replace(OPEN, auth="accounts", accounts_uri=accounts)
+    with server(editor_round, config) as person:
+        stranger = TestClient(person.app, base_url=ORIGIN)
+        assert stranger.get("/api/round").status_code == 401
+        for name, password in (("ann", "wrong"), ("eve", "correct horse")):
+            answer = stranger.post("/api/sign-in", json={"name": name, "password": password})
+            assert answer.status_code == 401 and "do not belong together" in answer.json()["error"]
+        answer = stranger.post("/api/sign-in", json={"name": "ann", "password": "correct horse"})
+        cookie = answer.headers["set-cookie"].lower()
+        assert "httponly" in cookie and "samesite=lax" in cookie and "secure" not in cookie
+        assert stranger.get("/api/session").json()["role"] == "annotator"
+        forged = {"Cookie": f"stabn_session={stranger.cookies['stabn_session'][:-2]}xx"}
+        assert TestClient(person.app, base_url=ORIGIN).get("/api/session", headers=forged).status_code == 401
+        ann, bob = person("ann", "correct horse"), person("bob", "battery staple")
+        add_accounts(accounts, ["ann"], "annotator", ["another password"])
+        remove_accounts(accounts, ["bob"])
+        assert ann.get("/api/round").status_code == bob.get("/api/round").status_code == 401
+        lea = person("lea", "lead the round")
+        assert lea.post("/api/sign-out").status_code == 200 and lea.get("/api/round").status_code == 401
+    assert all(account.password_hash.startswith("$argon2id$") for account in load_accounts(accounts).values())
+    https = dataclasses.replace(config, public_url="https://edit.example.org")
+    with server(editor_round, https) as person:
+        answer = Person(person.app, base_url=ORIGIN).post(
+            "/api/sign-in", json={"name": "lea", "password": "lead the round"}
+        )
+        assert "secure" in answer.headers["set-cookie"].lower()
+        assert "strict-transport-security" in answer.headers
+        foreign = TestClient(person.app, base_url="http://elsewhere.example")
+        assert foreign.get("/api/round").json()["code"] == "host"
+
+
+def test_guessing_passwords_has_to_wait(editor_round: Round, accounts: str) -> None:
+    config = dataclasses.replace(OPEN, auth="accounts", accounts_uri=accounts, login_attempts=2)
+    with server(editor_round, config) as person:
+        guesser = TestClient(person.app, base_url=ORIGIN)
+        for _ in range(2):
+            assert guesser.post("/api/sign-in", json={"name": "ann", "password": "no"}).status_code == 401
+        blocked = guesser.post("/api/sign-in", json={"name": "ann", "password": "correct horse"})
+        assert blocked.status_code == 429 and 0 < int(blocked.headers["retry-after"]) <= 301
+        person("bob", "battery staple")
+    limit = auth.RateLimit(2, 0.05)
+    limit.add("a"), limit.add("a")
+    assert limit.wait("a") and not limit.wait("b")
+    time.sleep(0.06)
+    assert not limit.wait("a")
+
+
+def test_another_sites_page_changes_nothing(editor_round: Round) -> None:
+    with server(editor_round) as person:
+        ann = person("ann")
+        ways = [
+            {"headers": {"X-CSRF-Token": ""}},
+            {"headers": {"X-CSRF-Token": person("bob").headers["X-CSRF-Token"]}},
+            {"headers": {"Origin": "https://evil.example"}},
+            {"headers": {"Sec-Fetch-Site": "cross-site"}},
+        ]
+        for way in ways:
+            assert ann.post("/api/next", json={"passed": [], "action": None}, **way).status_code == 403, way
+        form = {"content": '{"name": "eve", "password": ""}', "headers": {"Content-Type": "text/plain"}}
+        assert ann.post("/api/sign-in", **form).status_code == 415
+        assert not list(editor_round.storage.list("leases/"))
+        rebound = TestClient(person.app, base_url="http://attacker.example")
+        assert rebound.get("/api/session").json()["code"] == "host"
+
+
+def test_a_proxy_is_believed_only_from_its_own_address(editor_round: Round) -> None:
+    config = dataclasses.replace(OPEN, auth="proxy", trusted_proxies=("10.1.0.0/16",), leads=("lea@example.org",))
+    with server(editor_round, config) as person:
+
+        def ask(peer: str, **headers: str) -> Any:
+            return TestClient(person.app, base_url=ORIGIN, client=(peer, 1)).get("/api/session", headers=headers)
+
+        assert ask("10.1.2.3", **{"X-Forwarded-User": "lea@example.org"}).json()["role"] == "lead"
+        assert ask("10.1.2.3", **{"X-Forwarded-User": "ann@example.org"}).json()["role"] == "annotator"
+        assert ask("10.1.2.3").status_code == 401
+        spoofed = ask("10.2.0.1", **{"X-Forwarded-User": "lea@example.org", "X-Forwarded-For": "10.1.2.3"})
+        assert spoofed.status_code == 403 and "10.2.0.1" in spoofed.json()["error"]
+        forged = TestClient(person.app, base_url=ORIGIN, client=("10.1.2.3", 1)).post(
+            "/api/next", json={"passed": [], "action": None}, headers={"X-Forwarded-User": "ann@example.org"}
+        )
+        assert forged.json()["code"] == "csrf", "the proxy's cookie alone is not enough"
+
+
+def test_settings_that_would_let_anybody_in_are_refused(editor_round: Round, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="trusted_proxies"):
+        EditorConfig(auth="proxy")
+    with pytest.raises(ConfigError, match=r"10\.0\.0\.300"):
+        EditorConfig(auth="proxy", trusted_proxies=("10.0.0.300",))
+    services = Services(editor_round.uri, OPEN)
+    with pytest.raises(AuthError, match=r"open .*0\.0\.0\.0"):
+        create_app(services, dataclasses.replace(OPEN, host="0.0.0.0"))
+    with pytest.raises(AccountError, match="accounts_uri is empty"):
+        create_app(services, EditorConfig())
+    monkeypatch.setenv(auth.SECRET_VARIABLE, "short")
+    with pytest.raises(AuthError, match="5 characters"):
+        create_app(services, OPEN)
+    with pytest.raises(FinishError, match="STABN_WEBHOOK_SECRET"):
+        Services(editor_round.uri, dataclasses.replace(OPEN, webhook_url="https://hooks.example.org"))
+
+
+def test_annotators_are_not_leads(editor_round: Round, accounts: str) -> None:
+    config = dataclasses.replace(OPEN, auth="accounts", accounts_uri=accounts)
+    with server(editor_round, config) as person:
+        ann, lea = person("ann", "correct horse"), person("lea", "lead the round")
+        for method, path in (
+            ("GET", "overview"),
+            ("GET", "edits.jsonl"),
+            ("POST", "edits.jsonl"),
+            ("GET", "videos/10"),
+            ("POST", "videos/10/review"),
+            ("PUT", "settings"),
+            ("POST", "arrays/10"),
+            ("POST", "finish"),
+        ):
+            answer = ann.request(method, f"/api/lead/{path}")
+            assert answer.status_code == 403 and answer.json()["code"] == "lead", path
+        assert lea.get("/api/lead/overview").status_code == 200
+
+
+def test_nothing_foreign_gets_into_the_page(editor_round: Round) -> None:
+    static = files("stabn.editor").joinpath("static")
+    for path in static.iterdir():
+        text = path.read_text()
+        urls = set(re.findall(r"https?://[^\s\"']+", text)) - {"http://www.w3.org/2000/svg"}
+        assert not urls, f"{path.name} asks elsewhere: {urls}"
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", text), path.name
+    page = static.joinpath("index.html").read_text()
+    assert not re.search(r"<style|style=|\son\w+=|<script(?![^>]*\ssrc=)", page)
+    with server(editor_round) as person:
+        for path in ("/", "/static/app.js", "/api/session", "/api/round", "/static/none.js", "/healthz"):
+            headers = person("ann").get(path).headers
+            policy = headers["content-security-policy"]
+            assert "default-src 'none'" in policy and "script-src 'self'" in policy and "unsafe" not in policy, path
+            assert headers["x-content-type-options"] == "nosniff"
+
+
+PATHS = ["99", "..", "%2e%2e%2fround.json", "..%2f..%2fdata", "10%00", "10%2f..%2f11", "a" * 300]
+
+
+@pytest.mark.parametrize("name", PATHS, ids=range(len(PATHS)))
+def test_no_path_from_a_request_reaches_the_storage(editor_round: Round, name: str) -> None:
+    with server(editor_round) as person:
+        ann = person("ann")
+        for path in (f"/frames/{editor_round.round_id}/{name}/0.jpg", f"/api/videos/{name}/spatial"):
+            answer = ann.get(path)
+            assert answer.status_code == 404 and b"\xff\xd8" not in answer.content, path
+        assert ann.get(f"/api/lead/videos/{name}").status_code in (400, 404)
+        assert ann.post(f"/api/lead/arrays/{name}", content=b"").status_code in (400, 404, 405)
+        if name != "..":  # which the client itself takes away
+            assert ann.get(f"/static/{name}").status_code == 404
+
+
+def test_requests_that_make_no_sense_are_named(editor_round: Round) -> None:
+    with server(editor_round) as person:
+        ann = person("ann")
+        ann.open("10")
+        wrong = {
+            "edited_attention": [1.5] * 12,
+            "status": "finished",
+            "skip_reason": "boring",
+            "based_on": -1,
+            "seconds": "long",
+            "slot": 0,
+            "note": "x" * 2001,
+        }
+        for name, value in wrong.items():
+            changes = {"curve": [0.5] * 12, "curve" if name == "edited_attention" else name: value}
+            answer = ann.save("10", **changes)  # type: ignore[arg-type]
+            assert answer.status_code in (400, 409), (name, answer.text)
+        assert ann.save("10", [0.5] * 11).status_code == 400
+        assert ann.save("10", [float(2**60)] * 12).status_code == 400
+        assert ann.save("10", ["1"] * 12).status_code == 400  # type: ignore[list-item]
+        assert ann.save("10", [0.5] * 12, extra=1).status_code == 400
+        assert (
+            ann.post("/api/next", content=b"{" * 300_000, headers={"Content-Type": "application/json"}).status_code
+            == 413
+        )
+        assert ann.post("/api/next", content=b"[]", headers={"Content-Type": "application/json"}).status_code == 400
+        assert not read_edits(editor_round)
+
+
+# The queue and leases
+
+
+def test_two_people_never_get_the_same_video_and_the_worst_come_first(editor_round: Round) -> None:
+    with server(editor_round) as person, server(editor_round) as other:
+        order = [video.video_id for video in person.services.queue.order]
+        ann, bob = person("ann"), other("bob")
+        assert ann.next() == order[0]
+        assert bob.next() == order[1], "the other server learns of the lease from storage"
+        assert ann.open(order[0]).json()["lease"]["mine"]
+        assert bob.open(order[0]).json()["lease"] == {"holder": "ann", "mine": False}
+        rows = bob.get("/api/videos").json()
+        assert rows["total"] == len(LENGTHS) and [row["video_id"] for row in rows["videos"]] == order
+        assert rows["videos"][0]["busy"] == "ann"
+        taken = {person(f"p{i}").next() for i in range(len(order) - 2)}
+        assert len(taken) == len(order) - 2 and not taken & set(order[:2])
+        assert person("late").next() is None
+        action = person.services.board.videos[order[0]].class_index
+        wanted = ann.get("/api/videos", params={"action": action, "state": "todo"}).json()
+        assert {row["class_index"] for row in wanted["videos"]} == {action}
+        assert ann.get("/api/videos", params={"text": order[0]}).json()["total"] == 1
+
+
+def test_a_lease_expires_is_prolonged_and_can_be_taken_over(editor_round: Round) -> None:
+    config = dataclasses.replace(OPEN, lease_seconds=1.0)
+    with server(editor_round, config) as person:
+        ann, bob = person("ann"), person("bob")
+        assert ann.open("10").json()["lease"]["mine"]
+        time.sleep(0.6)
+        assert ann.post("/api/videos/10/lease", json={"slot": 1}).json()["mine"]
+        time.sleep(0.6)
+        assert not bob.open("10").json()["lease"]["mine"], "it was prolonged"
+        refused = bob.save("10", [0.5] * 12)
+        assert refused.status_code == 409 and (refused.json()["code"], refused.json()["holder"]) == ("lease", "ann")
+        assert bob.open("10", take_over=True).json()["lease"]["mine"]
+        assert ann.post("/api/videos/10/lease", json={"slot": 1}).json() == {"holder": "bob", "mine": False}
+        time.sleep(1.1)
+        assert ann.open("10").json()["lease"]["mine"], "bob's lease expired"
+        assert ann.request("DELETE", "/api/videos/10/lease", json={"slot": 1}).status_code == 200
+        assert bob.open("10").json()["lease"]["mine"], "ann gave it back"
+
+
+def test_of_many_who_take_a_lease_at_once_one_gets_it(editor_round: Round) -> None:
+    def take(name: str) -> bool:
+        try:
+            return bool(Leases(editor_round.storage, 60).take("10", 1, name))
+        except LeaseHeld:
+            return False
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(take, [f"p{i}" for i in range(16)])) == 1
+
+
+def test_the_next_video_is_what_was_sent_back_then_begun_then_asked_for(editor_round: Round) -> None:
+    with server(editor_round) as person:
+        ann, bob = person("ann"), person("bob")
+        order = [video.video_id for video in person.services.queue.order]
+        back, begun, asked = order[5], order[6], order[7]
+        curve = {video_id: [0.5] * length for video_id, length in LENGTHS.items()}
+        ann.save(back, curve[back])
+        verdict = {"slot": 1, "revision": 1, "verdict": "sent_back", "note": "too <i>early</i>"}
+        assert bob.post(f"/api/lead/videos/{back}/review", json=verdict).status_code == 200
+        ann.save(begun, curve[begun], status="draft")
+        ann.request("DELETE", f"/api/videos/{begun}/lease", json={"slot": 1})
+        bob.save(asked, curve[asked], status="second_opinion", note="?")
+        assert [ann.next(), ann.next(passed=[back]), ann.next(passed=[back, begun])] == [back, begun, asked]
+        assert ann.open(back).json()["edit"]["review"] == {
+            "verdict": "sent_back",
+            "reviewer": "bob",
+            "reviewed_at": ann.open(back).json()["edit"]["review"]["reviewed_at"],
+            "note": "too <i>early</i>",
+        }
+        assert bob.next() == order[0], "neither his own question nor what others were sent back"
+        ann.save(asked, curve[asked], based_on=1)
+        assert read_edits(editor_round)[asked].status == "edited"
+
+
+# Saving
+
+
+def test_a_save_is_a_document_that_fine_tuning_reads(editor_round: Round, tmp_path: Path) -> None:
+    with server(editor_round) as person:
+        ann = person("ann")
+        curve = [0.0, 0.25, None, 1.0] * 3
+        answer = ann.save("10", curve, note="<script>alert(1)</script>", seconds=42.5)
+        assert answer.status_code == 200 and answer.json()["edit"]["revision"] == 1
+        assert ann.save("11", [0.5] * 24, status="skipped", skip_reason="wrong_label").status_code == 200
+        edit = read_edits(editor_round)["10"]
+        assert (edit.editor, edit.seconds, edit.note) == ("ann", 42.5, "<script>alert(1)</script>")
+        assert edit.model_attention == tuple(model_attention(editor_round, "10"))
+        summary = import_edits(editor_round.uri, tmp_path / "edits.parquet")
+        assert (summary.edited, summary.skipped) == (("10",), ("11",))
+        np.testing.assert_array_equal(
+            load_edit_table(tmp_path / "edits.parquet")["10"], np.float32([0, 0.25, np.nan, 1] * 3)
+        )
+        progress = ann.get("/api/round").json()
+        assert (progress["counts"]["edited"], progress["mine"]["skipped"]) == (1, 1)
+
+
+def test_a_stale_save_gets_both_versions_and_nothing_is_overwritten(editor_round: Round) -> None:
+    with server(editor_round) as person, server(editor_round) as other:
+        ann, bob = person("ann"), other("bob")
+        ann.open("10")
+        assert ann.save("10", [1.0] * 12).status_code == 200
+        stale = bob.save("10", [0.0] * 12)
+        assert stale.status_code == 409 and stale.json()["code"] == "conflict"
+        theirs = stale.json()["theirs"]
+        assert (theirs["editor"], theirs["revision"], theirs["edited_attention"]) == ("ann", 1, [1.0] * 12)
+        assert bob.save("10", [0.0] * 12, based_on=1).json()["edit"]["revision"] == 2
+        assert len(list(editor_round.storage.list("edits/10/"))) == 2
+        assert ann.save("10", [0.3] * 12, based_on=1).json()["theirs"]["editor"] == "bob"
+        bob.open("10", take_over=True)
+        assert bob.save("10", [0.0] * 12, based_on=7).status_code == 400, "revision 7 was never there"
+
+
+def test_a_save_whose_answer_got_lost_may_be_repeated(editor_round: Round) -> None:
+    with server(editor_round) as person:
+        ann = person("ann")
+        first, again = ann.save("10", [1.0] * 12), ann.save("10", [1.0] * 12)
+        assert again.status_code == 200 and again.json()["edit"]["revision"] == 1
+        assert first.json() == again.json()
+
+
+def test_many_saves_at_once_leave_one_winner_per_revision(editor_round: Round) -> None:
+    with server(editor_round) as person, server(editor_round) as other:
+        people = [person(f"a{i}") if i % 2 else other(f"a{i}") for i in range(6)]
+        for client in people:
+            client.open("10", take_over=True)
+
+        def save(place: tuple[int, Person]) -> int:
+            return place[1].save("10", [place[0] / 10] * 12).status_code
+
+        with ThreadPoolExecutor(6) as pool:
+            codes = list(pool.map(save, enumerate(people)))
+        assert codes.count(200) == 1 and set(codes) <= {200, 409}
+
+
+def test_automatic_edits_wait_for_a_person(editor_round: Round, tmp_path: Path) -> None:
+    from stabn.attention.automatic import automatic_edits
+
+    segments = tmp_path / "segments.json"
+    segments.write_text(json.dumps({"10": [3, 6]}))
+    automatic_edits(editor_round, str(segments))
+    with server(editor_round) as person:
+        ann = person("ann")
+        assert ann.get("/api/round").json()["counts"]["automatic"] == len(LENGTHS)
+        opened = ann.open("10").json()
+        assert opened["state"] == "automatic" and opened["edit"]["revision"] == 1
+        assert ann.save("10", [1.0] * 12, based_on=1).status_code == 200
+        assert ann.get("/api/round").json()["counts"]["edited"] == 1
+
+
+def test_a_document_that_cannot_be_used_stops_nothing(editor_round: Round) -> None:
+    editor_round.storage.write("edits/10/0001.json", b'{"format": 1}')
+    with server(editor_round) as person:
+        ann = person("ann")
+        problems = ann.get("/api/lead/overview").json()["problems"]
+        assert len(problems) == 1 and "edits/10/0001.json" in problems[0]
+        assert ann.save("11", [0.5] * 24).status_code == 200
+
+
+# Several people, agreement, leads
+
+
+def test_agreement_is_difference_and_overlap() -> None:
+    found = agreement([1, 1, 0, 0, None, 0.5], [1, 0, 0, 0.4, 1, None])
+    assert found is not None
+    assert found.difference == pytest.approx((0 + 1 + 0 + 0.4) / 4) and found.overlap == pytest.approx(1 / 2)
+    assert agreement([None, 1], [1, None]) is None
+    none = agreement([0, 0.1], [0.2, 0])
+    assert none is not None and none.overlap == 1.0, "both say that there is no action"
+
+
+def test_shared_videos_are_corrected_independently_and_compared(editor_round: Round, accounts: str) -> None:
+    config = dataclasses.replace(OPEN, auth="accounts", accounts_uri=accounts, shared_share=1.0)
+    with server(editor_round, config) as person:
+        ann, bob, lea = person("ann", "correct horse"), person("bob", "battery staple"), person("lea", "lead the round")
+        video_id = ann.next()
+        assert video_id is not None
+        length = LENGTHS[video_id]
+        half = length // 2
+        ann.save(video_id, [1.0] * half + [0.0] * (length - half))
+        assert bob.next() == video_id, "shared: the same video, but"
+        opened = bob.open(video_id, slot=1).json()
+        assert (opened["slot"], opened["edit"], opened["blind"]) == (2, None, True), "he does not see her curve"
+        assert bob.save(video_id, [0.5] * length, based_on=1).json()["code"] == "slot", "nor may he write to it"
+        assert bob.save(video_id, [0.5] * length, slot=2).status_code == 200
+        assert ann.open(video_id).json()["slot"] == 1
+        compared = lea.get(f"/api/lead/videos/{video_id}").json()
+        assert [edit["editor"] for edit in compared["edits"]] == ["ann", "bob"]
+        assert compared["agreement"] == [{"slots": [1, 2], "difference": 0.5, "overlap": half / length}]
+        overview = lea.get("/api/lead/overview").json()
+        assert overview["agreement"] == {"difference": 0.5, "overlap": half / length, "pairs": 1}
+        row = next(row for row in overview["people"] if row["name"] == "bob")
+        assert (row["edited"], row["median_seconds"], row["difference"]) == (1, 12.0, 0.5)
+        assert set(read_edits(editor_round)) == {video_id}, "fine-tuning reads the first curve only"
+        accept = {"slot": 2, "revision": 1, "verdict": "accepted", "note": ""}
+        assert lea.post(f"/api/lead/videos/{video_id}/review", json=accept).status_code == 200
+        main_edit = read_edits(editor_round)[video_id]
+        assert (main_edit.editor, main_edit.revision, set(main_edit.edited_attention)) == ("bob", 2, {0.5})
+        assert main_edit.review is not None and main_edit.review.reviewer == "lea"
+        stale = {"slot": 1, "revision": 1, "verdict": "sent_back", "note": ""}
+        assert lea.post(f"/api/lead/videos/{video_id}/review", json=stale).status_code == 409
+
+
+def test_what_one_server_gave_another_one_saves(editor_round: Round) -> None:
+    config = dataclasses.replace(OPEN, shared_share=1.0)
+    with server(editor_round, config) as one, server(editor_round, config) as other:
+        assert one("ann").open("10").json()["slot"] == 1 and one("bob").open("10").json()["slot"] == 2
+        assert other("bob").save("10", [0.5] * 12, slot=2).status_code == 200, "no refresh in between"
+        assert other("eve").save("10", [0.1] * 12, slot=3).json()["code"] == "slot"
+        assert other("eve").save("10", [0.1] * 12, slot=99).status_code == 400
+
+
+def test_the_share_of_shared_videos_is_set_per_round(editor_round: Round) -> None:
+    with server(editor_round) as person, server(editor_round) as other:
+        ann = person("ann")
+        count = lambda p: sum(p.services.queue.is_shared(video_id) for video_id in LENGTHS)  # noqa: E731
+        assert count(person) == 0
+        assert ann.put("/api/lead/settings", json={"shared_share": 1, "people_per_shared": 3}).status_code == 200
+        other.services.refresh()
+        assert count(person) == count(other) == len(LENGTHS)
+        assert ann.put("/api/lead/settings", json={"shared_share": 2, "people_per_shared": 2}).status_code == 400
+        assert ann.put("/api/lead/settings", json={"shared_share": True, "people_per_shared": 2}).status_code == 400
+
+
+# Exchange
+
+
+def test_a_round_is_exported_and_imported_as_one_file(editor_round: Round, s3_uri: str) -> None:
+    copy = copy_round(editor_round, f"{s3_uri}-copy")
+    with server(editor_round) as person:
+        ann = person("ann")
+        ann.save("10", [1.0] * 12, note="é")
+        ann.save("11", [0.5] * 24, status="skipped", skip_reason="unsure")
+        answer = ann.get("/api/lead/edits.jsonl")
+        assert "attachment" in answer.headers["content-disposition"]
+        lines = answer.content
+    assert [parse_edit(line, "line").video_id for line in lines.splitlines()] == ["10", "11"]
+    with server(copy) as person:
+        lea = person("lea")
+        bad = lines + b'{"format": 1}\n' + lines.splitlines()[0].replace(b'"10"', b'"99"') + b"\n"
+        refused = lea.post("/api/lead/edits.jsonl", content=bad)
+        assert refused.status_code == 400 and len(refused.json()["errors"]) == 2
+        assert refused.json()["errors"][0].startswith("line 3") and not read_edits(copy)
+        assert lea.post("/api/lead/edits.jsonl", content=lines).json()["imported"] == ["10", "11"]
+        assert lea.post("/api/lead/edits.jsonl", content=lines).json()["unchanged"] == ["10", "11"]
+        time.sleep(1.1)
+        lea.save("10", [0.25] * 12, based_on=1)
+        assert lea.post("/api/lead/edits.jsonl", content=lines).json()["kept"] == ["10"]
+        edits = read_edits(copy)
+        assert (edits["10"].editor, edits["11"].editor, edits["11"].skip_reason) == ("lea", "ann", "unsure")
+        assert lea.post("/api/lead/edits.jsonl", content=b"\n").status_code == 400
+
+
+def test_arrays_of_the_desktop_tool_are_imported(editor_round: Round) -> None:
+    def file(array: Any) -> bytes:
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=True)
+        return buffer.getvalue()
+
+    with server(editor_round) as person:
+        lea = person("lea")
+        good = np.array([0, 0.5, 1, np.nan] * 3)
+        assert lea.post("/api/lead/arrays/10", content=file(good)).status_code == 200
+        edit = read_edits(editor_round)["10"]
+        assert edit.edited_attention == (0, 0.5, 1, None) * 3 and edit.editor == "lea" and edit.status == "edited"
+        assert lea.post("/api/lead/arrays/10", content=file(good.reshape(12, 1))).json()["edit"]["revision"] == 2
+        bad = {
+            "11 values for a video of 12": file(np.zeros(11)),
+            "values go from 0 to 1": file(np.full(12, 2.0)),
+            "must be one number per frame": file(np.zeros((3, 4))),
+            "not an array": b"PK\x03\x04",
+            "Object arrays": file(np.array([{}] * 12, dtype=object)),
+            "without a value": file(np.full(12, np.nan)),
+        }
+        for message, content in bad.items():
+            answer = lea.post("/api/lead/arrays/10", content=content)
+            assert answer.status_code == 400 and message in answer.json()["error"], (message, answer.text)
+        assert lea.post("/api/lead/arrays/99", content=file(good)).status_code == 400
+
+
+def test_probes_tell_life_from_readiness(editor_round: Round, monkeypatch: pytest.MonkeyPatch) -> None:
+    with server(editor_round) as person:
+        probe = TestClient(person.app, base_url="http://10.1.2.3:8017")  # a kubelet asks the pod's address
+        assert probe.get("/healthz").status_code == probe.get("/readyz").status_code == 200
+        monkeypatch.setattr("stabn.editor.services.STALE_SECONDS", -OPEN.refresh_seconds - 1)
+        assert probe.get("/readyz").status_code == 503, "the storage was not seen for long"
+        assert probe.get("/healthz").status_code == 200, "a restart would not help"
+
+
+def test_the_process_writes_nothing_to_its_own_disk(editor_round: Round, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o500)
+    words = ["editor", "--round", editor_round.uri, "--auth", "open", "--port", "0", "--device", "cpu"]
+    script = (
+        "import sys\n"
+        "def hook(event, args):\n"
+        "    if event == 'open' and isinstance(args[0], str) and args[2] & 0o103 and not args[0].startswith('/dev/'):\n"
+        "        print('wrote', args[0], flush=True)\n"
+        "    if event in ('os.mkdir', 'tempfile.mkstemp', 'tempfile.mkdtemp'): print('wrote', args[0], flush=True)\n"
+        "sys.addaudithook(hook)\n"
+        "from stabn.cli import main\n"
+        f"sys.exit(main({words!r}))\n"
+    )
+    environment = {**os.environ, "HOME": str(home)}
+    process = subprocess.Popen(
+        [sys.executable, "-B", "-c", script], stdout=subprocess.PIPE, text=True, env=environment, cwd=home
+    )
+    assert process.stdout is not None
+    try:
+        lines = [process.stdout.readline()]
+        while "http://" not in lines[-1] and lines[-1]:
+            lines.append(process.stdout.readline())
+        address = re.search(r"http://\S+", lines[-1])
+        assert address, lines
+        with httpx.Client(base_url=address[0], headers={"Origin": address[0]}) as client:
+            answer = client.post("/api/sign-in", json={"name": "ann", "password": ""})
+            client.headers["X-CSRF-Token"] = answer.json()["csrf"]
+            deadline = time.monotonic() + 30
+            while client.get("/api/round").json()["what_if"]["state"] == "loading" and time.monotonic() < deadline:
+                time.sleep(0.1)
+            body = {"edited_attention": [0.5] * 12}
+            client.post("/api/videos/10/open", json={"take_over": False, "slot": None})
+            assert client.post("/api/videos/10/what-if", json=body).status_code == 200
+    finally:
+        process.terminate()
+        rest, _ = process.communicate(timeout=30)
+    assert "wrote" not in "".join(lines) + rest, "".join(lines) + rest
+
+
+# Frames and what-if
+
+
+def test_frames_are_served_by_index_and_kept_by_browsers(editor_round: Round) -> None:
+    with server(editor_round) as person:
+        ann = person("ann")
+        base = f"/frames/{editor_round.round_id}/12"
+        answer = ann.get(f"{base}/32.jpg")
+        assert answer.headers["content-type"] == "image/jpeg" and "immutable" in answer.headers["cache-control"]
+        assert "private" in answer.headers["cache-control"], "only the person's own browser keeps it"
+        packed = person.services.frames.storage.read("frames/12.mjpeg")
+        assert packed.endswith(answer.content) and answer.content.startswith(b"\xff\xd8")
+        again = ann.get(f"{base}/32.jpg", headers={"If-None-Match": answer.headers["etag"]})
+        assert again.status_code == 304 and not again.content
+        assert ann.get(f"{base}/33.jpg").status_code == 404 and ann.get(f"{base}/-1.jpg").status_code == 404
+        assert ann.get("/frames/0000000000000000/12/0.jpg").status_code == 404, "of another round"
+        assert TestClient(person.app, base_url=ORIGIN).get(f"{base}/32.jpg").status_code == 401
+        spatial = ann.get("/api/videos/12/spatial")
+        assert len(spatial.content) == 33 * int(spatial.headers["x-height"]) * int(spatial.headers["x-width"])
+
+
+def test_what_if_is_the_whole_network_with_that_attention(editor_round: Round) -> None:
+    config = dataclasses.replace(OPEN, what_if=True, device="cpu")
+    with server(editor_round, config) as person:
+        ann = person("ann")
+        deadline = time.monotonic() + 30
+        while ann.get("/api/round").json()["what_if"]["state"] == "loading" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        model, frames = network(), moving_square(33, list(LENGTHS).index("12"))
+        sample = evaluation_sample(33, 8, 1)
+        stored = person.services.frames.frames("12", range(33))
+        assert np.abs(stored.astype(int) - frames).mean() < 8
+        clip = torch.from_numpy(crop_clip(stored[sample[0]], evaluation_crop(80, 60, DATA), 32))[None]
+        own = model_attention(editor_round, "12")
+        curve = np.linspace(0, 1, 33).round(4)
+        for mine in (curve.tolist(), own, [None] * 33):
+            kept = mine == own or mine[0] is None
+            attention = None if kept else torch.tensor(curve[sample], dtype=torch.float32)
+            with torch.inference_mode():
+                logits = model(to_input(clip, DATA, "cpu"), temporal_attention=attention).logits
+            expected = logits[0].softmax(0).numpy()
+            answer = ann.post("/api/videos/12/what-if", json={"edited_attention": mine}).json()
+            best = np.argsort(-expected)[:5]
+            assert answer["top"][0]["class_index"] == best[0]
+            for entry in answer["top"]:
+                assert entry["score"] == pytest.approx(expected[entry["class_index"]], abs=0.02)
+            assert answer["sampled"] == sample[0].tolist()
+            truth = editor_round.video("12").class_index
+            assert answer["true"]["score"] == pytest.approx(expected[truth], abs=0.02)
+        assert ann.post("/api/videos/12/what-if", json={"edited_attention": [2] * 33}).status_code == 400
+        assert ann.post("/api/videos/12/what-if", json={"edited_attention": [0.5] * 3}).status_code == 400
+
+
+def test_without_a_network_the_page_says_so_and_works(editor_round: Round) -> None:
+    editor_round.storage.write("checkpoint.pt", b"nothing")
+    config = dataclasses.replace(OPEN, what_if=True)
+    with server(editor_round, config) as person:
+        ann = person("ann")
+        deadline = time.monotonic() + 30
+        while ann.get("/api/round").json()["what_if"]["state"] == "loading" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        state = ann.open("10").json()["what_if"]
+        assert state == {"state": "failed", "reason": "the round's network could not be loaded"}
+        answer = ann.post("/api/videos/10/what-if", json={"edited_attention": [0.5] * 12})
+        assert answer.status_code == 503 and answer.json()["code"] == "no_network"
+        assert ann.save("10", [0.5] * 12).status_code == 200
+
+
+def test_without_pytorch_the_server_runs_and_says_so(editor_round: Round) -> None:
+    script = (
+        "import sys, threading; sys.modules['torch'] = None\n"
+        "from stabn.config import EditorConfig\n"
+        "from stabn.editor.services import Services\n"
+        f"services = Services({editor_round.uri!r}, EditorConfig(auth='open'))\n"
+        "services.what_if.load()\n"
+        "print(services.what_if.reason, len(services.frames.jpeg('10', 0)))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.startswith("PyTorch is not installed on the server "), result.stderr
+
+
+# Finishing
+
+
+class Receiver(ThreadingHTTPServer):
+    """A receiver of webhooks, and as much of KFP's API as is used."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.status, self.runs = 200, []  # type: int, list[dict[str, Any]]
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append(("POST", self.path, dict(self.headers), body))
+        time.sleep(0.1)
+        if self.path.endswith("/runs") and self.server.status == 200:
+            self.server.runs.append({**json.loads(body), "run_id": f"run-{len(self.server.runs) + 1}"})
+        self._answer(self.server.runs[-1] if self.server.runs else {})
+
+    def do_GET(self) -> None:
+        self.server.requests.append(("GET", self.path, dict(self.headers), b""))
+        if "/pipelines" in self.path:
+            return self._answer({"pipelines": [{"pipeline_id": "p1"}]} if "st-abn-finetune" in self.path else {})
+        return self._answer({"runs": self.server.runs})
+
+    def _answer(self, content: Any) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as found:
+        thread = threading.Thread(target=found.serve_forever)
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+def test_a_finished_round_tells_the_webhook_once(
+    editor_round: Round, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "a secret of the receiver"
+    monkeypatch.setenv("STABN_WEBHOOK_SECRET", secret)
+    config = dataclasses.replace(OPEN, webhook_url=f"{receiver.url}/hook")
+    with server(editor_round, config) as person, server(editor_round, config) as other:
+        lea, max_ = person("lea"), other("max")
+        assert lea.post("/api/lead/finish", json={"anyway": True}).json()["code"] == "nothing"
+        lea.save("10", [1.0] * 12)
+        undone = lea.post("/api/lead/finish", json={"anyway": False})
+        assert undone.status_code == 409 and undone.json()["undone"] == len(LENGTHS) - 1
+        receiver.status = 500
+        assert lea.post("/api/lead/finish", json={"anyway": True}).status_code == 502
+        receiver.status = 200
+        receiver.requests.clear()
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(
+                pool.map(lambda c: c.post("/api/lead/finish", json={"anyway": True}).status_code, [lea, max_] * 3)
+            )
+        assert answers.count(200) == 1 and set(answers) == {200, 409}
+        assert len(receiver.requests) == 1, "exactly once"
+        _, path, headers, body = receiver.requests[0]
+        content = json.loads(body)
+        assert path == "/hook" and content["round_uri"] == editor_round.uri and content["counts"]["edited"] == 1
+        stamp, signature = re.fullmatch(r"t=(\d+),v1=([0-9a-f]{64})", headers["X-Stabn-Signature"]).groups()  # type: ignore[union-attr]
+        expected = hmac.new(secret.encode(), stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+        assert signature == expected and abs(int(stamp) - time.time()) < 60
+        page = (Path(__file__).parents[1] / "docs" / "editor.md").read_text()
+        receivers: dict[str, Any] = {}
+        exec(re.search(r"```python\n(.*?)```", page, re.S)[1], receivers)  # type: ignore[index]
+        assert receivers["is_genuine"](body, headers["X-Stabn-Signature"]), "as the documentation says"
+        assert not receivers["is_genuine"](body + b" ", headers["X-Stabn-Signature"])
+        again = max_.post("/api/lead/finish", json={"anyway": True})
+        assert again.json()["code"] == "finished" and again.json()["finished"]["started"] == headers["X-Stabn-Delivery"]
+        other.services.refresh()
+        assert max_.get("/api/round").json()["finished"]["by"] in ("lea", "max")
+
+
+def test_a_finished_round_starts_the_pipeline_once(editor_round: Round, receiver: Receiver) -> None:
+    config = dataclasses.replace(OPEN, kfp_host=receiver.url, kfp_parameters="preset=mini overrides=finetune.epochs=3")
+    with server(editor_round, config) as person:
+        lea = person("lea")
+        lea.save("10", [1.0] * 12)
+        record = lea.post("/api/lead/finish", json={"anyway": True}).json()
+        assert record["started"] == "run-1" and len(receiver.runs) == 1
+        run = receiver.runs[0]
+        assert run["pipeline_version_reference"] == {"pipeline_id": "p1"}
+        assert run["runtime_config"]["parameters"] == {
+            "round_uri": editor_round.uri,
+            "storage_uri": editor_round.uri.rpartition("/rounds/")[0],
+            "preset": "mini",
+            "overrides": "finetune.epochs=3",
+        }
+        editor_round.storage.delete("editor/finished.json")  # as if the server had died before it wrote this
+        assert lea.post("/api/lead/finish", json={"anyway": True}).json()["started"] == "run-1"
+        assert len(receiver.runs) == 1, "the run of this name is there already"
+        editor_round.storage.delete("editor/finished.json")
+        missing = dataclasses.replace(config, kfp_pipeline="other")
+        receiver.runs.clear()
+    with server(editor_round, missing) as person:
+        answer = person("lea").post("/api/lead/finish", json={"anyway": True})
+        assert answer.status_code == 502 and "no pipeline 'other'" in answer.json()["error"]
+
+
+# The commands
+
+
+def test_accounts_are_made_by_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = str(tmp_path / "accounts.json")
+    main(["editor-accounts", "add", "ann", "bob", "--accounts", uri, "--generate"])
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert set(printed) == {"ann", "bob"} and all(len(password) >= 20 for password in printed.values())
+    main(["editor-accounts", "add", "ann", "--accounts", uri, "--role", "lead", "--generate"])
+    main(["editor-accounts", "remove", "bob", "--accounts", uri])
+    capsys.readouterr()
+    main(["editor-accounts", "list", "--accounts", uri])
+    assert capsys.readouterr().out.split() == ["lead", "ann"]
+    for words, said in (
+        (["remove", "eve"], "no account 'eve'"),
+        (["add", "../x", "--generate"], "account name '../x'"),
+        (["add"], "name at least one account"),
+        (["add", "a", "b"], "--generate"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["editor-accounts", *words, "--accounts", uri])
+        assert said in capsys.readouterr().err
+    with pytest.raises(AccountError, match="5 characters"):
+        add_accounts(uri, ["ann"], "lead", ["short"])
+
+
+def test_the_server_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["editor", "--round", str(tmp_path / "none")])
+    assert stopped.value.code == 2 and "no round.json there" in capsys.readouterr().err
+
+
+def test_labels_are_data(editor_round: Round) -> None:
+    """A class name with markup reaches the page as text; the browser test looks at what the page makes of it."""
+    with server(editor_round) as person:
+        assert CLASSES[-1] in person("ann").get("/api/round").json()["classes"]

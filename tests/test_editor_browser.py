@@ -1,0 +1,474 @@
+"""The editor's page in a real browser, over a real server and the real S3 server."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
+from round_factory import LENGTHS, copy_round
+
+from stabn.attention.edits import Edit, parse_edit, read_edits
+from stabn.attention.rounds import Round, model_attention
+from stabn.local_services import LocalStore
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+START_SECONDS = 60
+expect.set_options(timeout=10_000)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Run Chromium: STABN_CHROMIUM, one that is installed, or Playwright's own."""
+    program = os.environ.get("STABN_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    with sync_playwright() as playwright:
+        try:
+            found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        except Error as error:
+            reason = f"no Chromium: install it or set STABN_CHROMIUM ({str(error).splitlines()[0]})"
+            if os.environ.get("STABN_REQUIRE_BROWSER") == "1":
+                pytest.fail(reason)
+            pytest.skip(reason)
+        yield found
+        found.close()
+
+
+@contextmanager
+def running(item: Round, *options: str) -> Iterator[str]:
+    """Run `stabn editor` as a user does, and yield its address."""
+    command = [sys.executable, "-m", "stabn.cli", "editor", "--round", item.uri, "--editor.auth", "open"]
+    command += ["--editor.port", "0", "--editor.shared_share", "0", "--editor.refresh_seconds", "1", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        match = re.search(r"http://\S+", line)
+        assert match, line + process.stdout.read()
+        yield match[0]
+    finally:
+        process.terminate()
+        output, _ = process.communicate(timeout=20)
+    assert "Traceback" not in output, output
+
+
+@pytest.fixture(scope="module")
+def round_(_exported_round: Round, s3: LocalStore) -> Round:
+    return copy_round(_exported_round, s3.uri("data", "browser"))
+
+
+@pytest.fixture(scope="module")
+def address(round_: Round, browser: Browser) -> Iterator[str]:
+    """Run a server of one round with its network; each test takes videos of its own."""
+    with running(round_) as url:
+        yield url
+
+
+Enter = Callable[..., Page]
+
+
+@pytest.fixture
+def enter(browser: Browser) -> Iterator[Enter]:
+    """Yield a function that signs a person in, in a browser of their own; foreign requests and errors fail the test."""
+    contexts: list[BrowserContext] = []
+    problems: list[str] = []
+
+    def sign_in(address: str, name: str = "ann", hash: str = "#/", **options: Any) -> Page:
+        context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda m: problems.append(m.text) if "Content Security Policy" in m.text else None)
+        page.on("request", lambda r: None if r.url.startswith(address) else problems.append(f"asked {r.url}"))
+        page.goto(f"{address}/{hash}")
+        page.get_by_label("Name").fill(name)
+        page.keyboard.press("Enter")
+        page.locator(".hero, .editor, .overview, .compare").first.wait_for()
+        return page
+
+    yield sign_in
+    for context in contexts:
+        context.close()
+    assert not problems, problems
+
+
+def open_video(page: Page, video_id: str) -> None:
+    page.evaluate("id => { location.hash = `#/video/${id}`; }", video_id)
+    ready(page, video_id)
+
+
+def ready(page: Page, video_id: str) -> None:
+    expect(page.locator(".editor[data-ready]").get_by_text(f"Video {video_id} ")).to_be_visible()
+
+
+def press(page: Page, keys: str) -> None:
+    for key in keys.split():
+        page.keyboard.press(key)
+
+
+def saved(page: Page) -> None:
+    expect(page.locator("#status")).to_have_attribute("data-state", "saved")
+
+
+def newest(item: Round, video_id: str) -> Edit:
+    return read_edits(item)[video_id]
+
+
+def value(page: Page) -> str:
+    """Return what the strip tells screen readers of the present frame."""
+    return page.get_by_role("slider").get_attribute("aria-valuetext") or ""
+
+
+def test_keyboard_alone_is_enough_from_sign_in_to_the_next_video(
+    editor_round: Round, browser: Browser, enter: Enter
+) -> None:
+    with running(editor_round, "--editor.what_if", "false") as address:
+        _keyboard_alone(editor_round, enter(address))
+
+
+def _keyboard_alone(round_: Round, page: Page) -> None:
+    page.keyboard.press("Enter")
+    page.locator(".editor[data-ready]").wait_for()
+    first = page.url.rpartition("/")[2]
+    press(page, "Home ArrowRight ArrowRight i ArrowRight ArrowRight ArrowRight o")
+    assert "frame 6 of" in value(page) and "mine 100%" in value(page)
+    press(page, "ArrowRight ArrowRight ArrowRight")
+    assert "mine 0%" in value(page)
+    press(page, "z z z")
+    own = model_attention(round_, first)
+    assert f"mine {round(own[8] * 100)}%" in value(page), "undone"
+    press(page, "y Home 6 Shift+ArrowRight Shift+ArrowRight 3 ArrowUp")
+    saved(page)
+    edit = newest(round_, first)
+    assert edit.status == "draft" and edit.editor == "ann"
+    assert edit.edited_attention[:3] == (0.6, 0.6, 0.6) and edit.edited_attention[3:6] == (1, 1, 1)
+    page.reload()
+    ready(page, first)
+    assert "mine 60%" in value(page)
+    press(page, "w")
+    page.keyboard.type("x<b>y i o")
+    press(page, "Escape Enter")
+    expect(page.locator(".editor[data-ready]").get_by_text(f"Video {first} ")).to_have_count(0)
+    edit = newest(round_, first)
+    assert (edit.status, edit.note) == ("edited", "x<b>y i o") and edit.seconds > 0
+    assert not list(round_.storage.list("leases/nothing"))
+    second = page.url.rpartition("/")[2]
+    ready(page, second)
+    press(page, "c Enter")
+    expect(page.get_by_text(f"Video {second} ")).to_have_count(0)
+    assert newest(round_, second).edited_attention[0] == 0.6, "copied, stretched to its own length"
+    page.locator(".editor[data-ready]").wait_for()
+    third = page.url.rpartition("/")[2]
+    press(page, "x 2")
+    expect(page.get_by_text(f"Video {third} ")).to_have_count(0)
+    assert (newest(round_, third).status, newest(round_, third).skip_reason) == ("skipped", "action_not_visible")
+    page.locator(".editor[data-ready]").wait_for()
+    press(page, "?")
+    expect(page.get_by_role("dialog")).to_contain_text("ask for a second opinion")
+    press(page, "Escape Escape")
+    expect(page.get_by_role("heading", name="3 of 8 videos are done")).to_be_visible()
+
+
+def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    box = page.locator(".timeline").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + start[0] * box["width"], box["y"] + start[1])
+    page.mouse.down()
+    page.mouse.move(box["x"] + end[0] * box["width"], box["y"] + end[1], steps=6)
+    page.mouse.up()
+
+
+def test_the_mouse_paints_draws_and_moves_edges(editor_round: Round, browser: Browser, enter: Enter) -> None:
+    with running(editor_round, "--editor.what_if", "false") as address:
+        page = enter(address, hash="#/video/14")
+        ready(page, "14")
+        expect(page.get_by_text("The network is not at hand: switched off")).to_be_visible()
+
+        def curve() -> tuple[float | None, ...]:
+            page.keyboard.press("Control+s")
+            saved(page)
+            return newest(editor_round, "14").edited_attention
+
+        bars, strip, track = 10, 90, 178
+        drag(page, (0.201, track), (0.599, track))
+        assert curve()[8:24] == (1,) * 16 and curve()[0] == curve()[30] == 0, "from here to here"
+        expect(page.locator(".timeline")).to_be_visible()
+        drag(page, (0.6, track), (0.801, track))
+        assert curve()[8:33] == (1,) * 25 and curve()[36] == 0, "its edge was dragged"
+        page.get_by_role("button", name="Level 0.25").click()
+        drag(page, (0.001, bars), (0.124, bars))
+        assert curve()[:5] == (0.25,) * 5, "painted"
+        drag(page, (0.51, strip - 40), (0.74, strip + 40))
+        drawn = curve()[20:30]
+        assert all(a >= b for a, b in pairwise(drawn)) and drawn[0] - drawn[-1] > 0.4, "drawn"  # type: ignore[operator]
+        for _ in range(4):
+            page.get_by_role("button", name="Undo").click()
+        page.get_by_role("button", name="Redo").click()
+        assert curve()[8:24] == (1,) * 16 and curve()[30] == 0
+        page.get_by_role("button", name="Invert").click()
+        assert curve()[8:24] == (0,) * 16
+        page.get_by_role("button", name="Reset").click()
+        assert curve() == tuple(model_attention(editor_round, "14"))
+        page.get_by_role("button", name="Motion").click()
+        moving = [frame for frame, level in enumerate(curve()) if level == 1]
+        assert 10 <= moving[0] <= 14 and 25 <= moving[-1] <= 30, "the square moves from frame 12 to 28"
+        page.get_by_role("button", name="Heat map").click()
+        expect(page.get_by_role("button", name="Heat map")).to_have_attribute("aria-pressed", "true")
+        unnamed = page.evaluate(
+            "[...document.querySelectorAll('button, a, input, select, textarea')].filter("
+            "e => !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML)"
+        )
+        assert not unnamed, "everything that can be used has a name"
+
+
+def test_what_if_moves_the_top_five_at_once(round_: Round, address: str, enter: Enter) -> None:
+    page = enter(address, "wendy", "#/video/16")
+    ready(page, "16")
+    rows = page.locator(".verdict li")
+    expect(rows).to_have_count(5)
+    expect(page.locator(".panel > .note")).to_have_text("", timeout=30_000)
+
+    def answer(keys: str) -> tuple[list[str], list[str]]:
+        """Press keys that change the curve, and return the top 5 of the answer: its lines and its order."""
+        with page.expect_response(re.compile("/what-if$"), timeout=30_000):
+            press(page, keys)
+        page.wait_for_timeout(300)
+        return rows.all_inner_texts(), page.evaluate(
+            "[...document.querySelectorAll('.verdict li')].map(e => e.dataset.class)"
+        )
+
+    own = rows.all_inner_texts()
+    press(page, "Home i End")
+    high, high_order = answer("o")
+    low, low_order = answer("v")
+    assert len({tuple(own), tuple(high), tuple(low)}) == 3, "the scores moved each time"
+    assert high_order != low_order, "and so did the order"
+    assert answer("z") == (high, high_order), "undone, the network says what it said"
+
+
+def test_two_browsers_that_edit_the_same_video_lose_nothing(round_: Round, address: str, enter: Enter) -> None:
+    ann, bob = enter(address, "ann", "#/video/11"), enter(address, "bob")
+    ready(ann, "11")
+    open_video(bob, "11")
+    expect(bob.get_by_text("ann is editing this video now")).to_be_visible()
+    press(bob, "5")
+    assert "11" not in read_edits(round_), "read only"
+    bob.get_by_role("button", name="Edit it all the same").click()
+    expect(bob.get_by_text("ann is editing this video now")).to_have_count(0)
+    ready(bob, "11")
+    press(bob, "Home 5")
+    saved(bob)
+    press(ann, "Home 1")
+    dialog = ann.get_by_role("dialog")
+    expect(dialog).to_contain_text("bob is editing this video now")
+    expect(dialog.locator("figure")).to_have_count(2)
+    dialog.get_by_role("button", name="Decide later").click()
+    expect(ann.locator("#status")).to_have_attribute("data-state", "conflict")
+    press(ann, "Control+s")
+    ann.get_by_role("dialog").get_by_role("button", name="Keep mine").click()
+    saved(ann)
+    mine = newest(round_, "11")
+    assert (mine.editor, mine.edited_attention[0], mine.revision) == ("ann", 0, 2)
+    theirs = parse_edit(round_.storage.read("edits/11/0001.json"), "bob's")
+    assert (theirs.editor, theirs.edited_attention[0]) == ("bob", 1), "both are kept"
+    press(bob, "ArrowRight 3")
+    bob.get_by_role("dialog").get_by_role("button", name="Take theirs").click()
+    bob.keyboard.press("Home")
+    assert "mine 0%" in value(bob)
+    bob.keyboard.press("z")
+    assert "mine 100%" in value(bob), "and even that can be undone"
+
+
+def test_a_lost_connection_and_a_closed_browser_lose_nothing(round_: Round, address: str, enter: Enter) -> None:
+    page = enter(address, "cleo", "#/video/12")
+    ready(page, "12")
+    page.context.set_offline(True)
+    press(page, "Home 5")
+    expect(page.locator("#status")).to_contain_text("No connection")
+    assert "12" not in read_edits(round_)
+    page.context.set_offline(False)
+    saved(page)
+    assert newest(round_, "12").edited_attention[0] == 1
+    page.context.set_offline(True)
+    press(page, "1 Enter")
+    expect(page.locator("#status")).to_contain_text("kept on this computer")
+    context = page.context
+    page.close()
+    context.set_offline(False)
+    again = context.new_page()
+    again.goto(address)
+    expect(again.get_by_text("Not saved yet, kept on this computer")).to_be_visible()
+    again.get_by_role("link", name="video 12", exact=True).click()
+    ready(again, "12")
+    assert "mine 0%" in value(again)
+    saved(again)
+    assert newest(round_, "12").edited_attention[0] == 0
+
+
+def test_a_lease_that_expires_lets_another_in(editor_round: Round, browser: Browser, enter: Enter) -> None:
+    with running(editor_round, "--editor.what_if", "false", "--editor.lease_seconds", "2") as address:
+        ann, bob = enter(address, "ann", "#/video/13"), enter(address, "bob")
+        ready(ann, "13")
+        ann.keyboard.press("Home")
+        time.sleep(2.5)
+        open_video(bob, "13")
+        expect(bob.get_by_text("ann is editing this video now")).to_be_visible()  # her page prolongs it
+        bob.keyboard.press("Escape")
+        ann.context.set_offline(True)
+        press(ann, "5")
+        time.sleep(2.5)
+        open_video(bob, "13")
+        expect(bob.locator(".banner")).to_have_count(0)
+        press(bob, "Home 3 Enter")
+        expect(bob.get_by_text("Video 13 ")).to_have_count(0)
+        assert newest(editor_round, "13").editor == "bob"
+        ann.context.set_offline(False)
+        dialog = ann.get_by_role("dialog")
+        expect(dialog).to_contain_text("bob saved this video in the meantime", timeout=20_000)
+        dialog.get_by_role("button", name="Keep mine").click()
+        saved(ann)
+        edit = newest(editor_round, "13")
+        assert (edit.editor, edit.revision, edit.edited_attention[0]) == ("ann", 2, 1)
+
+
+def test_a_session_that_ended_is_opened_again_without_losing_anything(
+    round_: Round, address: str, enter: Enter
+) -> None:
+    page = enter(address, "sam", "#/video/15")
+    ready(page, "15")
+    page.context.clear_cookies()
+    press(page, "Home 5")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Your sign-in ended")
+    dialog.get_by_label("Name").fill("sam")
+    page.keyboard.press("Enter")
+    saved(page)
+    assert newest(round_, "15").edited_attention[0] == 1
+
+
+def test_a_new_session_in_another_tab_does_not_stop_saving(round_: Round, address: str, enter: Enter) -> None:
+    page = enter(address, "tab", "#/video/13")
+    ready(page, "13")
+    body = {"name": "tab", "password": ""}
+    assert page.request.post(f"{address}/api/sign-in", data=body, headers={"Origin": address}).ok
+    press(page, "End 3")
+    saved(page)
+    assert newest(round_, "13").edited_attention[-1] == 0.5
+
+
+def test_dragging_over_the_picture_scrubs_and_changes_nothing(round_: Round, address: str, enter: Enter) -> None:
+    page = enter(address, "drew", "#/video/14")
+    ready(page, "14")
+    box = page.locator(".stage").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 5, box["y"] + 20)
+    page.mouse.down()
+    for frame in (9, 20, 14):
+        page.mouse.move(box["x"] + box["width"] * (frame + 0.5) / LENGTHS["14"], box["y"] + 30)
+        assert page.get_by_role("slider").get_attribute("aria-valuenow") == str(frame + 1)
+    page.mouse.up()
+    page.mouse.move(box["x"] + 5, box["y"] + 20)
+    assert "frame 15 of" in value(page) and "14" not in read_edits(round_)
+
+
+def test_a_lead_compares_sends_back_and_finishes(editor_round: Round, browser: Browser, enter: Enter) -> None:
+    note = "<img src=x onerror=alert(1)>"
+    with running(editor_round, "--editor.what_if", "false", "--editor.shared_share", "1") as address:
+        ann, bob, lea = enter(address, "ann"), enter(address, "bob"), enter(address, "lea")
+        for page, keys in ((ann, "Home i ArrowRight ArrowRight o"), (bob, "Home i ArrowRight o")):
+            open_video(page, "10")
+            press(page, f"{keys} w")
+            page.keyboard.type(note)
+            press(page, "Escape Enter")
+            expect(page.get_by_text("Video 10 ")).to_have_count(0)
+        lea.get_by_role("link", name="Overview").click()
+        row = lea.get_by_role("row", name=re.compile("^10 "))
+        expect(row).to_contain_text("ann (done), bob (done)")
+        row.get_by_role("link", name="compare").click()
+        expect(lea.get_by_text("Curves 1 and 2: mean absolute difference")).to_be_visible()
+        cards = lea.locator(".curve-card")
+        expect(cards).to_have_count(2)
+        expect(cards.first.locator("blockquote")).to_have_text(note)
+        assert lea.locator("main img").count() == 0, "a note is data, never markup"
+        cards.nth(1).get_by_role("button", name="Accept").click()
+        lea.get_by_role("dialog").get_by_role("button", name="Accept").click()
+        expect(cards.first).to_contain_text("Accepted by lea")
+        assert newest(editor_round, "10").editor == "bob"
+        press(lea, "1 b")
+        lea.get_by_role("textbox", name="Note").fill("too early")
+        lea.get_by_role("dialog").get_by_role("button", name="Send back").click()
+        expect(cards.first).to_contain_text("sent back")
+        bob.goto(f"{address}/#/")
+        bob.get_by_role("button", name="Go on").click()
+        expect(bob.get_by_text("lea sent it back")).to_be_visible()
+        expect(bob.locator(".banner q")).to_have_text("too early")
+        press(bob, "Enter")
+        expect(bob.get_by_text("Video 10 ")).to_have_count(0)
+        lea.goto(f"{address}/#/overview")
+        with lea.expect_download() as download:
+            lea.get_by_role("link", name="Export all corrections").click()
+        lines = Path(download.value.path()).read_bytes().splitlines()
+        assert {parse_edit(line, "line").slot for line in lines} == {1, 2}
+        lea.get_by_role("button", name="Finish the round").click()
+        lea.get_by_role("dialog").get_by_role("button", name="Finish", exact=True).click()
+        expect(lea.get_by_text("lea finished it")).to_be_visible()
+
+
+CURVES = """async () => {
+  const c = await import(new URL('static/curve.js', location.href));
+  const results = {
+    segment: c.segment(8, 3, 4), runs: c.runs(c.segment(20, 5, 9)), edge: c.runs(c.segment(6, 0, 5)),
+    moved: c.runs(c.moveRun(c.segment(20, 5, 9), {first: 5, last: 9}, 5, 14)),
+    twice: c.runs(c.moveRun(c.moveRun(c.segment(20, 5, 9), {first: 5, last: 9}, 4, 9), {first: 4, last: 9}, 4, 12)),
+    other: c.runs(c.moveRun(c.merge(c.segment(30, 3, 6), c.segment(30, 20, 22)), {first: 3, last: 6}, 3, 29)),
+    fill: c.fill([null, 1, null, null, 1, 0.5, null]), empty: c.fill([null, null]),
+    smooth: c.smooth([0, 1, 0, null]), invert: c.invert([0, 0.25, null]), resample: c.resample([0, 1], 5),
+    single: c.resample([0.5, 0.7], 1), line: c.line([0, 0, 0, 0], 3, 1, 1, 0),
+    lift: c.lift([null, 0.95], 0, 1, 0.1, [0.4, 0]),
+    busiest: c.busiest([0, 0, 3, 4, 3, 0, 1, 0]), still: c.busiest([0, 0, 0]),
+  };
+  const history = new c.History([0]);
+  for (let i = 1; i <= 500; i += 1) history.set([i / 500]);
+  while (history.undo());
+  results.undone = history.curve;
+  while (history.redo());
+  results.redone = history.curve;
+  return results;
+}"""
+
+
+def test_curves_are_computed_as_promised(address: str, enter: Enter) -> None:
+    found = enter(address, "tess").evaluate(CURVES)
+    third, two_thirds = 0.33333, 0.66667
+    assert found["segment"] == [0, third, two_thirds, 1, 1, two_thirds, third, 0]
+    assert found["runs"] == [{"first": 5, "last": 9}] and found["edge"] == [{"first": 0, "last": 5}]
+    assert found["moved"] == [{"first": 5, "last": 14}] and found["twice"] == [{"first": 4, "last": 12}]
+    assert found["other"] == [{"first": 3, "last": 22}], "it grows up to its neighbour, which stays as it is"
+    assert found["fill"] == [1, 1, 1, 1, 1, 0.5, 0.5] and found["empty"] == [None, None]
+    assert found["smooth"] == [third, 0.5, third, None] and found["invert"] == [1, 0.75, None]
+    assert found["resample"] == [0, 0.25, 0.5, 0.75, 1] and found["single"] == [0.5]
+    assert found["line"] == [0, 0, 0.5, 1] and found["lift"] == [0.5, 1]
+    assert found["busiest"] == {"first": 2, "last": 4} and found["still"] is None
+    assert found["undone"] == [0] and found["redone"] == [1]
+
+
+def test_the_page_fits_a_laptop_in_both_themes(address: str, enter: Enter) -> None:
+    names = count()
+    for scheme in ("light", "dark"):
+        page = enter(address, f"theo{next(names)}", "#/video/17", color_scheme=scheme)
+        ready(page, "17")
+        page.set_viewport_size({"width": 1280, "height": 720})
+        sizes = page.evaluate("[document.body.scrollWidth, document.body.scrollHeight, innerWidth, innerHeight]")
+        assert sizes[0] <= sizes[2] and sizes[1] <= sizes[3], "nothing is out of sight"
+        page.close()
+
+
+def test_lengths_are_those_of_the_round(round_: Round) -> None:
+    assert {video.video_id: video.num_frames for video in round_.videos} == LENGTHS
