@@ -12,7 +12,7 @@ from components.cluster.config import ClusterConfig
 from components.cluster.follow import Follower
 from components.cluster.logs import clock
 from components.cluster.manifest import RESTARTS, Work, build_runtime, build_trainjob, needs_own_runtime, passed_on
-from components.cluster.pods import Cause
+from components.cluster.pods import Cause, without_launcher
 from stabn.errors import RetryableError, StabnError
 from stabn.signals import Terminated, exit_on_sigterm
 
@@ -122,7 +122,7 @@ def _plurals(cluster: ClusterConfig) -> tuple[str, ...]:
 
 
 def _show_end(cause: Cause, cluster: ClusterConfig, tell: Callable[[str], None]) -> None:
-    if cause.pod and cause.pod.lines:
+    if cause.pod and (lines := without_launcher(cause.pod.lines)):
         tell(f"the last lines of {cause.pod.label}:")
-        for line in cause.pod.lines[-cluster.tail_lines :]:
+        for line in lines[-cluster.tail_lines :]:
             tell(f"  | {line}")

@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import threading
@@ -489,8 +490,16 @@ def kube_server(folder: Path) -> Iterator[tuple[KubeServer, Path]]:
         server.server_close()
 
 
-def run_processes(cluster: KubeServer, job: dict[str, Any]) -> None:
-    """Be Trainer and the kubelet: run the command once per node, with what torchrun reads from the environment."""
+def run_processes(cluster: KubeServer, job: dict[str, Any], lose_after: str = "") -> None:
+    """Be Trainer and the kubelet: run the command once per node, with what torchrun reads from the environment.
+
+    Like a Job with the back-off limit 0, all nodes are ended when one has failed.
+
+    Args:
+        cluster: gets the pods and their logs.
+        job: the TrainJob.
+        lose_after: the machine of node 1 is lost when the log of node 0 has this in it.
+    """
     trainer = job["spec"]["trainer"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -511,12 +520,28 @@ def run_processes(cluster: KubeServer, job: dict[str, Any]) -> None:
             "PET_MASTER_PORT": str(port),
         }
         process = subprocess.Popen(
-            trainer["command"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            trainer["command"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
         processes.append(process)
         threading.Thread(target=_copy, args=(cluster, name, process), daemon=True).start()
+    while any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+        if lose_after and any(lose_after in text for _, text in cluster.logs[names[0]]):
+            lose_after = ""
+            cluster.remove(names[1])
+            os.killpg(processes[1].pid, signal.SIGKILL)
+        if any(process.poll() for process in processes):
+            for process in processes:
+                process.terminate()
     codes = [process.wait() for process in processes]
-    cluster.wait_for(lambda: all("terminated" in str(cluster.pods[name]["status"]) for name in names))
+    cluster.wait_for(
+        lambda: all("terminated" in str(cluster.pods[name]["status"]) for name in names if name in cluster.pods)
+    )
     cluster.condition(job, "Failed" if any(codes) else "Complete", "JobsDone", "")
 
 
@@ -524,7 +549,9 @@ def _copy(cluster: KubeServer, name: str, process: "subprocess.Popen[str]") -> N
     assert process.stdout is not None
     for line in process.stdout:
         cluster.write(name, line.rstrip("\n"))
-    cluster.end(name, process.wait())
+    code = process.wait()
+    if name in cluster.pods:
+        cluster.end(name, code if code >= 0 else 128 - code)
 
 
 def _now(offset: float = 0.0) -> str:

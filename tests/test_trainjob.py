@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import functools
 import json
 import os
 import queue
@@ -25,7 +26,7 @@ from components.cluster.api import ApiUnavailable, KubeApi
 from components.cluster.config import ClusterConfig, variables
 from components.cluster.logs import LogFollower, Overall
 from components.cluster.manifest import build_runtime, checked
-from components.cluster.pods import Pod
+from components.cluster.pods import Pod, find_cause, without_launcher
 from components.trainjob import Work, build_trainjob, passed_on, run_trainjob
 from stabn.attention.edits import EDIT_SCHEMA
 from stabn.config import ConfigError
@@ -175,6 +176,9 @@ def test_every_setting_is_in_the_manifest() -> None:
     env = {item["name"]: item for item in trainer["env"]}
     assert env["AWS_SECRET_ACCESS_KEY"]["valueFrom"] == {"secretKeyRef": {"name": "s3", "key": "key"}}
     assert env["NCCL_DEBUG"]["value"] == "WARN"
+    (first, *_) = build_trainjob(WORK, config())["spec"]["trainer"]["env"]
+    by_default = {"name": "stabn-s3", "key": "AWS_ACCESS_KEY_ID", "optional": True}
+    assert first == {"name": "AWS_ACCESS_KEY_ID", "valueFrom": {"secretKeyRef": by_default}}
     assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["command"]) == (2, 2, list(COMMAND))
     own = build_runtime(RUNTIME, WORK.name, EVERYTHING)
     assert unknown_fields(models.TrainerV1alpha1TrainingRuntime, own, "TrainingRuntime") == []
@@ -400,6 +404,39 @@ def test_out_of_memory_is_final_and_says_what_to_change(cluster: KubeServer) -> 
     with pytest.raises(StabnError, match=r"node 0 .* was out of memory: raise STABN_TRAINJOB_MEMORY") as failed:
         run(cluster, fail)
     assert failed.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "torchrun", "code", "reason", "is_retryable"),
+    [
+        ("stabn train: m.parquet: no such file", 2, 1, "m.parquet: no such file", False),
+        ("stabn train: s3://b: no answer", 75, 1, "s3://b: no answer", True),
+        ("ValueError: too many values", 1, 1, "ended with exit code 1: ValueError: too many values", False),
+        ("[rank0]: torch.OutOfMemoryError: CUDA out of memory", 1, 1, "CUDA out of memory", False),
+        ("working", -9, 1, "was ended by SIGKILL, often for want of memory", True),
+        ("working", -6, 1, "was ended by SIGABRT", True),
+        ("stabn train: process 0: another process of the run died", 75, 1, "lost another node: process 0", True),
+        ("working", None, 143, "was ended by SIGTERM", True),
+        ("exec: torchrun: not found", None, 127, "ended with exit code 127: Error", False),
+    ],
+)
+def test_causes_are_told_apart(line: str, torchrun: int | None, code: int, reason: str, is_retryable: bool) -> None:
+    table = [] if torchrun is None else [*TORCHRUN_TABLE, f"  exitcode  : {torchrun} (pid: 5)"]
+    pod = Pod("u", "p", 0, phase="Failed", exit_code=code, reason="Error", lines=["line before", line, *table])
+    other = Pod("v", "q", 1, phase="Running", gone=True)
+    cause = find_cause([other, pod])
+    assert cause is not None and cause.pod is pod and cause.is_retryable is is_retryable
+    assert reason in cause.reason
+    assert without_launcher(pod.lines) == ["line before", line]
+
+
+def test_a_nodes_own_error_explains_more_than_that_others_lost_it() -> None:
+    lost = "stabn train: process 0: another process of the run died or did not answer in time"
+    table = [*TORCHRUN_TABLE, "  exitcode  : 75 (pid: 5)"]
+    first = Pod("u", "p", 0, phase="Failed", exit_code=1, ended_at="2026-01-01T00:00:00Z", lines=[lost, *table])
+    second = Pod("v", "q", 1, phase="Failed", exit_code=1, ended_at="2026-01-01T00:00:09Z", lines=["ValueError: seven"])
+    cause = find_cause([first, second])
+    assert cause is not None and cause.pod is second and not cause.is_retryable
 
 
 def evict(cluster: KubeServer, job: dict[str, Any]) -> None:
@@ -699,6 +736,7 @@ def test_stages_run_on_two_nodes_as_they_do_on_one(
     mlflow_uri: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The pods' commands really run, as torchrun of two nodes each, with object storage between them and the step."""
     from mlflow import MlflowClient
@@ -718,8 +756,8 @@ def test_stages_run_on_two_nodes_as_they_do_on_one(
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }.items():
         monkeypatch.setenv(name, value)
-    cluster.controllers = [run_processes]
-    text = "train.epochs=1 train.batch_size=2 finetune.epochs=1 finetune.batch_size=2 extract.fps=0"
+    cluster.controllers = [functools.partial(run_processes, lose_after="train epoch 3/"), run_processes]
+    text = "train.epochs=4 train.batch_size=2 finetune.epochs=1 finetune.batch_size=2 extract.fps=0"
     settings = resolve("mini", text)
     manifest, checkpoint = str(tmp_path / "manifest"), str(tmp_path / "checkpoint")
     folders = (str(small_dataset / "videos"), str(small_dataset / "labels"))
@@ -727,15 +765,18 @@ def test_stages_run_on_two_nodes_as_they_do_on_one(
     placement = stages.Placement(num_nodes=2)
 
     trained = stages.train(manifest, settings, s3_uri, checkpoint, placement)
-    assert len(trained.history) == 1 and set(trained.metrics) >= {"validation_top1", "train_loss"}
-    assert "--train.epochs=1" in cluster.created[0]["spec"]["trainer"]["command"]
+    assert len(trained.history) == 4 and set(trained.metrics) >= {"validation_top1", "train_loss"}
+    assert "--train.epochs=4" in cluster.created[0]["spec"]["trainer"]["command"]
+    said = capfd.readouterr().out
+    assert len(cluster.created) == 2 and "started again from its last checkpoint, 1 of at most 3" in said
+    assert "train: goes on" in said[said.index("started again") :], "nothing that was saved is trained twice"
 
     def evaluate(name: str, placement: stages.Placement) -> Any:
         arguments = (checkpoint, manifest, "validation", "as_is", str(tmp_path / name), settings, name, s3_uri)
         return stages.evaluate(*arguments, placement, checkpoint_uri=trained.best_uri)
 
     together, alone = evaluate("together", placement), evaluate("alone", stages.Placement())
-    assert len(cluster.created) == 2, "one node and no accelerator need no job"
+    assert len(cluster.created) == 3, "one node and no accelerator need no job"
     assert together.metrics == pytest.approx(alone.metrics)
     first, second = (Predictions.load(tmp_path / name) for name in ("together", "alone"))
     assert first.video_ids == second.video_ids and first.top5.tolist() == second.top5.tolist()

@@ -39,8 +39,8 @@ class ClusterConfig(Settings):
     )
     service_account: str = setting("", "service account of the nodes; empty: the runtime's")
     secrets: tuple[str, ...] = setting(
-        tuple(f"{name}={S3_SECRET}/{name}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
-        "environment variables from secrets, VARIABLE=secret/key; empty: none, as with workload identity",
+        tuple(f"{name}={S3_SECRET}/{name}?" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
+        "environment variables from secrets, VARIABLE=secret/key, with ? at the end one that may be missing",
     )
     env: tuple[str, ...] = setting((), "further environment variables, VARIABLE=value; nothing secret")
     cpu: str = setting("4", "processor cores of a node")

@@ -29,7 +29,10 @@ REMIND_SECONDS = 300.0  # after which a job that still waits says so again
 STUCK_SECONDS = 600.0  # that a container may fail to start for reasons that somebody could still mend
 SETTLE_SECONDS = 10.0  # that the pods of a failed job get to show their end
 DULL = ("Created", "Pulled", "Scheduled", "Started", "SuccessfulCreate", "SuccessfulDelete")
-ERRORS = re.compile(r"error|exception|traceback|killed|abort|out of memory|nccl warn", re.IGNORECASE)
+ERRORS = re.compile(
+    r"^stabn [\w-]+: |^process \d+: |error|exception|traceback \(|killed|abort|out of memory|nccl warn", re.IGNORECASE
+)
+NOISE = re.compile(r"distributed[./](elastic|run)|error_file|exitcode|traceback :|ChildFailedError")
 
 
 class Follower:
@@ -155,7 +158,7 @@ class Follower:
             self.say(line)
             if overall := self._overall.read(line, time.monotonic()):
                 self.say(f"TrainJob {self.name}: {overall}")
-        elif ERRORS.search(line):
+        elif ERRORS.search(line) and not NOISE.search(line):
             self.say(f"node {index}: {line}")
 
     def _judge_time(self, suspended: dict[str, Any] | None) -> Cause | None:

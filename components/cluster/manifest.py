@@ -179,8 +179,9 @@ def _environment(work: Work, cluster: ClusterConfig) -> list[dict[str, Any]]:
     entries: dict[str, dict[str, Any]] = {name: {"name": name, "value": value} for name, value in values.items()}
     for item in cluster.secrets:
         name, _, reference = item.partition("=")
-        secret, _, key = reference.partition("/")
-        entries[name] = {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+        secret, _, key = reference.removesuffix("?").partition("/")
+        optional = {"optional": True} if reference.endswith("?") else {}
+        entries[name] = {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, **optional}}}
     return [entries[name] for name in sorted(entries)]
 
 
@@ -196,7 +197,7 @@ def _patch(cluster: ClusterConfig, labels: dict[str, str]) -> dict[str, Any]:
     user = {"runAsUser": cluster.run_as_user} if cluster.run_as_user else {}
     folders = {
         "dshm": ("/dev/shm", {"medium": "Memory", "sizeLimit": cluster.shm_size}),
-        "home": (HOME, {"sizeLimit": "1Gi"}),
+        "home": (HOME, {}),  # as large as the runtime says
         "tmp": ("/tmp", {"sizeLimit": cluster.tmp_size}),
     }
     pod: dict[str, Any] = {

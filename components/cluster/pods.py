@@ -1,6 +1,7 @@
 """What a pod of a job says of itself, and which pod's end explains the end of the job."""
 
 import re
+import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +27,10 @@ EXIT_CODE = re.compile(r"exitcode\s*:\s*(-?\d+)")  # in torchrun's table of fail
 OWN_ERROR = re.compile(r"^(?:\[\w+\]:\s*)?(?:stabn [\w-]+|process \d+): (?P<text>.+)")
 PYTHON_ERROR = re.compile(r"^(?:\[\w+\]:\s*)?(?P<text>(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt)\b.*)")
 LAUNCHER_ERROR = ("ChildFailedError", "SignalException")
+LAUNCHER = re.compile(r"torch/distributed/(elastic|launcher|run\.py)|bin/torchrun")
 LOST = re.compile(
     r"connection (closed|reset|refused)|connectionreset|broken pipe|lost another process|remote process exited"
+    r"|another process of the run died"
     r"|dist(network|backend|store)error|timed out after \d+|socket timeout|rendezvous\w*(error|timeout)",
     re.IGNORECASE,
 )
@@ -174,12 +177,14 @@ def _judge(pod: Pod) -> tuple[int, str, bool]:
         return 6, "was removed while it ran; its machine was lost, or somebody deleted it", True
     if StabnError.exit_code in codes and said:
         return 1, said, False
+    if LOST.search(said) or (not said and any(LOST.search(line) for line in pod.lines[-100:])):
+        return 5, f"lost another node: {said}", True
     if RetryableError.exit_code in codes:
         return 3, said or f"ended with exit code {RetryableError.exit_code}: may pass by itself", True
-    if any(LOST.search(line) for line in pod.lines[-100:]):
-        return 5, f"lost the connection to another node: {said}", True
-    if pod.exit_code in (KILLED, TERMINATED) or any(code < 0 for code in codes):
-        return 4, f"was killed (exit code {min(codes)}), often for want of memory on its machine", True
+    killed = [-code for code in codes if code < 0] + [code - 128 for code in codes if code in (KILLED, TERMINATED)]
+    if killed:
+        hint = ", often for want of memory on its machine" if signal.SIGKILL in killed else ""
+        return 4, f"was ended by {signal.Signals(killed[0]).name}{hint}", True
     if said:
         return 4, f"ended with exit code {pod.exit_code}: {said}", False
     return 4, f"ended with exit code {pod.exit_code}: {pod.reason} {pod.message}", False
@@ -193,3 +198,12 @@ def error_line(lines: Sequence[str]) -> str:
             if match and not any(name in match["text"] for name in LAUNCHER_ERROR):
                 return match["text"]
     return ""
+
+
+def without_launcher(lines: Sequence[str]) -> list[str]:
+    """Return a log without what torchrun itself says of a failure at its end: half a page that holds no reason."""
+    ends = [i for i, line in enumerate(lines) if any(name in line for name in LAUNCHER_ERROR)]
+    if ends:
+        starts = [i for i in range(ends[-1]) if lines[i].startswith("Traceback ")]
+        lines = lines[: starts[-1] if starts else ends[-1]]
+    return [line for line in lines if not LAUNCHER.search(line)]
