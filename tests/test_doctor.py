@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from components.doctor import PERMISSIONS, Places, examine
+from components.doctor import Places, examine
+from components.doctor.cluster import PERMISSIONS
 from stabn.cli import main
 from stabn.local_services import LocalStore
 

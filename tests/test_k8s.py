@@ -11,7 +11,7 @@ import pytest
 import yaml
 from kubeflow_trainer_api import models
 
-from components.doctor import PERMISSIONS
+from components.doctor.cluster import PERMISSIONS
 
 ROOT = Path(__file__).parent.parent
 OVERLAYS = ("local", "gpu", "ci")
