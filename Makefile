@@ -2,12 +2,20 @@
 # make test   set up, then run the tests
 # On the open internet a CPU-only machine takes PyTorch from its own index:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# make images TORCH=cpu IMAGE_TAG=1.0    container images, with docker, podman or buildah; see docs/images.md
 PYTHON ?= python3.11
 TORCH_INDEX ?=
 DEMO_DIR ?= demo
 BIN := .venv/bin
+ENGINE ?= $(firstword $(foreach name,docker podman buildah,$(if $(shell command -v $(name)),$(name))))
+IMAGES ?= data trainer editor services
+IMAGE_PREFIX ?= stabn-
+IMAGE_TAG ?= latest
+BASE_IMAGE ?=
+TORCH ?= cuda
+IMAGE_FLAGS ?=
 
-.PHONY: setup demo test lint format compile constraints clean
+.PHONY: setup demo test lint format compile images constraints clean
 
 setup: .venv/installed
 
@@ -37,6 +45,16 @@ format: setup
 
 compile: setup
 	$(BIN)/python -m pipelines compile --output build/pipelines
+
+images:
+	@test -n "$(ENGINE)" || { echo "none of docker, podman and buildah is installed; with another one: make images ENGINE=..."; exit 1; }
+	@for role in $(IMAGES); do \
+	  echo "Building $(IMAGE_PREFIX)$$role:$(IMAGE_TAG) with $(ENGINE) ..."; \
+	  torch=; test $$role != trainer || torch="--build-arg TORCH=$(TORCH)"; \
+	  $(ENGINE) build --file images/$$role.Dockerfile --tag $(IMAGE_PREFIX)$$role:$(IMAGE_TAG) $$torch \
+	    $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
+	    --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(IMAGE_FLAGS) . || exit 1; \
+	done
 
 constraints: setup
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.partial

@@ -1,0 +1,160 @@
+"""The doctor's checks of the Kubernetes cluster: the API, Kubeflow Trainer, permissions, accelerators."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from components.doctor.places import TIMEOUT_SECONDS, Places, Skipped, Wrong, short
+
+GROUP, VERSION = "trainer.kubeflow.org", "v1alpha1"
+# Exactly what a pipeline's step does, as in the role stabn-pipeline of k8s/base/rbac.yaml: (group, resource, verbs).
+PERMISSIONS = (
+    (GROUP, "trainjobs", ("get", "list", "watch", "create", "delete")),
+    (GROUP, "trainingruntimes", ("get", "create", "patch", "delete")),
+    ("", "pods", ("get", "list", "watch")),
+    ("", "pods/log", ("get",)),
+    ("", "events", ("list", "watch")),
+)
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+NO_CLUSTER = "neither in a cluster nor KUBECONFIG set"
+
+
+def check_kubernetes(places: Places) -> str:
+    """Reach the API server."""
+    with _kubernetes(places) as (client, namespace):
+        from kubernetes.client import VersionApi
+
+        return f"{client.configuration.host}: {VersionApi(client).get_code().git_version}, namespace {namespace}"
+
+
+def check_trainer(places: Places) -> str:
+    """Find Kubeflow Trainer, new enough, and the runtime that the jobs build on."""
+    with _kubernetes(places) as (client, namespace):
+        kinds = _read(client, f"/apis/{GROUP}/{VERSION}")
+        if kinds is None or "trainjobs" not in {item["name"] for item in kinds["resources"]}:
+            raise Wrong(f"no {GROUP}/{VERSION} TrainJob here: install Kubeflow Trainer (docs/install.md, step 3)")
+        schema = _read(client, f"/openapi/v3/apis/{GROUP}/{VERSION}")
+        if schema is not None and "runtimePatches" not in json.dumps(schema):
+            raise Wrong(f"{GROUP}/{VERSION} has no runtimePatches: upgrade Kubeflow Trainer to 2.2 or later")
+        path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/trainingruntimes/{places.runtime}"
+        runtime = _read(client, path)
+        if runtime is None:
+            raise Wrong(f"no TrainingRuntime {places.runtime} in namespace {namespace}: kubectl apply -k an overlay")
+        jobs = {item["name"]: item for item in runtime["spec"]["template"]["spec"]["replicatedJobs"]}
+        pod = jobs["node"]["template"]["spec"]["template"]["spec"] if "node" in jobs else {"containers": []}
+        if "node" not in {item["name"] for item in pod["containers"]} or "torch" not in runtime["spec"]["mlPolicy"]:
+            raise Wrong(
+                f"TrainingRuntime {places.runtime}: needs the policy torch and a replicated job `node` with a "
+                "container `node`; apply k8s/base again"
+            )
+        return f"{GROUP}/{VERSION} with TrainingRuntime {places.runtime} in namespace {namespace}"
+
+
+def check_permissions(places: Places) -> str:
+    """Ask whether each call that a step makes would be allowed."""
+    with _kubernetes(places) as (client, namespace):
+        from kubernetes import client as kube
+
+        api, missing, count = kube.AuthorizationV1Api(client), [], 0
+        for group, resource, verbs in PERMISSIONS:
+            name, _, part = resource.partition("/")
+            for verb in verbs:
+                wanted = kube.V1ResourceAttributes(
+                    namespace=namespace, verb=verb, group=group, resource=name, subresource=part or None
+                )
+                review = kube.V1SelfSubjectAccessReview(
+                    spec=kube.V1SelfSubjectAccessReviewSpec(resource_attributes=wanted)
+                )
+                answer = api.create_self_subject_access_review(review, _request_timeout=TIMEOUT_SECONDS)
+                missing += [] if answer.status.allowed else [f"{verb} {resource}"]
+                count += 1
+        if missing:
+            raise Wrong(
+                f"may not {', '.join(missing)} in namespace {namespace}: bind the role stabn-pipeline "
+                "(k8s/base/rbac.yaml) to this service account"
+            )
+        return f"all {count} that a step needs in namespace {namespace}"
+
+
+def check_gpu_nodes(places: Places) -> str:
+    """Count the accelerators of the cluster's nodes."""
+    with _kubernetes(places) as (client, _):
+        from kubernetes.client.exceptions import ApiException
+
+        try:
+            nodes = _read(client, "/api/v1/nodes")
+        except ApiException as error:
+            if error.status != 403:
+                raise
+            raise Skipped("may not list nodes, which a step need not; ask with an administrator's kubeconfig") from None
+        counts = [int(n["status"].get("allocatable", {}).get(places.accelerator, 0)) for n in (nodes or {})["items"]]
+        if not any(counts):
+            raise Skipped(
+                f"no node offers {places.accelerator}: for GPUs install the device plugin; else train on the CPU"
+            )
+        return f"{sum(counts)} {places.accelerator} on {sum(map(bool, counts))} of {len(counts)} nodes"
+
+
+@contextlib.contextmanager
+def _kubernetes(places: Places) -> Iterator[tuple[Any, str]]:
+    """Yield an API client and the namespace; what goes wrong meanwhile becomes one line with a remedy.
+
+    Raises:
+        Skipped: there is no cluster to speak to.
+    """
+    in_cluster, path = bool(os.environ.get("KUBERNETES_SERVICE_HOST")), os.environ.get("KUBECONFIG", "")
+    if not in_cluster and not path:
+        raise Skipped(NO_CLUSTER)
+    try:
+        from kubernetes import client as kube
+        from kubernetes import config
+        from kubernetes.client.exceptions import ApiException
+    except ImportError:
+        raise Wrong("the package kubernetes is not installed: pip install 'stabn[pipelines]'") from None
+    from urllib3.exceptions import HTTPError
+
+    settings, own = kube.Configuration(), "default"
+    try:
+        if in_cluster:
+            config.load_incluster_config(settings)
+            own = NAMESPACE_FILE.read_text().strip()
+        else:
+            config.load_kube_config(path, client_configuration=settings)
+            own = config.list_kube_config_contexts(path)[1]["context"].get("namespace") or own
+    except (config.ConfigException, OSError) as error:
+        raise Wrong(f"{path or 'service account'}: {error}; give a kubeconfig with a current context") from None
+    settings.retries = 0
+    try:
+        with kube.ApiClient(settings) as client:
+            yield client, places.namespace or own
+    except ApiException as error:
+        remedy = {401: "renew the token or log in again", 403: "bind the role stabn-pipeline of k8s/base/rbac.yaml"}
+        said = json.loads(error.body)["message"] if str(error.body).startswith("{") else error.reason
+        raise Wrong(
+            f"{settings.host}: {error.status} {said}; {remedy.get(error.status, 'look at the API server')}"
+        ) from None
+    except (HTTPError, OSError) as error:
+        raise Wrong(f"{settings.host}: {short(error)}; is the address right, and does a firewall allow it?") from None
+
+
+def _read(client: Any, path: str) -> dict[str, Any] | None:
+    """Return what the API has under a path; None: nothing."""
+    from kubernetes.client.exceptions import ApiException
+
+    try:
+        return client.call_api(  # type: ignore[no-any-return]
+            path,
+            "GET",
+            header_params={"Accept": "application/json"},
+            auth_settings=["BearerToken"],
+            response_type="object",
+            _return_http_data_only=True,
+            _request_timeout=TIMEOUT_SECONDS,
+        )
+    except ApiException as error:
+        if error.status == 404:
+            return None
+        raise
