@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 DEMO_DIR ?= demo
 BIN := .venv/bin
 
-.PHONY: setup demo test lint format compile constraints clean
+.PHONY: setup demo test lint format compile golden test-cluster constraints clean
 
 setup: .venv/installed
 
@@ -37,6 +37,14 @@ format: setup
 
 compile: setup
 	$(BIN)/python -m pipelines compile --output build/pipelines
+
+# The compiled pipelines as they are checked in; a test compares them.
+golden: setup
+	$(BIN)/python -m pipelines compile --output tests/golden --data-image stabn-data:1.0 --trainer-image stabn-trainer:1.0
+
+# End to end on the cluster of the kubeconfig: skipped, with the reason, without one.
+test-cluster: setup
+	$(BIN)/python -m pytest tests/cluster -rs -s
 
 constraints: setup
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.partial

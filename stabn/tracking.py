@@ -224,6 +224,27 @@ def end_parent(status: str) -> None:
                 client.set_terminated(parent, status)
 
 
+class Stage(NamedTuple):
+    """What MLflow keeps of one stage of a pipeline run: `evaluate/before`, its run's id, newest metrics and tags."""
+
+    key: str
+    run_id: str
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+def stages_of(pipeline_run: str) -> list[Stage]:
+    """Return the stages that a pipeline run has recorded so far, earliest first; none without tracking."""
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return []
+    _check_name(pipeline_run, "run id")
+    with _start_errors():
+        client = _client()
+        found = _search(client, _experiment(client), f"tags.`{RUN_ID}` = '{pipeline_run}'")
+    stages = ((run.info.run_id, run.data.metrics, run.data.tags) for run in found if STAGE_KEY in run.data.tags)
+    return [Stage(tags[STAGE_KEY], run_id, dict(metrics), dict(tags)) for run_id, metrics, tags in stages]
+
+
 def compare_link(run_ids: Sequence[str]) -> str:
     """Return the address of MLflow's page that puts runs side by side; empty without a server."""
     base = _ui_url()
@@ -443,12 +464,12 @@ def _common_tags() -> dict[str, str]:
     return {
         PIPELINE: os.environ.get("STABN_PIPELINE", ""),
         RUN_ID: os.environ.get("STABN_RUN_ID", ""),
-        COMMIT: os.environ.get("STABN_GIT_COMMIT") or _git_commit(),
+        COMMIT: os.environ.get("STABN_GIT_COMMIT") or git_commit(),
         IMAGE: os.environ.get("STABN_IMAGE", ""),
     }
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     """Return the commit of the checkout this code runs from, with `-dirty` if it was changed; "" if it is none."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():

@@ -44,7 +44,7 @@ def promote(
     after_path: str | Path,
     checkpoint_uri: str,
     model_name: str,
-    config: PromoteConfig = PromoteConfig(),
+    config: PromoteConfig | None = None,
     evaluate_champion: Evaluate | None = None,
 ) -> Promotion:
     """Register the fine-tuned network, and move the alias `champion` to it only when it wins.
@@ -57,13 +57,14 @@ def promote(
         after_path: validation predictions after.
         checkpoint_uri: the fine-tuned network; the registry keeps this URI.
         model_name: name in the registry; empty: register nothing.
-        config: what winning means.
+        config: what winning means; None: the defaults.
         evaluate_champion: called with the champion's URI and a path to write its predictions on these videos to, when
             no former ones fit; None: that is an error.
 
     Raises:
         PromoteError: the champion was never evaluated on these videos, and cannot be here.
     """
+    config = config or PromoteConfig()
     before, after = Predictions.load(before_path), Predictions.load(after_path)
     inputs = {"checkpoint": after.metadata["checkpoint_fingerprint"], "dataset": after.metadata["manifest_fingerprint"]}
     with stage_run("promote", settings=dataclasses.asdict(config), inputs=inputs) as run:
