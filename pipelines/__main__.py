@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from pipelines.baseline import baseline
+from pipelines.bridge import make_bridge
 from pipelines.build import DEFINITIONS, compile_all
 from pipelines.finetune import finetune
 from pipelines.full import full
@@ -99,6 +100,12 @@ def _schedule(args: argparse.Namespace) -> None:
         schedule(_request(args, folder), name=args.name, cron=args.cron, hours=args.every_hours)
 
 
+def _bridge(args: argparse.Namespace) -> None:
+    server = make_bridge(args.repository, args.host, args.port, args.api)
+    print(f"bridge to {args.repository} on port {server.server_address[1]}", flush=True)
+    server.serve_forever()
+
+
 def _add_compile_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("fixed when compiling")
     group.add_argument("--settings", type=Path, metavar="FILE", help="YAML of pipelines/resources.py's CompileSettings")
@@ -152,6 +159,12 @@ def _parser() -> argparse.ArgumentParser:
     scheduling.add_argument("--cron", default="", metavar="FIELDS", help="six fields, seconds first: '0 0 3 * * *'")
     scheduling.add_argument("--every-hours", type=float, default=0.0, metavar="X", help="instead of --cron")
     scheduling.set_defaults(action=_schedule)
+    bridging = commands.add_parser("bridge", help="pass the editor's finished rounds on to GitHub")
+    bridging.add_argument("--repository", required=True, metavar="OWNER/NAME")
+    bridging.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
+    bridging.add_argument("--port", type=int, default=8020, help="default: %(default)s")
+    bridging.add_argument("--api", default="https://api.github.com", metavar="URL", help="default: %(default)s")
+    bridging.set_defaults(action=_bridge)
     return parser
 
 
