@@ -5,18 +5,19 @@ from stabn.tracking import Stage, compare_link, stages_of
 ROWS = (("before", "before"), ("after", "after"), ("control", "control (gamma 0)"))
 
 
-def summary(run_id: str, link: str, state: str = "") -> str:
+def summary(run_id: str, link: str, state: str = "", experiment: str = "") -> str:
     """Return the outcome of a run as Markdown, for people and for a CI job's page.
 
     Args:
         run_id: the run in KFP.
         link: its page there.
         state: how it ended; empty: it has not.
+        experiment: where in MLflow its stages are; empty: in the usual one.
 
     Raises:
         RetryableError: MLflow does not answer.
     """
-    stages = {stage.key: stage for stage in stages_of(run_id)}
+    stages = {stage.key: stage for stage in stages_of(run_id, experiment)}
     lines = [f"**Run {state.lower() or 'started'}**: {link}", ""]
     evaluations = {name: _evaluation(stages, name) for name, _ in ROWS}
     rows = [(title, evaluations[name]) for name, title in ROWS]

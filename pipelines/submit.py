@@ -85,7 +85,7 @@ def submit(
         state = "FAILED"
         raise
     finally:
-        text = _outcome(run.run_id, link, state)
+        text = _outcome(run.run_id, link, state, request.settings.experiment)
         print(text)
         if summary_path:
             with summary_path.open("a") as file:
@@ -140,9 +140,9 @@ def _run_name(request: Request, prepared: _Prepared) -> str:
     return " ".join([*about, prepared.version[2], fingerprint(prepared.parameters)[:8]])[:MAX_NAME]
 
 
-def _outcome(run_id: str, link: str, state: str) -> str:
+def _outcome(run_id: str, link: str, state: str, experiment: str) -> str:
     """Return the summary; where MLflow cannot be read from here it says so, as the run itself is another matter."""
     try:
-        return summary(run_id, link, state)
+        return summary(run_id, link, state, experiment)
     except StabnError as error:
         return f"**Run {state.lower() or 'started'}**: {link}\n\nNo table: {error}\n"

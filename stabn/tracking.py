@@ -233,14 +233,23 @@ class Stage(NamedTuple):
     tags: dict[str, str]
 
 
-def stages_of(pipeline_run: str) -> list[Stage]:
-    """Return the stages that a pipeline run has recorded so far, earliest first; none without tracking."""
+def stages_of(pipeline_run: str, experiment: str = "") -> list[Stage]:
+    """Return the stages that a pipeline run has recorded so far, earliest first; none without tracking.
+
+    Args:
+        pipeline_run: what STABN_RUN_ID was for its stages.
+        experiment: what STABN_EXPERIMENT was for them; empty: what it is here.
+    """
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return []
     _check_name(pipeline_run, "run id")
     with _start_errors():
         client = _client()
-        found = _search(client, _experiment(client), f"tags.`{RUN_ID}` = '{pipeline_run}'")
+        named = client.get_experiment_by_name(experiment) if experiment else None
+        if experiment and named is None:
+            return []
+        where = named.experiment_id if named else _experiment(client)
+        found = _search(client, where, f"tags.`{RUN_ID}` = '{pipeline_run}'")
     stages = ((run.info.run_id, run.data.metrics, run.data.tags) for run in found if STAGE_KEY in run.data.tags)
     return [Stage(tags[STAGE_KEY], run_id, dict(metrics), dict(tags)) for run_id, metrics, tags in stages]
 

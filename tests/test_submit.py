@@ -203,14 +203,17 @@ def test_the_summary_has_the_table_the_decision_and_the_links(
     (made,) = kfp.runs.values()
     made["state"] = "RUNNING"
     monkeypatch.setenv("STABN_RUN_ID", made["run_id"])
+    monkeypatch.setenv("STABN_EXPERIMENT", "night")
     for name, top1 in (("before", 0.5), ("after", 0.625), ("control", 0.51)):
         with stage_run(f"evaluate/{name}/validation/as_is", settings={}, inputs={}) as stage:
             stage.log_metrics({"top1": top1, "top5": 0.9})
     with stage_run("promote", settings={}, inputs={}) as stage:
         stage.set_tags({"promoted": "False", "reason": "Not better by more than noise."})
     monkeypatch.setenv("STABN_MLFLOW_UI_URL", "https://mlflow.example")
+    monkeypatch.delenv("STABN_EXPERIMENT")
+    (tmp_path / "settings.yaml").write_text("experiment: night\n")
     path = tmp_path / "summary.md"
-    assert submit("--once", "--wait", "--summary", str(path)) == 0
+    assert submit("--once", "--wait", "--summary", str(path), "--settings", str(tmp_path / "settings.yaml")) == 0
     text = path.read_text()
     assert "| before | 50.0 | 90.0 |" in text and "| after | 62.5 | 90.0 |" in text
     assert "| control (gamma 0) | 51.0 | 90.0 |" in text
