@@ -9,7 +9,7 @@ from components.images import DATA_IMAGE
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
 def plan_parts(videos_uri: str, labels_uri: str, dataset_version: str, num_parts: int) -> NamedTuple(
-    "Outputs", [("parts", list[str]), ("dataset_fingerprint", str)]
+    "Outputs", [("Output", list[str]), ("dataset_fingerprint", str)]
 ):
     """Look at the dataset, and name the parts that its extraction is shared out to: 1/n to n/n.
 
@@ -22,7 +22,7 @@ def plan_parts(videos_uri: str, labels_uri: str, dataset_version: str, num_parts
         num_parts: How many parts, each a pod of its own.
 
     Returns:
-        parts: The parts.
+        Output: The parts; the only name that KFP's local runner loops over.
         dataset_fingerprint: Names the content of the videos and the labels.
     """
     from stabn.data.frames import part_names

@@ -51,7 +51,7 @@ def train_and_select(
     )
     planned.set_display_name("look at the dataset").set_caching_options(False)
     dataset["dataset_version"] = planned.outputs["dataset_fingerprint"]
-    with dsl.ParallelFor(planned.outputs["parts"], name="parts") as part:
+    with dsl.ParallelFor(planned.outputs["Output"], name="parts") as part:
         done = configure(extract_frames(part=part, **dataset, **settings), "extract")
         done.set_display_name("extract frames")
     extracted = configure(merge_frames(parts=dsl.Collected(done.output), **dataset, **settings), "merge")
