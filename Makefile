@@ -15,7 +15,7 @@ BASE_IMAGE ?=
 TORCH ?= cuda
 IMAGE_FLAGS ?=
 
-.PHONY: setup demo test lint format compile images constraints clean
+.PHONY: setup demo test test-cluster lint format compile golden images constraints clean
 
 setup: .venv/installed
 
@@ -55,6 +55,14 @@ images:
 	    $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
 	    --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(IMAGE_FLAGS) . || exit 1; \
 	done
+
+# The compiled pipelines as they are checked in; a test compares them.
+golden: setup
+	$(BIN)/python -m pipelines compile --output tests/golden --data-image stabn-data:1.0 --trainer-image stabn-trainer:1.0
+
+# End to end on the cluster of the kubeconfig: skipped, with the reason, without one.
+test-cluster: setup
+	$(BIN)/python -m pytest tests/cluster -rs -s
 
 constraints: setup
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.partial

@@ -12,6 +12,7 @@ from components.extract_frames import extract_frames, merge_frames, plan_parts
 from components.select_classes import select_classes
 from components.train import train
 from pipelines.cluster import on_nodes
+from pipelines.resources import configure
 from pipelines.settings import default, describe
 
 
@@ -41,13 +42,24 @@ def train_and_select(
         "videos_uri": videos_uri,
         "labels_uri": labels_uri,
         "storage_uri": storage_uri,
-        "dataset_version": dataset_version,
     }
-    with dsl.ParallelFor(plan_parts(num_parts=extract_parts).output, name="parts") as part:
-        done = extract_frames(part=part, **dataset, **settings)
-    extracted = merge_frames(parts=dsl.Collected(done.output), **dataset, **settings)
+    planned = configure(
+        plan_parts(
+            videos_uri=videos_uri, labels_uri=labels_uri, dataset_version=dataset_version, num_parts=extract_parts
+        ),
+        "plan",
+    )
+    planned.set_display_name("look at the dataset").set_caching_options(False)
+    dataset["dataset_version"] = planned.outputs["dataset_fingerprint"]
+    with dsl.ParallelFor(planned.outputs["Output"], name="parts") as part:
+        done = configure(extract_frames(part=part, **dataset, **settings), "extract")
+        done.set_display_name("extract frames")
+    extracted = configure(merge_frames(parts=dsl.Collected(done.output), **dataset, **settings), "merge")
+    extracted.set_display_name("merge into one manifest")
     manifest = extracted.outputs["manifest"]
-    trained = on_nodes(train, placement, manifest=manifest, storage_uri=storage_uri, **settings)
+    trained = configure(
+        on_nodes(train, placement, manifest=manifest, storage_uri=storage_uri, **settings), "train"
+    ).set_display_name("train")
     predictions = {}
     for split in ("train", "validation"):
         evaluated = on_nodes(
@@ -61,15 +73,16 @@ def train_and_select(
             storage_uri=storage_uri,
             **settings,
         )
-        evaluated.set_display_name(f"evaluate on {split}")
+        configure(evaluated, "evaluate").set_display_name(f"evaluate on {split}")
         predictions[f"{split}_predictions"] = evaluated.outputs["predictions"]
     selected = select_classes(threshold=select_threshold, max_classes=select_max_classes, **settings, **predictions)
+    configure(selected, "select").set_display_name("select classes")
     return TrainedTasks(extracted, trained, selected)
 
 
 def export(tasks: TrainedTasks, storage_uri: str, preset: str, overrides: str) -> PipelineTask:
     """Add export-attention of the selected videos to the pipeline being defined."""
-    return export_attention(
+    exported = export_attention(
         checkpoint=tasks.train.outputs["checkpoint"],
         manifest=tasks.extract.outputs["manifest"],
         selection=tasks.select.outputs["selection"],
@@ -77,12 +90,13 @@ def export(tasks: TrainedTasks, storage_uri: str, preset: str, overrides: str) -
         preset=preset,
         overrides=overrides,
     )
+    return configure(exported, "export").set_display_name("export attention")
 
 
-def _baseline(
-    videos_uri: str,
-    labels_uri: str,
-    storage_uri: str,
+def define_baseline(
+    videos_uri: str = "",
+    labels_uri: str = "",
+    storage_uri: str = "",
     preset: str = "ssv2_r50_32",
     overrides: str = "",
     dataset_version: str = "",
@@ -110,4 +124,4 @@ def _baseline(
         export(tasks, storage_uri, preset, overrides)
 
 
-baseline = dsl.pipeline(name="st-abn-baseline", display_name="ST-ABN baseline")(describe(_baseline))
+baseline = dsl.pipeline(name="st-abn-baseline", display_name="ST-ABN baseline")(describe(define_baseline))

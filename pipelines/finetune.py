@@ -12,6 +12,7 @@ from components.finetune import finetune as finetune_component
 from components.promote import promote
 from components.report import report
 from pipelines.cluster import on_nodes
+from pipelines.resources import configure
 from pipelines.settings import default, describe
 
 
@@ -22,6 +23,7 @@ def finetune_and_report(
     overrides: str,
     gamma: float,
     model_name: str,
+    promotion: Mapping[str, Any],
     placement: Mapping[str, Any],
 ) -> PipelineTask:
     """Add the stages that follow import-edits to the pipeline being defined."""
@@ -39,7 +41,7 @@ def finetune_and_report(
             name="finetune" if name == "after" else "finetune-control",
             **settings,
         )
-        tuned.set_display_name("finetune" if name == "after" else "finetune, control (gamma 0)")
+        configure(tuned, "finetune").set_display_name("finetune" if name == "after" else "finetune, control (gamma 0)")
         checkpoints[name] = tuned.outputs["finetuned"]
     predictions = {}
     for name, attention in (
@@ -61,7 +63,9 @@ def finetune_and_report(
             **settings,
         )
         inverted = attention != "as_is"
-        evaluated.set_display_name(f"evaluate {name}" + (", spatial attention inverted" if inverted else ""))
+        configure(evaluated, "evaluate").set_display_name(
+            f"evaluate {name}" + (", spatial attention inverted" if inverted else "")
+        )
         predictions[f"{name}_inverted" if inverted else name] = evaluated.outputs["predictions"]
     reported = report(
         **predictions,
@@ -70,28 +74,43 @@ def finetune_and_report(
         selection=imported.outputs["selection"],
         edits=imported.outputs["edits"],
     )
-    promote(
-        before=predictions["before"], after=predictions["after"], checkpoint=checkpoints["after"], model_name=model_name
+    configure(reported, "report").set_display_name("report")
+    promoted = on_nodes(
+        promote,
+        placement,
+        before=predictions["before"],
+        after=predictions["after"],
+        checkpoint=checkpoints["after"],
+        manifest=manifest,
+        model_name=model_name,
+        metric=promotion["metric"],
+        max_class_drop=promotion["max_class_drop"],
+        storage_uri=storage_uri,
+        **settings,
     )
+    configure(promoted, "promote").set_display_name("promote").set_caching_options(False)
     return reported
 
 
-def _finetune(
-    round_uri: str,
-    storage_uri: str,
+def define_finetune(
+    round_uri: str = "",
+    storage_uri: str = "",
     preset: str = "ssv2_r50_32",
     overrides: str = "",
     finetune_gamma: float = default("finetune.gamma"),
     model_name: str = "st-abn",
+    promote_metric: str = default("promote.metric"),
+    promote_max_class_drop: float = default("promote.max_class_drop"),
     num_nodes: int = 1,
     procs_per_node: int = 1,
     accelerator: str = "",
 ):
     """Fine-tune ST-ABN with a round's corrections and compare it with itself before, and with a control run."""
     imported = import_edits(round_uri=round_uri, edits_fingerprint="")
-    imported.set_caching_options(False)
+    configure(imported, "import").set_display_name("import edits").set_caching_options(False)
+    promotion = {"metric": promote_metric, "max_class_drop": promote_max_class_drop}
     placement = {"num_nodes": num_nodes, "procs_per_node": procs_per_node, "accelerator": accelerator}
-    finetune_and_report(imported, storage_uri, preset, overrides, finetune_gamma, model_name, placement)
+    finetune_and_report(imported, storage_uri, preset, overrides, finetune_gamma, model_name, promotion, placement)
 
 
-finetune = dsl.pipeline(name="st-abn-finetune", display_name="ST-ABN fine-tuning")(describe(_finetune))
+finetune = dsl.pipeline(name="st-abn-finetune", display_name="ST-ABN fine-tuning")(describe(define_finetune))

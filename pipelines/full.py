@@ -5,13 +5,14 @@ from kfp import dsl
 from components.edits import edits, import_edits
 from pipelines.baseline import export, train_and_select
 from pipelines.finetune import finetune_and_report
+from pipelines.resources import configure
 from pipelines.settings import default, describe
 
 
-def _full(
-    videos_uri: str,
-    labels_uri: str,
-    storage_uri: str,
+def define_full(
+    videos_uri: str = "",
+    labels_uri: str = "",
+    storage_uri: str = "",
     preset: str = "ssv2_r50_32",
     overrides: str = "",
     dataset_version: str = "",
@@ -24,6 +25,8 @@ def _full(
     edit_timeout_hours: float = 168.0,
     finetune_gamma: float = default("finetune.gamma"),
     model_name: str = "st-abn",
+    promote_metric: str = default("promote.metric"),
+    promote_max_class_drop: float = default("promote.max_class_drop"),
     num_nodes: int = 1,
     procs_per_node: int = 1,
     accelerator: str = "",
@@ -51,11 +54,13 @@ def _full(
             min_share=edit_min_share,
             timeout_hours=edit_timeout_hours,
         )
-        edited.set_caching_options(False)
+        configure(edited, "edits").set_display_name("wait for edits").set_caching_options(False)
         imported = import_edits(
             round_uri=edited.outputs["edited_round_uri"], edits_fingerprint=edited.outputs["edits_fingerprint"]
         )
-        finetune_and_report(imported, storage_uri, preset, overrides, finetune_gamma, model_name, placement)
+        configure(imported, "import").set_display_name("import edits")
+        promotion = {"metric": promote_metric, "max_class_drop": promote_max_class_drop}
+        finetune_and_report(imported, storage_uri, preset, overrides, finetune_gamma, model_name, promotion, placement)
 
 
-full = dsl.pipeline(name="st-abn-full", display_name="ST-ABN, the whole job")(describe(_full))
+full = dsl.pipeline(name="st-abn-full", display_name="ST-ABN, the whole job")(describe(define_full))

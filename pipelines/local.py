@@ -9,6 +9,7 @@ from typing import Any
 from kfp import local
 from kfp.dsl.base_component import BaseComponent
 
+from pipelines.settings import NEEDED
 from stabn.errors import StabnError
 
 SOURCES = Path(__file__).resolve().parent.parent
@@ -59,7 +60,7 @@ def parse_parameters(pipeline: BaseComponent, texts: Mapping[str, str]) -> dict[
     unknown = set(texts) - set(inputs)
     if unknown:
         raise StabnError(f"{pipeline.name}: no parameter {', '.join(sorted(unknown))}; it has {', '.join(inputs)}")
-    missing = [name for name, item in inputs.items() if not item.optional and name not in texts]
+    missing = [name for name in inputs if name in NEEDED and not texts.get(name)]
     if missing:
         raise StabnError(f"{pipeline.name}: give --param {'=… --param '.join(missing)}=…")
     kinds = {"NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "Integer": int, "Float": float}

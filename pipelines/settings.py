@@ -12,7 +12,7 @@ DESCRIPTIONS = {
     "storage_uri": "s3:// prefix that keeps frames, checkpoints and editing rounds.",
     "preset": "Named settings: ssv2_r50_32, ssv2_r50_32x2, ssv2_r101_32, ssv2_r101_32x2, baseline_..., mini.",
     "overrides": "Settings that differ from the preset, such as: train.epochs=20 data.workers=8.",
-    "dataset_version": "Change it when the videos or labels change, so that cached frames are not used.",
+    "dataset_version": "Part of the dataset's fingerprint, which otherwise is that of its files; usually empty.",
     "extract_parts": "Pods that extract frames at the same time, each with its share of the videos.",
     "num_nodes": "Nodes that train and evaluate together; 1: the step itself, or with an accelerator one TrainJob.",
     "procs_per_node": "Processes of each node, one per accelerator.",
@@ -24,6 +24,10 @@ DESCRIPTIONS = {
     "edit_timeout_hours": "With people: hours to wait at most.",
     "model_name": "Name in MLflow's model registry whose alias champion may move; empty: register nothing.",
 }
+
+
+# Places without which a run makes no sense. The form shows them empty, or as an installation sets them when compiling.
+NEEDED = ("videos_uri", "labels_uri", "storage_uri", "round_uri")
 
 
 def default(setting: str) -> Any:

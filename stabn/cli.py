@@ -419,12 +419,20 @@ def _report(args: Arguments, config: RunConfig) -> None:
     argument("--after", metavar="PATH", help="validation predictions after fine-tuning"),
     CHECKPOINT,
     argument("--model-name", default="st-abn", help="name in MLflow's model registry"),
+    argument("--manifest", metavar="URI", default="", help="the videos, to evaluate a champion on that never was"),
+    sections=["promote"],
 )
 def _promote(args: Arguments, config: RunConfig) -> None:
     """Register the fine-tuned network in MLflow; the alias champion moves only when it wins by more than noise."""
     from stabn.evaluation.promote import promote
 
-    promote(args.before, args.after, args.checkpoint, args.model_name)
+    def evaluate_champion(uri: str, path: Path) -> object:
+        from stabn.evaluation.predict import evaluate
+
+        return evaluate(uri, args.manifest, "validation", "as_is", path, config, name="champion")
+
+    evaluate = evaluate_champion if args.manifest else None
+    promote(args.before, args.after, args.checkpoint, args.model_name, config.promote, evaluate)
 
 
 @command(

@@ -300,6 +300,19 @@ class EditorConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromoteConfig(Settings):
+    """When the fine-tuned network takes the champion's place."""
+
+    metric: str = setting("top1", "what must rise by more than noise on the validation split", choices=("top1", "top5"))
+    confidence: float = setting(
+        0.95, "confidence of the paired bootstrap interval that must lie above zero", low=0.5, high=0.999
+    )
+    samples: int = setting(2000, "resamples of the videos that the interval is taken from", low=100)
+    max_class_drop: float = setting(0.2, "how far a class's top-1 may fall, 0 to 1", low=0.0, high=1.0)
+    min_support: int = setting(10, "videos a class must have for its fall to count", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """All settings of one pipeline run."""
 
@@ -311,6 +324,7 @@ class RunConfig:
     finetune: FinetuneConfig = FinetuneConfig()
     select: SelectConfig = SelectConfig()
     editor: EditorConfig = EditorConfig()
+    promote: PromoteConfig = PromoteConfig()
 
     def __post_init__(self) -> None:
         if self.model.num_frames != self.data.num_frames:
@@ -333,6 +347,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "finetune": FinetuneConfig,
     "select": SelectConfig,
     "editor": EditorConfig,
+    "promote": PromoteConfig,
 }
 
 

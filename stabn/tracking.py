@@ -51,6 +51,15 @@ class Registration(NamedTuple):
     moved: bool
 
 
+class Champion(NamedTuple):
+    """The model version that the alias `champion` points at: its number, checkpoint, run and tags."""
+
+    version: str
+    source: str
+    run_id: str
+    tags: dict[str, str]
+
+
 class StageRun:
     """The MLflow run of one stage; without tracking every method does nothing.
 
@@ -215,6 +224,36 @@ def end_parent(status: str) -> None:
                 client.set_terminated(parent, status)
 
 
+class Stage(NamedTuple):
+    """What MLflow keeps of one stage of a pipeline run: `evaluate/before`, its run's id, newest metrics and tags."""
+
+    key: str
+    run_id: str
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+def stages_of(pipeline_run: str, experiment: str = "") -> list[Stage]:
+    """Return the stages that a pipeline run has recorded so far, earliest first; none without tracking.
+
+    Args:
+        pipeline_run: what STABN_RUN_ID was for its stages.
+        experiment: what STABN_EXPERIMENT was for them; empty: what it is here.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return []
+    _check_name(pipeline_run, "run id")
+    with _start_errors():
+        client = _client()
+        named = client.get_experiment_by_name(experiment) if experiment else None
+        if experiment and named is None:
+            return []
+        where = named.experiment_id if named else _experiment(client)
+        found = _search(client, where, f"tags.`{RUN_ID}` = '{pipeline_run}'")
+    stages = ((run.info.run_id, run.data.metrics, run.data.tags) for run in found if STAGE_KEY in run.data.tags)
+    return [Stage(tags[STAGE_KEY], run_id, dict(metrics), dict(tags)) for run_id, metrics, tags in stages]
+
+
 def compare_link(run_ids: Sequence[str]) -> str:
     """Return the address of MLflow's page that puts runs side by side; empty without a server."""
     base = _ui_url()
@@ -235,6 +274,7 @@ def register_if_better(
     wins: bool,
     reason: str,
     run_id: str = "",
+    tags: Mapping[str, str] = {},
 ) -> Registration:
     """Register a checkpoint as a model version, and make it the champion only if it wins.
 
@@ -248,6 +288,7 @@ def register_if_better(
         wins: whether the alias `champion` moves to it.
         reason: why, in one sentence; the version's description.
         run_id: MLflow run that made it.
+        tags: what else the version is known by.
 
     Raises:
         TrackingError: MLFLOW_TRACKING_URI cannot be used.
@@ -257,7 +298,7 @@ def register_if_better(
         return Registration("", False)
     from mlflow.exceptions import MlflowException
 
-    tags = {f"before.{key}": str(value) for key, value in before.items()}
+    tags = {**tags, **{f"before.{key}": str(value) for key, value in before.items()}}
     tags |= {f"after.{key}": str(value) for key, value in after.items()} | {"wins": str(wins).lower()}
     _check_name(name, "model")
     with _start_errors():
@@ -283,6 +324,40 @@ def register_if_better(
         if wins:
             client.set_registered_model_alias(name, CHAMPION, version)
     return Registration(version, wins)
+
+
+def find_champion(name: str) -> Champion | None:
+    """Return the version that the alias `champion` points at; None: there is none yet, or nothing is tracked.
+
+    Raises:
+        TrackingError: MLFLOW_TRACKING_URI cannot be used.
+        RetryableError: the tracking server does not answer.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return None
+    from mlflow.exceptions import MlflowException
+
+    _check_name(name, "model")
+    with _start_errors():
+        try:
+            found = _client().get_model_version_by_alias(name, CHAMPION)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+    return Champion(str(found.version), found.source, found.run_id or "", dict(found.tags))
+
+
+def fetch_artifact(run_id: str, name: str, folder: str | os.PathLike[str]) -> Path | None:
+    """Download a file that a stage stored with its run; None: it is not there any more."""
+    from mlflow.exceptions import MlflowException
+
+    with _start_errors():
+        try:
+            return Path(_client().download_artifacts(run_id, name, os.fspath(folder)))
+        except (MlflowException, OSError) as error:
+            log.warning("MLflow run %s: %s", run_id, _first_line(error))
+            return None
 
 
 def artifact_root(tracking_uri: str) -> str | None:
@@ -398,12 +473,12 @@ def _common_tags() -> dict[str, str]:
     return {
         PIPELINE: os.environ.get("STABN_PIPELINE", ""),
         RUN_ID: os.environ.get("STABN_RUN_ID", ""),
-        COMMIT: os.environ.get("STABN_GIT_COMMIT") or _git_commit(),
+        COMMIT: os.environ.get("STABN_GIT_COMMIT") or git_commit(),
         IMAGE: os.environ.get("STABN_IMAGE", ""),
     }
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     """Return the commit of the checkout this code runs from, with `-dirty` if it was changed; "" if it is none."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():

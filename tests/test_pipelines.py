@@ -15,17 +15,17 @@ import pytest
 import yaml
 
 from pipelines.__main__ import PIPELINES, main
+from pipelines.build import compile_pipeline
 from pipelines.demo import TASKS, readable
 from pipelines.local import code_fingerprint, parse_parameters
+from pipelines.resources import CompileSettings
+from stabn.data.sources import dataset_fingerprint
 from stabn.errors import StabnError
 
 ROOT = Path(__file__).parent.parent
 COMPONENTS = sorted(path for path in (ROOT / "components").glob("*.py") if "@dsl.component" in path.read_text())
-REQUIRED = {
-    "baseline": {"videos_uri", "labels_uri", "storage_uri"},
-    "finetune": {"round_uri", "storage_uri"},
-    "full": {"videos_uri", "labels_uri", "storage_uri"},
-}
+GOLDEN = ROOT / "tests" / "golden"
+UNCACHED = {"plan-parts", "promote"}  # they look at what may change without their inputs changing
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,17 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     """Return the YAML of each pipeline as `python -m pipelines compile` writes it."""
     folder = tmp_path_factory.mktemp("build")
     command = [sys.executable, "-m", "pipelines", "compile", "--output", str(folder)]
+    command += ["--data-image", "stabn-data:1.0", "--trainer-image", "stabn-trainer:1.0"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(folder / f"{name}.yaml") for name in PIPELINES]
     return {path.stem: next(yaml.safe_load_all(path.read_text())) for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def compiled_texts(compiled: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return the same files as they are, Kubernetes settings included."""
+    folder = next(path for path in tmp_path_factory.getbasetemp().glob("build*"))
+    return {path.stem: path.read_text() for path in folder.glob("*.yaml")}
 
 
 def tasks(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -46,14 +54,14 @@ def tasks(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield name, task
 
 
-@pytest.mark.parametrize("name", REQUIRED)
+@pytest.mark.parametrize("name", PIPELINES)
 def test_forms_explain_every_parameter(name: str, compiled: dict[str, dict[str, Any]]) -> None:
     spec = compiled[name]
     parameters = spec["root"]["inputDefinitions"]["parameters"]
     for key, item in parameters.items():
         assert len(item["description"]) > 10 and item["description"].endswith("."), key
         assert item["parameterType"] in ("STRING", "NUMBER_INTEGER", "NUMBER_DOUBLE", "BOOLEAN"), key
-    assert {key for key, item in parameters.items() if "defaultValue" not in item} == REQUIRED[name]
+    assert all("defaultValue" in item for item in parameters.values()), "a form that can be sent as it is"
     assert spec["pipelineInfo"]["description"] and spec["pipelineInfo"]["displayName"].startswith("ST-ABN")
 
 
@@ -74,7 +82,7 @@ def test_the_graphs_have_every_stage(compiled: dict[str, dict[str, Any]]) -> Non
 
 def test_edits_are_never_taken_from_the_cache(compiled: dict[str, dict[str, Any]]) -> None:
     cached = {name: task.get("cachingOptions", {}).get("enableCache", False) for name, task in tasks(compiled["full"])}
-    assert [name for name, is_cached in cached.items() if not is_cached] == ["edits"]
+    assert {name for name, is_cached in cached.items() if not is_cached} == {"edits", *UNCACHED}
     imported = dict(tasks(compiled["finetune"]))["import-edits"]
     assert not imported.get("cachingOptions", {}).get("enableCache", False), "here its inputs do not tell of new edits"
 
@@ -122,6 +130,8 @@ def test_components_use_only_names_that_are_theirs(path: Path) -> None:
         local = {argument.arg for argument in function.args.args}
         local |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
         for node in nodes:
+            if isinstance(node, ast.FunctionDef):
+                local |= {node.name, *(argument.arg for argument in node.args.args)}
             if isinstance(node, ast.ImportFrom | ast.Import):
                 local |= {alias.asname or alias.name for alias in node.names}
         read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
@@ -240,6 +250,99 @@ def test_a_parameter_without_a_value_is_refused(
             ]
         )
     assert "preset mini" in capsys.readouterr().err and not ran
+
+
+def executors(folder: Path, name: str, **flags: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the pipeline, its containers, and their Kubernetes settings by task, as compiled with these settings."""
+    compile_pipeline(name, CompileSettings.load(folder / "settings.yaml", **flags), folder / "out.yaml")
+    spec, platform = yaml.safe_load_all((folder / "out.yaml").read_text())
+    containers = {key: item["container"] for key, item in spec["deploymentSpec"]["executors"].items()}
+    return spec, containers, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+def test_compile_settings_reach_every_task(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(
+        "image_pull_secret: registry\nstorage_secret: ''\nexperiment: night\nparameters: {storage_uri: s3://ours}\n"
+        "stages:\n  train: {cpu: 7, memory_limit: 99Gi, timeout_hours: 2, retries: 9, shm: 8Gi, "
+        "accelerator: nvidia.com/gpu, accelerators: 2}\n"
+    )
+    spec, containers, pods = executors(tmp_path, "full", data_image="data:7", trainer_image="trainer:7", commit="abc")
+    assert spec["root"]["inputDefinitions"]["parameters"]["storage_uri"]["defaultValue"] == "s3://ours"
+    assert {container["image"] for container in containers.values()} == {"data:7", "trainer:7"}
+    train = containers["exec-train"]
+    resources = train["resources"]
+    assert resources["cpuRequest"] == 7 and resources["memoryLimit"] == pytest.approx(99 * 2**30 / 1e9)
+    assert resources["accelerator"]["type"] == "nvidia.com/gpu" and resources["accelerator"]["count"] == "2"
+    with_gpu = [name for name, item in containers.items() if "accelerator" in item["resources"]]
+    assert with_gpu == ["exec-train"], "no other step gets one"
+    assert pods["exec-train"]["activeDeadlineSeconds"] == "7200"
+    assert pods["exec-train"]["emptyDirMounts"][0]["sizeLimit"] == "8Gi"
+    for name, container in containers.items():
+        environment = {item["name"]: item["value"] for item in container["env"]}
+        assert environment["STABN_GIT_COMMIT"] == "abc" and environment["STABN_EXPERIMENT"] == "night", name
+        assert environment["STABN_PIPELINE"] == "full" and environment["STABN_IMAGE"] == container["image"]
+        pod = pods[name]
+        assert pod["imagePullPolicy"] == "IfNotPresent" and pod["imagePullSecret"][0]["secretName"] == "registry"
+        assert "secretAsEnv" not in pod and pod["configMapAsEnv"][0]["configMapName"] == "stabn-storage"
+        assert [item["name"] for item in pod["fieldPathAsEnv"]] == ["STABN_RUN_ID"]
+    retries = {name: task["retryPolicy"] for name, task in tasks(spec)}
+    assert retries["train"]["maxRetryCount"] == 9 and retries["report"]["maxRetryCount"] == 2
+    assert all(policy["backoffDuration"] == "30s" and policy["backoffFactor"] == 2 for policy in retries.values())
+    assert "activeDeadlineSeconds" not in pods["exec-edits"], "people take their time; edit_timeout_hours limits it"
+
+
+@pytest.mark.parametrize("image", ["stabn-data", "stabn-data:latest", "registry:5000/stabn-data"])
+def test_an_image_name_that_may_change_its_content_turns_caching_off(tmp_path: Path, image: str) -> None:
+    (tmp_path / "settings.yaml").write_text("")
+    spec, *_ = executors(tmp_path, "full", data_image=image, trainer_image="stabn-trainer@sha256:" + "0" * 64)
+    assert not any(task["cachingOptions"].get("enableCache") for _, task in tasks(spec))
+    spec, *_ = executors(tmp_path, "full", data_image="r:5000/d:1", trainer_image="stabn-trainer@sha256:" + "0" * 64)
+    assert dict(tasks(spec))["extract-frames"]["cachingOptions"] == {"enableCache": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data_imgae: x", r"settings.yaml: no setting 'data_imgae'; there are data_image"),
+        ("stages: {trian: {cpu: 1}}", r"stages.trian: no such stage; there are plan, extract"),
+        ("stages: {train: {cpus: 1}}", r"stages.train: no setting 'cpus'"),
+        ("stages: {train: {retries: -1}}", r"stages.train: retries = -1: must be at least 0"),
+        ("stages: {train: {retries: two}}", r"stages.train: retries = 'two': expected int"),
+        ("image_pull_policy: Sometimes", r"image_pull_policy = 'Sometimes': choose one of Always"),
+        ("- a list", r"expected names and values"),
+        ("a: [", r"settings.yaml: while parsing"),
+    ],
+)
+def test_compile_settings_that_do_not_fit_are_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(StabnError, match=said):
+        CompileSettings.load(tmp_path / "settings.yaml")
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_compiled_pipelines_are_those_checked_in(name: str, compiled_texts: dict[str, str]) -> None:
+    """What changes in the YAML is seen in the commit; `make golden` renews the files."""
+    assert compiled_texts[name] == (GOLDEN / f"{name}.yaml").read_text(), "if that is intended: make golden"
+
+
+def test_the_dataset_fingerprint_tells_of_every_change(tmp_path: Path) -> None:
+    videos, labels = tmp_path / "videos", tmp_path / "labels"
+    for folder in (videos, labels):
+        folder.mkdir()
+    (videos / "1.webm").write_bytes(b"one")
+    (labels / "labels.json").write_text("{}")
+    seen = [dataset_fingerprint(str(videos), str(labels))]
+    assert seen[0] == dataset_fingerprint(str(videos), str(labels))
+    (videos / "1.webm").write_bytes(b"other")
+    seen.append(dataset_fingerprint(str(videos), str(labels)))
+    (labels / "labels.json").write_text("[1]")
+    seen.append(dataset_fingerprint(str(videos), str(labels)))
+    seen.append(dataset_fingerprint(str(videos), str(labels), "2"))
+    assert len(set(seen)) == 4
+    with pytest.raises(StabnError, match=r"videos_uri is empty"):
+        dataset_fingerprint("", str(labels))
+    with pytest.raises(StabnError, match=r"labels_uri = .*nothing is there"):
+        dataset_fingerprint(str(videos), str(tmp_path / "none"))
 
 
 def test_results_of_other_code_are_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,12 +258,12 @@ def test_the_commit_is_that_of_this_code_only(tmp_path, monkeypatch):
     package = tmp_path / "stabn"
     package.mkdir()
     monkeypatch.setattr(tracking, "__file__", str(package / "tracking.py"))
-    assert tracking._git_commit() == ""
+    assert tracking.git_commit() == ""
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     (package / "tracking.py").write_text("")
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "Begin"]):
         subprocess.run([*git, *command], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert tracking._git_commit() == head
+    assert tracking.git_commit() == head
     (package / "tracking.py").write_text("changed")
-    assert tracking._git_commit() == f"{head}-dirty"
+    assert tracking.git_commit() == f"{head}-dirty"

@@ -7,7 +7,7 @@ import tarfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stabn.config import fingerprint
 from stabn.errors import StabnError
@@ -70,6 +70,28 @@ def open_source(uri: str) -> VideoSource:
     deeper = sorted({info.key.rpartition("/")[0] for info in found if info.key.endswith(SUFFIX)})
     hint = f"there are some below it: give {uri.rstrip('/')}/{deeper[0]}" if deeper else "check the place"
     raise SourceError(f"{uri}: no <id>{SUFFIX} and no archive (20bn-something-something-v2-00, …) in it; {hint}")
+
+
+def dataset_fingerprint(videos_uri: str, labels_uri: str, version: str = "") -> str:
+    """Return 16 hexadecimal digits that change when a video or a label file does, from the listings alone.
+
+    Args:
+        videos_uri: folder or prefix of the videos or their archive.
+        labels_uri: folder or prefix of the label files.
+        version: anything that tells datasets apart whose listings look alike.
+
+    Raises:
+        SourceError: nothing is at one of the places.
+    """
+    contents: list[Any] = [version]
+    for name, uri in (("videos_uri", videos_uri), ("labels_uri", labels_uri)):
+        if not uri:
+            raise SourceError(f"{name} is empty: give a folder or an s3:// prefix")
+        found = [list(info) for info in open_storage(uri).scan()]
+        if not found:
+            raise SourceError(f"{name} = {uri!r}: nothing is there; check the place and the credentials")
+        contents.append([uri, found])
+    return fingerprint(*contents)
 
 
 class FileSource(VideoSource):

@@ -330,7 +330,7 @@ def align(before: Predictions, after: Predictions) -> Predictions:
 
 
 class Difference(NamedTuple):
-    """Top-1 after minus top-1 before, as shares: observed, its 95% interval, and how often a resample is not better."""
+    """Top-k after minus top-k before, as shares: observed, its interval, and how often a resample is not better."""
 
     mean: float
     low: float
@@ -338,8 +338,15 @@ class Difference(NamedTuple):
     p_not_better: float
 
 
-def paired_bootstrap(before: Predictions, after: Predictions, seed: int = 0, samples: int = 2000) -> Difference:
-    """Estimate how certain a top-1 difference is by resampling the videos that both networks saw.
+def paired_bootstrap(
+    before: Predictions,
+    after: Predictions,
+    seed: int = 0,
+    samples: int = 2000,
+    k: int = 1,
+    confidence: float = 0.95,
+) -> Difference:
+    """Estimate how certain a difference in top-k is by resampling the videos that both networks saw.
 
     A resample of N videos is only three counts (became right, became wrong, unchanged), which are multinomial; drawing
     those is the same bootstrap without touching N videos per sample.
@@ -347,12 +354,13 @@ def paired_bootstrap(before: Predictions, after: Predictions, seed: int = 0, sam
     Raises:
         MetricsError: the tables are not of the same videos and classes.
     """
-    change = _hits(align(before, after), 1).astype(np.int64) - _hits(before, 1)
+    change = _hits(align(before, after), k).astype(np.int64) - _hits(before, k)
     num_videos, won, lost = len(change), int((change > 0).sum()), int((change < 0).sum())
     shares = np.array([won, lost, num_videos - won - lost]) / num_videos
     counts = np.random.default_rng(seed).multinomial(num_videos, shares, size=samples)
     differences = (counts[:, 0] - counts[:, 1]) / num_videos
-    low, high = np.percentile(differences, [2.5, 97.5])
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(differences, [tail, 100 - tail])
     return Difference((won - lost) / num_videos, float(low), float(high), float((differences <= 0).mean()))
 
 
@@ -360,17 +368,23 @@ def wins(
     before: Predictions,
     after: Predictions,
     *,
+    metric: str = "top1",
+    confidence: float = 0.95,
+    samples: int = 2000,
     max_class_drop: float = 0.2,
     min_support: int = 10,
     seed: int = 0,
 ) -> tuple[bool, str]:
     """Decide whether `after` may replace `before`, and say why in one sentence.
 
-    It must beat `before` by more than noise (the lower bound of the 95% interval is above 0), and no class with at
-    least `min_support` videos may fall by more than `max_class_drop` (0 to 1) in top-1.
+    It must beat `before` in the metric by more than noise (the lower bound of the interval is above 0), and no class
+    with at least `min_support` videos may fall by more than `max_class_drop` (0 to 1) in top-1.
     """
-    gain = paired_bootstrap(before, after, seed)
-    found = f"top-1 changed by {points(gain.mean)} points (95% interval {points(gain.low)} to {points(gain.high)})"
+    gain = paired_bootstrap(before, after, seed, samples, {"top1": 1, "top5": 5}[metric], confidence)
+    found = (
+        f"{metric.replace('top', 'top-')} changed by {points(gain.mean)} points "
+        f"({100 * confidence:g}% interval {points(gain.low)} to {points(gain.high)})"
+    )
     if gain.low <= 0:
         return False, f"Not better by more than noise: {found}."
     old, new = per_class_accuracy(before), per_class_accuracy(after)

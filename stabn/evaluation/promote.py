@@ -1,46 +1,139 @@
 """Stage promote: the better network becomes the champion of MLflow's model registry."""
 
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from stabn.evaluation.metrics import Predictions, wins
+from stabn.config import PromoteConfig
+from stabn.errors import StabnError
+from stabn.evaluation.metrics import Predictions, topk_accuracy, wins
 from stabn.evaluation.predict import summarize
-from stabn.tracking import register_if_better, stage_run
+from stabn.tracking import Champion, fetch_artifact, find_champion, register_if_better, stage_run
+
+CHECKPOINT_TAG, MANIFEST_TAG = "stabn.checkpoint_fingerprint", "stabn.manifest_fingerprint"
+PREDICTIONS = "predictions.parquet"
+Evaluate = Callable[[str, Path], object]
+
+
+class PromoteError(StabnError):
+    """The champion cannot be compared with the fine-tuned network."""
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """Whether the alias `champion` moved, and why."""
+    """Whether the alias `champion` points at the fine-tuned network now, and why."""
 
     promoted: bool
     reason: str
+    table: str
+
+
+class _Rival(NamedTuple):
+    """The network that must be beaten: what it is called, and what it predicts on the same videos."""
+
+    name: str
+    predictions: Predictions
 
 
 def promote(
-    before_path: str | Path, after_path: str | Path, checkpoint_uri: str, model_name: str, max_class_drop: float = 0.2
+    before_path: str | Path,
+    after_path: str | Path,
+    checkpoint_uri: str,
+    model_name: str,
+    config: PromoteConfig | None = None,
+    evaluate_champion: Evaluate | None = None,
 ) -> Promotion:
     """Register the fine-tuned network, and move the alias `champion` to it only when it wins.
 
-    It wins when its validation top-1 is higher by more than noise (paired bootstrap over videos) and no class falls
-    by more than a limit.
+    It has to beat the champion of today, which need not be the network that it was fine-tuned from. It wins when its
+    metric is higher by more than noise (paired bootstrap over videos) and no class falls by more than a limit.
 
     Args:
         before_path: validation predictions before fine-tuning.
         after_path: validation predictions after.
         checkpoint_uri: the fine-tuned network; the registry keeps this URI.
         model_name: name in the registry; empty: register nothing.
-        max_class_drop: largest fall of a class's top-1, 0 to 1.
+        config: what winning means; None: the defaults.
+        evaluate_champion: called with the champion's URI and a path to write its predictions on these videos to, when
+            no former ones fit; None: that is an error.
+
+    Raises:
+        PromoteError: the champion was never evaluated on these videos, and cannot be here.
     """
+    config = config or PromoteConfig()
     before, after = Predictions.load(before_path), Predictions.load(after_path)
-    won, reason = wins(before, after, max_class_drop=max_class_drop)
     inputs = {"checkpoint": after.metadata["checkpoint_fingerprint"], "dataset": after.metadata["manifest_fingerprint"]}
-    with stage_run("promote", settings={"max_class_drop": max_class_drop}, inputs=inputs) as run:
+    with stage_run("promote", settings=dataclasses.asdict(config), inputs=inputs) as run:
+        champion = find_champion(model_name) if model_name else None
+        if champion and champion.tags.get(CHECKPOINT_TAG) == inputs["checkpoint"]:
+            rival = _Rival("before", before)
+            won, reason = True, f"It is the champion already, version {champion.version}."
+        else:
+            rival = _rival(champion, before, after, evaluate_champion)
+            won, reason = wins(rival.predictions, after, **dataclasses.asdict(config))
+            reason = f"Compared with {rival.name}. {reason}"
         promoted = False
         if model_name:
+            with tempfile.TemporaryDirectory() as folder:
+                shutil.copyfile(after_path, Path(folder) / PREDICTIONS)
+                run.log_artifact(Path(folder) / PREDICTIONS)
             registered = register_if_better(
-                model_name, checkpoint_uri, summarize(before), summarize(after), won, reason, run.run_id
+                model_name,
+                checkpoint_uri,
+                summarize(rival.predictions),
+                summarize(after),
+                won,
+                reason,
+                run.run_id,
+                {CHECKPOINT_TAG: inputs["checkpoint"], MANIFEST_TAG: inputs["dataset"]},
             )
             promoted = registered.moved
-        run.set_tags({"promoted": str(promoted), "reason": reason})
+        table = _table(before, after, rival)
+        run.set_tags({"promoted": str(promoted), "reason": reason, "rival": rival.name})
+        run.log_text(table, "before-after.md")
     print(f"promote: {'champion moved' if promoted else 'champion not moved'}. {reason}", flush=True)
-    return Promotion(promoted, reason)
+    return Promotion(promoted, reason, table)
+
+
+def _rival(champion: Champion | None, before: Predictions, after: Predictions, evaluate: Evaluate | None) -> _Rival:
+    """Return what the network has to beat: the champion, or without one the network that it comes from.
+
+    The champion's predictions are those of `before` if it is that network, else those stored when it was registered
+    if they are of the same videos, else new ones.
+    """
+    if champion is None:
+        return _Rival("the network before fine-tuning, as there is no champion", before)
+    name = f"the champion, version {champion.version}"
+    if champion.tags.get(CHECKPOINT_TAG) == before.metadata["checkpoint_fingerprint"]:
+        return _Rival(name, before)
+    wanted = after.metadata["manifest_fingerprint"]
+    with tempfile.TemporaryDirectory() as folder:
+        if champion.run_id and champion.tags.get(MANIFEST_TAG) == wanted:
+            stored = fetch_artifact(champion.run_id, PREDICTIONS, folder)
+            if stored is not None:
+                return _Rival(name, Predictions.load(stored))
+        if evaluate is None:
+            raise PromoteError(
+                f"{name}, {champion.source}: no predictions of it on these videos (manifest {wanted}); "
+                "give --manifest so that it is evaluated on them"
+            )
+        path = Path(folder) / f"champion-{PREDICTIONS}"
+        evaluate(champion.source, path)
+        return _Rival(name, Predictions.load(path))
+
+
+def _table(before: Predictions, after: Predictions, rival: _Rival) -> str:
+    """Return top-1 and top-5 of the networks as a Markdown table."""
+    rows = {"before": before, "after": after}
+    if rival.predictions is not before:
+        rows = {rival.name.removeprefix("the "): rival.predictions, **rows}
+    lines = [f"| validation, {len(after):,} videos | top-1, % | top-5, % |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {100 * topk_accuracy(item, 1):.1f} | {100 * topk_accuracy(item, 5):.1f} |"
+        for name, item in rows.items()
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,106 @@
+"""The alias champion: moved for a network that beats the champion of today, and for no other."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_metrics import make_predictions, replaced, with_first_guess
+
+from stabn.config import PromoteConfig
+from stabn.evaluation.metrics import Predictions
+from stabn.evaluation.promote import PromoteError, promote
+from stabn.tracking import find_champion
+
+CONFIG = PromoteConfig()
+BASE = make_predictions(num_videos=600, num_classes=6)
+
+
+def network(folder: Path, name: str, share: float, manifest: str = "manifest", spoiled: int = -1) -> Path:
+    """Write predictions that are right for a share of the videos, the first ones, but never for a spoiled class."""
+    true = BASE.class_index
+    right = (np.arange(len(true)) < share * len(true)) & (true != spoiled)
+    table = with_first_guess(BASE, np.where(right, true, (true + 1) % 6))
+    metadata = {**table.metadata, "checkpoint_fingerprint": name, "manifest_fingerprint": manifest}
+    path = folder / f"{name}-{manifest}"
+    replaced(table, metadata=metadata).save(path)
+    return path
+
+
+def no_evaluation(uri: str, path: Path) -> None:
+    raise AssertionError("the champion's predictions are known")
+
+
+def test_the_first_network_that_beats_its_origin_is_the_champion(mlflow_uri: str, tmp_path: Path) -> None:
+    before, worse, after = (network(tmp_path, *item) for item in (("a", 0.5), ("b", 0.4), ("c", 0.6)))
+    result = promote(before, worse, "s3://m/b.pt", "net", CONFIG, no_evaluation)
+    assert not result.promoted and "Not better by more than noise" in result.reason and find_champion("net") is None
+    result = promote(before, after, "s3://m/c.pt", "net", CONFIG, no_evaluation)
+    assert result.promoted and "there is no champion" in result.reason
+    champion = find_champion("net")
+    assert champion and champion.source == "s3://m/c.pt"
+    assert "| before | 50.0 |" in result.table and "| after | 60.0 |" in result.table
+
+
+def test_the_champion_of_today_has_to_be_beaten_not_the_origin(mlflow_uri: str, tmp_path: Path) -> None:
+    before, best, better = (network(tmp_path, *item) for item in (("a", 0.5), ("b", 0.8), ("c", 0.6)))
+    assert promote(before, best, "s3://m/b.pt", "net", CONFIG, no_evaluation).promoted
+    result = promote(before, better, "s3://m/c.pt", "net", CONFIG, no_evaluation)
+    assert not result.promoted and "Compared with the champion, version 1." in result.reason
+    assert "champion, version 1 | 80.0" in result.table
+    champion = find_champion("net")
+    assert champion and champion.source == "s3://m/b.pt"
+    assert promote(before, network(tmp_path, "d", 0.9), "s3://m/d.pt", "net", CONFIG, no_evaluation).promoted
+
+
+def test_a_champion_of_other_videos_is_evaluated_on_these(mlflow_uri: str, tmp_path: Path) -> None:
+    assert promote(network(tmp_path, "a", 0.5), network(tmp_path, "b", 0.9), "s3://m/b.pt", "net", CONFIG).promoted
+    before, after = network(tmp_path, "c", 0.2, "new"), network(tmp_path, "d", 0.6, "new")
+    with pytest.raises(PromoteError, match=r"version 1, s3://m/b.pt: no predictions of it on these videos"):
+        promote(before, after, "s3://m/d.pt", "net", CONFIG)
+    asked: list[str] = []
+
+    def evaluate(uri: str, path: Path) -> None:
+        asked.append(uri)
+        Predictions.load(network(tmp_path, "b", 0.3, "new")).save(path)
+
+    assert promote(before, after, "s3://m/d.pt", "net", CONFIG, evaluate).promoted
+    assert asked == ["s3://m/b.pt"]
+
+
+def test_a_champion_that_was_fine_tuned_needs_no_other_predictions(mlflow_uri: str, tmp_path: Path) -> None:
+    assert promote(network(tmp_path, "a", 0.5), network(tmp_path, "b", 0.6), "s3://m/b.pt", "net", CONFIG).promoted
+    before, after = network(tmp_path, "b", 0.6, "new"), network(tmp_path, "c", 0.8, "new")
+    assert promote(before, after, "s3://m/c.pt", "net", CONFIG, no_evaluation).promoted
+
+
+def test_a_repeated_step_changes_nothing(mlflow_uri: str, tmp_path: Path) -> None:
+    before, after = network(tmp_path, "a", 0.5), network(tmp_path, "b", 0.6)
+    assert promote(before, after, "s3://m/b.pt", "net", CONFIG).promoted
+    again = promote(before, after, "s3://m/b.pt", "net", CONFIG, no_evaluation)
+    assert again.promoted and "champion already" in again.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "moves"), [({}, False), ({"max_class_drop": 1.0}, True), ({"min_support": 599}, True)]
+)
+def test_a_ruined_class_keeps_the_champion(
+    mlflow_uri: str, tmp_path: Path, changes: dict[str, Any], moves: bool
+) -> None:
+    before, after = network(tmp_path, "a", 0.5), network(tmp_path, "b", 1.0, spoiled=2)
+    result = promote(before, after, "s3://m/b.pt", "net", PromoteConfig(**changes))
+    assert result.promoted is moves and (moves or "'class 2' fell by" in result.reason)
+
+
+def test_the_metric_is_the_one_agreed_on(mlflow_uri: str, tmp_path: Path) -> None:
+    before, after = network(tmp_path, "a", 0.5), network(tmp_path, "b", 0.9)
+    result = promote(before, after, "s3://m/b.pt", "net", PromoteConfig(metric="top5", max_class_drop=1.0))
+    assert "top-5 changed by" in result.reason
+
+
+def test_without_a_registry_it_only_says_what_it_thinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    result = promote(network(tmp_path, "a", 0.5), network(tmp_path, "b", 0.6), str(tmp_path / "b.pt"), "net", CONFIG)
+    assert not result.promoted and "Better by more than noise" in result.reason
+    assert "MLFLOW_TRACKING_URI" not in os.environ
