@@ -6,6 +6,7 @@
 PYTHON ?= python3.11
 TORCH_INDEX ?=
 DEMO_DIR ?= demo
+TEST_PROCESSES ?= 2
 BIN := .venv/bin
 ENGINE ?= $(firstword $(foreach name,docker podman buildah,$(if $(shell command -v $(name)),$(name))))
 IMAGES ?= data trainer editor services
@@ -31,8 +32,9 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/stabn demo --dir $(DEMO_DIR)
 
+# Each file's tests run in one of two processes; a single thread for each leaves both cores to them.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

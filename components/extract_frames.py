@@ -1,34 +1,37 @@
 """Components of stage extract-frames: the work is shared out to parts, done, and merged into one manifest."""
 
-from typing import NamedTuple
-
 from kfp import dsl
 
 from components.images import DATA_IMAGE
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
-def plan_parts(videos_uri: str, labels_uri: str, dataset_version: str, num_parts: int) -> NamedTuple(
-    "Outputs", [("Output", list[str]), ("dataset_fingerprint", str)]
-):
-    """Look at the dataset, and name the parts that its extraction is shared out to: 1/n to n/n.
-
-    Never taken from KFP's cache, so that the stages after it may be.
+def look_at_dataset(videos_uri: str, labels_uri: str, dataset_version: str) -> str:
+    """Name the content of a dataset; never taken from KFP's cache, so that the stages after it may be.
 
     Args:
         videos_uri: Folder or s3:// prefix with <id>.webm, or with the dataset's archive.
         labels_uri: Folder or s3:// prefix with the four Something-Something v2 label files.
         dataset_version: Anything that tells datasets apart that look alike; usually empty.
-        num_parts: How many parts, each a pod of its own.
 
     Returns:
-        Output: The parts; the only name that KFP's local runner loops over.
-        dataset_fingerprint: Names the content of the videos and the labels.
+        Fingerprint of the videos and the labels.
     """
-    from stabn.data.frames import part_names
     from stabn.data.sources import dataset_fingerprint
 
-    return (part_names(num_parts), dataset_fingerprint(videos_uri, labels_uri, dataset_version))
+    return dataset_fingerprint(videos_uri, labels_uri, dataset_version)
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def plan_parts(num_parts: int) -> list[str]:
+    """Name the parts that the extraction is shared out to: 1/n to n/n.
+
+    Args:
+        num_parts: How many parts, each a pod of its own.
+    """
+    from stabn.data.frames import part_names
+
+    return part_names(num_parts)
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)

@@ -8,7 +8,7 @@ from kfp.dsl import PipelineTask
 
 from components.evaluate import evaluate
 from components.export_attention import export_attention
-from components.extract_frames import extract_frames, merge_frames, plan_parts
+from components.extract_frames import extract_frames, look_at_dataset, merge_frames, plan_parts
 from components.select_classes import select_classes
 from components.train import train
 from pipelines.cluster import on_nodes
@@ -43,15 +43,14 @@ def train_and_select(
         "labels_uri": labels_uri,
         "storage_uri": storage_uri,
     }
-    planned = configure(
-        plan_parts(
-            videos_uri=videos_uri, labels_uri=labels_uri, dataset_version=dataset_version, num_parts=extract_parts
-        ),
-        "plan",
+    seen = configure(
+        look_at_dataset(videos_uri=videos_uri, labels_uri=labels_uri, dataset_version=dataset_version), "plan"
     )
-    planned.set_display_name("look at the dataset").set_caching_options(False)
-    dataset["dataset_version"] = planned.outputs["dataset_fingerprint"]
-    with dsl.ParallelFor(planned.outputs["Output"], name="parts") as part:
+    seen.set_display_name("look at the dataset").set_caching_options(False)
+    dataset["dataset_version"] = seen.output
+    # A task of its own: in KFP's local runner a loop over one output of a task hides the task's other outputs.
+    planned = configure(plan_parts(num_parts=extract_parts), "plan").set_display_name("plan parts")
+    with dsl.ParallelFor(planned.output, name="parts") as part:
         done = configure(extract_frames(part=part, **dataset, **settings), "extract")
         done.set_display_name("extract frames")
     extracted = configure(merge_frames(parts=dsl.Collected(done.output), **dataset, **settings), "merge")

@@ -17,7 +17,8 @@ from stabn.progress import Progress
 # The tasks of the pipeline `full` and about how long each takes on two cores, in seconds: only their proportions count,
 # for the time left.
 TASKS = {
-    "plan-parts": 2,
+    "look-at-dataset": 2,
+    "plan-parts": 1,
     "extract-frames": 15,
     "merge-frames": 3,
     "train": 110,

@@ -46,7 +46,7 @@ _NETWORK = {"cpu": "2", "cpu_limit": "8", "memory": "6Gi", "memory_limit": "16Gi
 # train, finetune and evaluate are these pods only on one node without an accelerator. Otherwise their step starts a
 # TrainJob, whose nodes have sizes of their own (ConfigMap stabn-trainjob), and the accelerators are there.
 STAGES: dict[str, StageSettings] = {
-    "plan": StageSettings(timeout_hours=1.0, cache=False),  # it looks at the dataset, so that later stages need not
+    "plan": StageSettings(timeout_hours=1.0),
     "extract": StageSettings(cpu="2", cpu_limit="4", memory="2Gi", memory_limit="6Gi", timeout_hours=48.0),
     "merge": StageSettings(memory="2Gi", memory_limit="6Gi"),
     "train": StageSettings(**_NETWORK, timeout_hours=336.0, retries=5),  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ class Follower:
     ):
         self.api, self.name, self.num_nodes, self.config, self.say = api, name, num_nodes, config, say
         self.pods: dict[str, Pod] = {}
-        self._queue: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()  # a signal may interrupt its get
         self._logs: dict[str, LogFollower] = {}
         self._tails: dict[str, deque[str]] = {}
         self._stop = threading.Event()

@@ -47,7 +47,7 @@ class Overall:
 class LogFollower(threading.Thread):
     """Put the lines of one pod's log into a queue, each once, through any number of broken connections."""
 
-    def __init__(self, api: KubeApi, pod: Pod, lines: queue.Queue[tuple[str, Any]], poll_seconds: float):
+    def __init__(self, api: KubeApi, pod: Pod, lines: queue.SimpleQueue[tuple[str, Any]], poll_seconds: float):
         super().__init__(daemon=True, name=f"log of {pod.name}")
         self._api, self._pod, self._queue, self._poll = api, pod, lines, poll_seconds
         self._newest: tuple[str, str] = ("", "")

@@ -26,6 +26,7 @@ from stabn.attention.rounds import (
     model_attention,
 )
 from stabn.errors import StabnError
+from stabn.parquet import parse_table
 from stabn.storage import ObjectExists, ObjectNotFound, Storage, check_id, read_uri
 from stabn.tracking import stage_run
 
@@ -391,7 +392,7 @@ def load_edit_table(path: str | os.PathLike[str]) -> EditTable:
         EditError: the file is no such table.
     """
     try:
-        table = pq.read_table(pa.BufferReader(read_uri(path)))
+        table = parse_table(read_uri(path))
         header = json.loads((table.schema.metadata or {})[b"stabn"])
         rows = table.select(["video_id", "edited_attention", "status"]).to_pylist()
         result = EditTable(

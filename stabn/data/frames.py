@@ -21,6 +21,7 @@ from stabn.data.manifest import SCHEMA, Manifest, build_manifest
 from stabn.data.sources import open_source
 from stabn.data.ssv2 import SPLITS, Reject, load_labels
 from stabn.errors import StabnError
+from stabn.parquet import parse_table
 from stabn.storage import ObjectNotFound, Storage, open_storage
 from stabn.tracking import stage_run
 
@@ -162,7 +163,7 @@ def merge_frames(
                     f"part {part} of {videos_uri} has not finished with these labels and settings; "
                     f"run: stabn extract-frames --part {part} … with the same options"
                 ) from None
-            tables.append(pq.read_table(io.BytesIO(data), schema=PART_SCHEMA))
+            tables.append(parse_table(data, PART_SCHEMA))
         return _finish(plan, pa.concat_tables(tables), manifest_path, rejects_path, run)
 
 

@@ -1,7 +1,6 @@
 """The manifest: one row per video, saying where its frames are and what they show."""
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stabn.errors import StabnError
+from stabn.parquet import parse_table
 from stabn.storage import read_uri
 
 FORMAT = 2
@@ -169,7 +169,7 @@ class Manifest:
             ManifestError: the file is not a manifest, or its rows are not those its fingerprint names.
         """
         try:
-            table = pq.read_table(io.BytesIO(read_uri(str(uri))))
+            table = parse_table(read_uri(str(uri)))
             header = json.loads((table.schema.metadata or {})[b"stabn"])
             if header["format"] != FORMAT:
                 raise ManifestError(f"{uri}: manifest format {header['format']}, this version reads {FORMAT}")

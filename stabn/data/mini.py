@@ -135,8 +135,12 @@ def _version() -> str:
 
 
 def _write_json(path: Path, content: Any) -> None:
+    """Write a file whole; one that has this content keeps its time, by which stages tell whether it changed."""
+    text = json.dumps(content, indent=1)
+    if path.exists() and path.read_text() == text:
+        return
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=1))
+    part.write_text(text)
     os.replace(part, path)
 
 

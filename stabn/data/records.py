@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stabn.errors import StabnError
+from stabn.parquet import parse_table
 from stabn.storage import Storage
 
 PREFIX = "records/"
@@ -67,6 +68,6 @@ class Records:
 
     def _read(self, key: str) -> pa.Table:
         try:
-            return pq.read_table(io.BytesIO(self._storage.read(key)), schema=SCHEMA)
+            return parse_table(self._storage.read(key), SCHEMA)
         except pa.ArrowException as error:
             raise StabnError(f"{self._storage.locate(key)}: not a record file ({error}); delete it") from None

@@ -15,6 +15,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from stabn.errors import StabnError
+from stabn.parquet import parse_table
 from stabn.storage import ObjectNotFound, read_uri, write_uri
 
 METADATA_KEY = b"stabn"
@@ -171,7 +172,7 @@ class Predictions:
             MetricsError: the file is absent, not a prediction table, or contradicts itself.
         """
         try:
-            table = pq.read_table(pa.BufferReader(read_uri(path)))
+            table = parse_table(read_uri(path))
         except ObjectNotFound:
             raise MetricsError(f"{path}: no such prediction table; run the evaluation first") from None
         except pa.ArrowException as error:
