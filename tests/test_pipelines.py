@@ -75,7 +75,7 @@ def test_defaults_of_the_forms_are_the_papers(compiled: dict[str, dict[str, Any]
 def test_the_graphs_have_every_stage(compiled: dict[str, dict[str, Any]]) -> None:
     stages = {name: [task for task, _ in tasks(spec)] for name, spec in compiled.items()}
     assert sorted(stages["full"]) == sorted(TASKS), "what the demo shows progress for"
-    assert len(stages["baseline"]) == 8 and "export-attention" in stages["baseline"]
+    assert len(stages["baseline"]) == 9 and "export-attention" in stages["baseline"]
     kinds = {name: Counter(re.sub(r"-\d$", "", task) for task in names) for name, names in stages.items()}
     assert kinds["baseline"] + kinds["finetune"] + Counter(["edits"]) == kinds["full"], "the two halves and the people"
 
@@ -181,10 +181,10 @@ Task train cache hit (key=cfcc8309332d); skipping execution.
 def test_readable_keeps_headings_and_the_stages_own_lines() -> None:
     lines = [line for line in readable(KFP_OUTPUT.splitlines()) if line.strip()]
     assert [line.strip() for line in lines] == [
-        "[ 1/19] extract-frames   (0:00 so far)",
+        "[ 1/20] extract-frames   (0:00 so far)",
         "extract-frames  45/45 videos  10.9/s  0:04 taken  rejects 0",
-        "[ 2/19] train   reused: it ran before with the same inputs and code",
-        "[ 3/19] evaluate-2   (0:00 so far)",
+        "[ 2/20] train   reused: it ran before with the same inputs and code",
+        "[ 3/20] evaluate-2   (0:00 so far)",
         "evaluate baseline, train: 30 videos, top1 40.0%",
         "stabn.errors.StabnError: a line of the stage itself is never lost",
     ]
