@@ -7,6 +7,7 @@ many; without these variables a process is a world of its own, and nothing here 
 import contextlib
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ from stabn.config import ConfigError
 from stabn.errors import RetryableError, StabnError
 
 T = TypeVar("T")
+
+_BLAME_SECONDS = 2.0  # that a process with a lost peer outlives it: launchers give the first end they see as the reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +142,7 @@ def collective_errors() -> Iterator[None]:
         lost = isinstance(error, dist.DistError) or "gloo" in text or "Connection" in text
         if not lost:
             raise
+        time.sleep(_BLAME_SECONDS)
         raise RetryableError(
             f"process {os.environ.get('RANK')}: another process of the run died or did not answer in time "
             f"({text.splitlines()[0][:200]}); run it again, it goes on from the newest state"
