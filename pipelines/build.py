@@ -25,13 +25,12 @@ def build(name: str, settings: CompileSettings) -> BaseComponent:
         return dsl.pipeline(name=f"st-abn-{name}", display_name=title)(define)
 
 
-def compile_pipeline(name: str, settings: CompileSettings, path: Path) -> None:
-    """Write the YAML of a pipeline, whose form shows the settings' own defaults.
+def compile_pipeline(pipeline: BaseComponent, settings: CompileSettings, path: Path) -> None:
+    """Write the YAML of a pipeline that was built with the settings; its form shows their defaults.
 
     Raises:
         ConfigError: a default of the wrong type.
     """
-    pipeline = build(name, settings)
     inputs = pipeline.component_spec.inputs or {}
     defaults = {key: value for key, value in settings.parameters.items() if key in inputs}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,11 +46,10 @@ def compile_all(folder: Path, settings: CompileSettings) -> list[Path]:
     Raises:
         ConfigError: a default for a parameter that no pipeline has.
     """
-    known = {key for name in DEFINITIONS for key in build(name, settings).component_spec.inputs or {}}
+    pipelines = {name: build(name, settings) for name in DEFINITIONS}
+    known = {key for pipeline in pipelines.values() for key in pipeline.component_spec.inputs or {}}
     if unknown := sorted(set(settings.parameters) - known):
         raise ConfigError(f"parameters: no pipeline has {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-    paths = []
-    for name in DEFINITIONS:
-        paths.append(folder / f"{name}.yaml")
-        compile_pipeline(name, settings, paths[-1])
-    return paths
+    for name, pipeline in pipelines.items():
+        compile_pipeline(pipeline, settings, folder / f"{name}.yaml")
+    return [folder / f"{name}.yaml" for name in pipelines]

@@ -118,7 +118,7 @@ def _prepare(request: Request) -> _Prepared:
     defaults = {name: str(value) for name, value in settings.parameters.items() if name in _inputs(pipeline)}
     parameters = parse_parameters(pipeline, defaults | request.parameters)
     package = request.folder / f"{request.pipeline}.yaml"
-    compile_pipeline(request.pipeline, settings, package)
+    compile_pipeline(pipeline, settings, package)
     server = Server(request.endpoint, request.namespace)
     version = server.upload(package, commit)
     return _Prepared(server, server.experiment(request.experiment), version, parameters)

@@ -107,7 +107,7 @@ class KfpServer:
     def _add_version(self, pipeline: str, name: str, description: str, package: bytes) -> dict[str, Any]:
         if any(item["display_name"] == name and item["pipeline_id"] == pipeline for item in self.versions.values()):
             raise Refused(409, f"The pipeline version {name} already exist")
-        spec, *platform = yaml.safe_load_all(package)
+        spec, *platform = yaml.load_all(package, yaml.CSafeLoader)
         version = {"pipeline_id": pipeline, "display_name": name, "description": description}
         version["pipeline_spec"] = {"pipeline_spec": spec, "platform_spec": platform[0]} if platform else spec
         return _add(self.versions, "pipeline_version_id", version)

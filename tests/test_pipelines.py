@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from pipelines.__main__ import PIPELINES, main
-from pipelines.build import compile_pipeline
+from pipelines.build import build, compile_pipeline
 from pipelines.demo import TASKS, readable
 from pipelines.local import code_fingerprint, parse_parameters
 from pipelines.resources import CompileSettings
@@ -254,8 +254,9 @@ def test_a_parameter_without_a_value_is_refused(
 
 def executors(folder: Path, name: str, **flags: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the pipeline, its containers, and their Kubernetes settings by task, as compiled with these settings."""
-    compile_pipeline(name, CompileSettings.load(folder / "settings.yaml", **flags), folder / "out.yaml")
-    spec, platform = yaml.safe_load_all((folder / "out.yaml").read_text())
+    settings = CompileSettings.load(folder / "settings.yaml", **flags)
+    compile_pipeline(build(name, settings), settings, folder / "out.yaml")
+    spec, platform = yaml.load_all((folder / "out.yaml").read_text(), yaml.CSafeLoader)
     containers = {key: item["container"] for key, item in spec["deploymentSpec"]["executors"].items()}
     return spec, containers, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
