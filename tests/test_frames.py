@@ -22,13 +22,13 @@ import simplejpeg
 from faulty_server import Faults
 
 from stabn.config import ExtractConfig
-from stabn.data.extraction import pack_frames
+from stabn.data.extraction import encode_jpeg, pack_frames
 from stabn.data.frames import ExtractError, Part, extract_frames, extract_part, merge_frames
 from stabn.data.manifest import Manifest
 from stabn.data.mjpeg import unpack
 from stabn.data.sources import SourceError
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
-from stabn.data.video import encode
+from stabn.data.video import Planes, encode
 from stabn.storage import open_storage
 
 TEMPLATE = "Moving [something] up"
@@ -349,3 +349,18 @@ def test_packed_frames_tell_their_source_and_their_sizes(dataset: Path) -> None:
     assert unpack(packed[:-1]) is None and unpack(b"") is None and unpack(packed[sizes[0] :]) is None
     with av.open(io.BytesIO(packed), format="mjpeg") as container:
         assert sum(1 for _ in container.decode(video=0)) == 24
+
+
+@pytest.mark.parametrize("size", [(8, 11), (9, 10), (9, 11), (16, 16)])
+def test_a_jpeg_depends_on_nothing_but_its_frame(size: tuple[int, int]) -> None:
+    rows, columns = np.ogrid[: size[0], : size[1]]
+    luma = (40 + 6 * rows + 8 * columns).astype(np.uint8)
+    chroma = np.full(((size[0] + 1) // 2, (size[1] + 1) // 2), 128, np.uint8)
+    jpegs = set()
+    for surroundings in (0, 255):
+        memory = np.full((32, 32), surroundings, np.uint8)
+        memory[: size[0], : size[1]] = luma
+        jpegs.add(encode_jpeg(Planes(memory[: size[0], : size[1]], chroma, chroma), quality=95))
+    decoded = simplejpeg.decode_jpeg(jpegs.pop(), "GRAY")[:, :, 0]
+    assert not jpegs and decoded.shape == size
+    assert np.abs(decoded.astype(int) - luma).max() <= 4

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import psutil
 import simplejpeg
@@ -251,9 +252,19 @@ def _pack(frames: Iterable[Planes], sha256: str, config: ExtractConfig) -> tuple
         if len(jpegs) == config.max_frames:
             raise VideoError(f"more than {config.max_frames} frames; raise extract.max_frames to take it", "too long")
         height, width = frame.luma.shape
-        jpegs.append(simplejpeg.encode_jpeg_yuv_planes(*frame, quality=config.jpeg_quality))
+        jpegs.append(encode_jpeg(frame, config.jpeg_quality))
     packed, sizes = pack(jpegs, sha256)
     return packed, {"frame_sizes": sizes, "num_frames": len(sizes), "width": width, "height": height}
+
+
+def encode_jpeg(frame: Planes, quality: int) -> bytes:
+    """Encode a frame as JPEG, 4:2:0; the same frame gives the same bytes.
+
+    libjpeg-turbo reads luma up to even sizes: beyond an odd last row or column it would read what lies behind in memory.
+    """
+    height, width = frame.luma.shape
+    even = cv2.copyMakeBorder(frame.luma, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+    return simplejpeg.encode_jpeg_yuv_planes(even[:height, :width], frame.blue, frame.red, quality=quality)
 
 
 def _limits(config: ExtractConfig) -> str:
