@@ -260,7 +260,7 @@ def _pack(frames: Iterable[Planes], sha256: str, config: ExtractConfig) -> tuple
 def encode_jpeg(frame: Planes, quality: int) -> bytes:
     """Encode a frame as JPEG, 4:2:0; the same frame gives the same bytes.
 
-    libjpeg-turbo reads luma up to even sizes: beyond an odd last row or column it would read what lies behind in memory.
+    libjpeg-turbo reads luma up to even sizes: beyond an odd last row or column it would read whatever memory has there.
     """
     height, width = frame.luma.shape
     even = cv2.copyMakeBorder(frame.luma, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
