@@ -6,6 +6,7 @@ one, as in the local run, `configure` leaves a task as it is.
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from stabn.config import ConfigError, Settings, setting
 STORAGE_KEYS = ("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI", "STABN_MLFLOW_UI_URL")
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 MUTABLE_TAG = "latest"
+BACKOFF_FACTOR = 2.0
+NO_LIMIT_SECONDS = 365 * 24 * 3600
 RUN_ID_FIELD = "metadata.labels['pipeline/runid']"
 
 
@@ -76,7 +79,6 @@ class CompileSettings(Settings):
     experiment: str = setting("", "experiment in MLflow; empty: stabn")
     commit: str = setting("", "git commit of the images' code, for MLflow; empty: unknown")
     backoff_seconds: int = setting(30, "wait before the first retry, doubled each time", low=1)
-    backoff_max_seconds: int = setting(900, "longest wait between retries", low=1)
     stages: Mapping[str, StageSettings] = field(default_factory=lambda: STAGES)
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -145,8 +147,12 @@ def configure(task: PipelineTask, stage: str) -> PipelineTask:
     if own.accelerator:
         task.set_accelerator_type(own.accelerator).set_accelerator_limit(own.accelerators)
     if own.retries:
-        backoff = {"backoff_duration": f"{settings.backoff_seconds}s", "backoff_factor": 2.0}
-        task.set_retry(own.retries, **backoff, backoff_max_duration=f"{settings.backoff_max_seconds}s")
+        task.set_retry(
+            own.retries,
+            backoff_duration=f"{settings.backoff_seconds}s",
+            backoff_factor=BACKOFF_FACTOR,
+            backoff_max_duration=f"{_retry_window(own, settings.backoff_seconds)}s",
+        )
     if not (own.cache and settings.images_are_fixed):
         task.set_caching_options(False)
     if own.timeout_hours:
@@ -158,6 +164,17 @@ def configure(task: PipelineTask, stage: str) -> PipelineTask:
         kubernetes.set_image_pull_secrets(task, [settings.image_pull_secret])
     _set_environment(task, pipeline, image, settings)
     return task
+
+
+def _retry_window(stage: StageSettings, backoff_seconds: int) -> int:
+    """Return the seconds that all attempts of a stage may take, with the waits between them.
+
+    KFP's longest duration of retrying runs from the start of the first attempt; when it is over, no other one begins
+    and one that runs is ended.
+    """
+    waits = sum(backoff_seconds * BACKOFF_FACTOR**i for i in range(stage.retries))
+    attempts = (stage.retries + 1) * stage.timeout_hours * 3600 if stage.timeout_hours else NO_LIMIT_SECONDS
+    return math.ceil(waits + attempts)
 
 
 def _set_environment(task: PipelineTask, pipeline: str, image: str, settings: CompileSettings) -> None:

@@ -292,6 +292,23 @@ def test_compile_settings_reach_every_task(tmp_path: Path) -> None:
     assert "activeDeadlineSeconds" not in pods["exec-edits"], "people take their time; edit_timeout_hours limits it"
 
 
+def test_the_last_retry_has_time_left(tmp_path: Path) -> None:
+    """KFP ends a task for good when its longest duration of retrying is over, counted from the first attempt on."""
+    (tmp_path / "settings.yaml").write_text("")
+    spec, _, pods = executors(tmp_path, "full")
+    checked = 0
+    for name, task in tasks(spec):
+        policy, pod = task["retryPolicy"], pods[task["componentRef"]["name"].replace("comp-", "exec-")]
+        retries, window = policy["maxRetryCount"], int(policy["backoffMaxDuration"].removesuffix("s"))
+        waits = sum(int(policy["backoffDuration"].removesuffix("s")) * 2**i for i in range(retries))
+        if deadline := int(pod.get("activeDeadlineSeconds", 0)):
+            assert window >= (retries + 1) * deadline + waits, name
+            checked += 1
+        else:
+            assert window > 90 * 24 * 3600, name
+    assert checked >= 10
+
+
 @pytest.mark.parametrize("image", ["stabn-data", "stabn-data:latest", "registry:5000/stabn-data"])
 def test_an_image_name_that_may_change_its_content_turns_caching_off(tmp_path: Path, image: str) -> None:
     (tmp_path / "settings.yaml").write_text("")
