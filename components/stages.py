@@ -8,14 +8,16 @@ from where the stage keeps it anyway.
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stabn import presets
-from stabn.config import ConfigError, RunConfig
+from stabn.config import ConfigError, RunConfig, fingerprint
 from stabn.errors import StabnError
 from stabn.evaluation.metrics import Predictions
 from stabn.evaluation.predict import Evaluation, summarize
@@ -31,6 +33,7 @@ from stabn.training.train import (
 )
 
 LAUNCHED = ("processes", "restarts")  # settings of the launcher, which torchrun replaces
+REMEMBERED_SECONDS = 3600.0  # longer than KFP waits between two tries of a step
 SECTIONS_WITH_PROCESSES = ("train", "finetune")
 
 
@@ -93,7 +96,7 @@ def train(
         return train_into(manifest, _with_processes(config, placement), storage_uri, checkpoint_path)
     output = train_output(manifest, config, storage_uri)
     arguments = {"manifest": _stage(manifest, storage_uri, "manifest.parquet"), "output": output}
-    _run("train", arguments, config, placement)
+    _run("train", arguments, config, placement, storage_uri)
     return _collect(output, checkpoint_path)
 
 
@@ -124,7 +127,7 @@ def finetune(
         "output": output,
         "name": name,
     }
-    _run("finetune", arguments, config, placement)
+    _run("finetune", arguments, config, placement, storage_uri)
     return _collect(output, finetuned_path)
 
 
@@ -153,7 +156,7 @@ def evaluate(
     }
     key = hashlib.sha256(repr(sorted(arguments.items())).encode()).hexdigest()[:16]
     output = open_storage(storage_uri).locate(f"evaluations/{key}/predictions.parquet")
-    _run("evaluate", {**arguments, "output": output}, config, placement)
+    _run("evaluate", {**arguments, "output": output}, config, placement, storage_uri)
     fetch(output, predictions_path)
     predictions = Predictions.load(predictions_path)
     return Evaluation(predictions, summarize(predictions))
@@ -180,10 +183,14 @@ def command(stage: str, arguments: dict[str, str], config: RunConfig) -> tuple[s
     return tuple(words)
 
 
-def _run(stage: str, arguments: dict[str, str], config: RunConfig, placement: Placement) -> None:
-    """Run a stage as a TrainJob."""
+def _run(stage: str, arguments: dict[str, str], config: RunConfig, placement: Placement, storage_uri: str) -> None:
+    """Run a stage as a TrainJob.
+
+    KFP tries every failed step again. So a job that failed for good leaves a note, and the next try of the same within
+    the hour ends with the same message at once.
+    """
     from components.cluster.api import KubeApi
-    from components.trainjob import ClusterConfig, Work, passed_on, run_trainjob
+    from components.trainjob import ClusterConfig, JobFailed, Work, build_trainjob, passed_on, run_trainjob
 
     cluster = ClusterConfig.load()
     api = KubeApi(cluster.namespace, cluster.api_minutes * 60)
@@ -198,7 +205,17 @@ def _run(stage: str, arguments: dict[str, str], config: RunConfig, placement: Pl
         env=passed_on(),
         run_id=os.environ.get("STABN_RUN_ID") or run_id or os.environ.get("MLFLOW_RUN_ID", ""),
     )
-    run_trainjob(work, cluster, api)
+    storage, key = open_storage(storage_uri), f"failed/{work.name}-{fingerprint(build_trainjob(work, cluster))}.json"
+    if storage.exists(key):
+        failure = json.loads(storage.read(key))
+        if time.time() - failure["time"] < REMEMBERED_SECONDS:
+            uri = storage.locate(key)
+            raise JobFailed(f"{failure['reason']} (in the try before this one; to have it tried again, delete {uri})")
+    try:
+        run_trainjob(work, cluster, api)
+    except JobFailed as error:
+        storage.write(key, json.dumps({"reason": str(error), "time": time.time()}).encode())
+        raise
 
 
 def _image(step: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@
 does, starts it again after an eviction or the loss of a machine, and deletes it in the end, whatever the end is.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 
@@ -11,14 +12,19 @@ from components.cluster.api import GROUP, VERSION, ApiUnavailable, KubeApi
 from components.cluster.config import ClusterConfig
 from components.cluster.follow import Follower
 from components.cluster.logs import clock
-from components.cluster.manifest import RESTARTS, Work, build_runtime, build_trainjob, needs_own_runtime, passed_on
+from components.cluster.manifest import Work, build_runtime, build_trainjob, needs_own_runtime, passed_on
 from components.cluster.pods import Cause, without_launcher
 from stabn.errors import RetryableError, StabnError
 from stabn.signals import Terminated, exit_on_sigterm
 
-__all__ = ["ClusterConfig", "Work", "build_trainjob", "passed_on", "run_trainjob"]
+__all__ = ["ClusterConfig", "JobFailed", "Work", "build_trainjob", "passed_on", "run_trainjob"]
 
-STEP_GRACE_SECONDS = 20.0  # of the thirty that Kubernetes gives a step that is to end
+CLEAN_UP_SECONDS = 20.0  # of the thirty that Kubernetes gives a step that is to end
+GONE_SECONDS = 120.0  # beyond their time to save, after which the pods of a deleted job are on no machine that lives
+
+
+class JobFailed(StabnError):
+    """The work failed, and the same work would again."""
 
 
 def run_trainjob(
@@ -32,29 +38,32 @@ def run_trainjob(
     Raises:
         RetryableError: evicted or lost more often than `max_restarts`, or Kubernetes is away; another try goes on from
             the last checkpoint.
-        StabnError: the work failed, and would again; the last lines of the node that explains it were shown.
+        JobFailed: the work failed, and would again; the last lines of the node that explains it were shown.
+        StabnError: Kubernetes refuses the job.
     """
     api = api or KubeApi(cluster.namespace, cluster.api_minutes * 60)
     tell = say or (lambda line: print(line, flush=True))
     with exit_on_sigterm():
         try:
-            restarts = _submit(api, work, cluster, tell)
+            work = _submit(api, work, cluster, tell)
             while cause := Follower(api, work.name, work.num_nodes, cluster, tell).run():
                 _show_end(cause, cluster, tell)
                 message = f"TrainJob {work.name} failed: {cause.reason}"
                 if not cause.is_retryable:
-                    raise StabnError(message)
-                if restarts >= cluster.max_restarts:
-                    raise RetryableError(f"{message}; it was started again {restarts} times already")
-                restarts += 1
-                tell(f"{message}; started again from its last checkpoint, {restarts} of at most {cluster.max_restarts}")
-                _delete(api, work, cluster)
-                _create(api, work, cluster, restarts)
+                    raise JobFailed(message)
+                if work.restarts >= cluster.max_restarts:
+                    raise RetryableError(f"{message}; it was started again {work.restarts} times already")
+                again = dataclasses.replace(work, restarts=work.restarts + 1)
+                tell(f"{message}; started again from its last checkpoint, {again.restarts} of {cluster.max_restarts}")
+                _delete(api, work, cluster, tell)
+                work = again
+                _create(api, work, cluster)
         except ApiUnavailable:
             raise
         except (Terminated, KeyboardInterrupt):
-            tell(f"TrainJob {work.name}: the step is told to end, so the job is deleted")
+            # First of all: KFP's launcher dies of the same signal, and this process with it within a second.
             _clean_up(api, work, cluster, tell)
+            tell(f"TrainJob {work.name}: deleted, since the step is told to end")
             raise
         except Exception:
             _clean_up(api, work, cluster, tell)
@@ -63,25 +72,35 @@ def run_trainjob(
         _clean_up(api, work, cluster, tell)
 
 
-def _submit(api: KubeApi, work: Work, cluster: ClusterConfig, tell: Callable[[str], None]) -> int:
-    """Create the job, or find that of a former attempt; return how often it was started again."""
-    job = api.get("trainjobs", work.name)
-    conditions = {item["type"]: item["status"] for item in (job or {}).get("status", {}).get("conditions", [])}
-    if job and "deletionTimestamp" not in job["metadata"] and conditions.get("Failed") != "True":
-        tell(f"TrainJob {work.name} of a former attempt of this step is there; it is followed")
-        return int(job["metadata"].get("annotations", {}).get(RESTARTS, "0"))
-    if job:
-        _delete(api, work, cluster)
+def _submit(api: KubeApi, work: Work, cluster: ClusterConfig, tell: Callable[[str], None]) -> Work:
+    """Create the job, or find that of a former attempt; return the work as that job has it.
+
+    Raises:
+        RetryableError: jobs of former attempts are on machines that do not answer, as many as may be.
+    """
+    free = []
+    for restarts in reversed(range(cluster.max_restarts + 1)):
+        candidate = dataclasses.replace(work, restarts=restarts)
+        job = api.get("trainjobs", candidate.name)
+        conditions = {item["type"]: item["status"] for item in (job or {}).get("status", {}).get("conditions", [])}
+        if job and "deletionTimestamp" not in job["metadata"] and conditions.get("Failed") != "True":
+            tell(f"TrainJob {candidate.name} of a former attempt of this step is there; it is followed")
+            return candidate
+        if job is None or _delete(api, candidate, cluster, tell):
+            free.append(candidate)
+    if not free:
+        raise RetryableError(f"TrainJob {work.name}: every job of former attempts is still being deleted")
+    work = free[-1]
     tell(
         f"TrainJob {work.name} in namespace {api.namespace}: {work.num_nodes} nodes of {work.procs_per_node} processes"
         + (f" on {work.accelerator}" if work.accelerator else "")
     )
-    _create(api, work, cluster, 0)
-    return 0
+    _create(api, work, cluster)
+    return work
 
 
-def _create(api: KubeApi, work: Work, cluster: ClusterConfig, restarts: int) -> None:
-    manifest = build_trainjob(work, cluster, api.namespace, restarts)
+def _create(api: KubeApi, work: Work, cluster: ClusterConfig) -> None:
+    manifest = build_trainjob(work, cluster, api.namespace)
     if not needs_own_runtime(cluster):
         api.create("trainjobs", manifest)
         return
@@ -96,23 +115,28 @@ def _create(api: KubeApi, work: Work, cluster: ClusterConfig, restarts: int) -> 
     api.patch("trainingruntimes", work.name, {"metadata": {"ownerReferences": [owner]}})  # goes with the job
 
 
-def _delete(api: KubeApi, work: Work, cluster: ClusterConfig) -> None:
-    """Delete the job with its pods, and see it gone."""
-    limit = cluster.grace_seconds + 120
+def _delete(api: KubeApi, work: Work, cluster: ClusterConfig, tell: Callable[[str], None]) -> bool:
+    """Delete the job with its pods; return whether it is gone.
+
+    A pod on a machine that is dead stays, and the job with it, until somebody removes the machine from the cluster.
+    """
+    limit = cluster.grace_seconds + GONE_SECONDS
     until = time.monotonic() + limit
     for plural in _plurals(cluster):
         api.delete(plural, work.name)
         while api.get(plural, work.name) is not None:
             if time.monotonic() > until:
-                raise RetryableError(f"{plural}/{work.name} is not gone {clock(limit)} after it was deleted")
+                tell(f"{plural}/{work.name} is not gone {clock(limit)} after it was deleted: a machine does not answer")
+                return False
             time.sleep(min(1.0, cluster.poll_seconds))
+    return True
 
 
 def _clean_up(api: KubeApi, work: Work, cluster: ClusterConfig, tell: Callable[[str], None]) -> None:
     """Have the job deleted, without waiting for it and without hiding how it ended."""
     for plural in _plurals(cluster):
         try:
-            api.delete(plural, work.name, STEP_GRACE_SECONDS)
+            api.delete(plural, work.name, CLEAN_UP_SECONDS)
         except StabnError as error:
             tell(f"{plural}/{work.name} is left behind, delete it: {error}")
 

@@ -129,6 +129,7 @@ class KubeServer:
         self.requests: list[str] = []
         self.created: list[dict[str, Any]] = []
         self.deleted: list[str] = []
+        self.lost: set[str] = set()
         self.controllers: list[Controller] = []
         self.errors: list[BaseException] = []
         self.connections = 0
@@ -201,6 +202,14 @@ class KubeServer:
         with self.lock:
             pod = copy.deepcopy(self.pods[name])
         self.put_pod(pod, "DELETED")
+
+    def kill_machine(self, name: str) -> None:
+        """Let the machine of a pod die: the pod is told to go, and stays."""
+        with self.lock:
+            pod = copy.deepcopy(self.pods[name])
+        self.lost.add(name)
+        pod["metadata"]["deletionTimestamp"] = _now()
+        self.put_pod(pod)
 
     def write(self, name: str, *lines: str) -> None:
         """Add lines to a pod's log."""
@@ -278,8 +287,11 @@ class KubeServer:
 
     def _vanish(self, store: dict[str, dict[str, Any]], name: str) -> None:
         if store is self.jobs:
-            for pod in [pod for pod in list(self.pods) if pod.startswith(f"{name}-node-")]:
-                self.remove(pod)
+            pods = [pod for pod in list(self.pods.values()) if pod["metadata"]["name"].startswith(f"{name}-node-")]
+            if any(pod["metadata"]["name"] in self.lost for pod in pods):
+                return  # nobody can say that its container has ended
+            for pod in pods:
+                self.remove(pod["metadata"]["name"])
         store.pop(name, None)
         self.deleted.append(name)
 

@@ -27,6 +27,7 @@ from stabn.errors import StabnError
 KEPT_LINES = 400  # of each log, to find the reason of a failure in
 REMIND_SECONDS = 300.0  # after which a job that still waits says so again
 STUCK_SECONDS = 600.0  # that a container may fail to start for reasons that somebody could still mend
+LOST_SECONDS = 60.0  # beyond their time to save, after which pods that do not end are on a machine that is dead
 SETTLE_SECONDS = 10.0  # that the pods of a failed job get to show their end
 DULL = ("Created", "Pulled", "Scheduled", "Started", "SuccessfulCreate", "SuccessfulDelete")
 ERRORS = re.compile(
@@ -58,6 +59,7 @@ class Follower:
         self._overall = Overall()
         self._told: set[str] = set()
         self._stuck_since: dict[str, float] = {}
+        self._failed_since: float | None = None
         self._waiting_for = ""
         self._pending_since: float | None = time.monotonic()
         self._running_since: float | None = None
@@ -164,6 +166,8 @@ class Follower:
     def _judge_time(self, suspended: dict[str, Any] | None) -> Cause | None:
         """Say what the job waits for, and return a cause when it has waited or run too long or waits in vain."""
         now = time.monotonic()
+        if cause := self._judge_loss(now):
+            return cause
         alive = [pod for pod in newest_of_each(self.pods.values()) if not pod.gone and not pod.leaving]
         if sum(pod.is_started for pod in alive) >= self.num_nodes:
             if self._pending_since is not None:
@@ -195,6 +199,17 @@ class Follower:
         if limit and self._running_since is not None and now - self._running_since > limit:
             return Cause(f"it did not end within {clock(limit)} (STABN_TRAINJOB_RUNNING_HOURS)", False)
         return None
+
+    def _judge_loss(self, now: float) -> Cause | None:
+        """Return why the job fails, if its pods have but it has not: it waits for those of a machine that is dead."""
+        if not any(pod.has_failed for pod in newest_of_each(self.pods.values())):
+            self._failed_since = None
+            return None
+        if self._failed_since is None:
+            self._failed_since = now
+        if now - self._failed_since <= self.config.grace_seconds + LOST_SECONDS:
+            return None
+        return self._failure({"reason": "NodeLost", "message": "a machine does not answer"})
 
     def _tell_waiting(self, alive: list[Pod], suspended: dict[str, Any] | None) -> None:
         """Say every reason to wait once: the queue, what the pods say, and the events about job and pods."""

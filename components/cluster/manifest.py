@@ -12,7 +12,7 @@ from components.cluster.config import ClusterConfig, toleration
 from components.cluster.pods import CONTAINER, JOB_LABEL
 from stabn.config import ConfigError, fingerprint
 
-RUN_LABEL, STAGE_LABEL, RESTARTS = "stabn/run-id", "stabn/stage", "stabn/restarts"
+RUN_LABEL, STAGE_LABEL = "stabn/run-id", "stabn/stage"
 KFP_RUN_LABEL, QUEUE_LABEL = "pipeline/runid", "kueue.x-k8s.io/queue-name"
 MANAGER = "stabn/step"
 HOME, LIMIT_SECONDS_AFTER = "/home/stabn", 3600
@@ -35,6 +35,8 @@ class Work:
         accelerator: resource name such as nvidia.com/gpu; empty: the processor.
         env: variables that the nodes take over from the step.
         run_id: the pipeline run; empty: none.
+        restarts: how often it was started before. Each start is a job of its own name, since a job with a pod on a dead
+            machine cannot be removed.
     """
 
     stage: str
@@ -44,12 +46,14 @@ class Work:
     accelerator: str = ""
     env: Mapping[str, str] | None = None
     run_id: str = ""
+    restarts: int = 0
 
     @property
     def name(self) -> str:
         """Return the job's name, which a step that is tried again finds: made from the run and all settings."""
         shape = [self.num_nodes, self.procs_per_node, self.accelerator]
-        return f"stabn-{self.stage}-{fingerprint(self.run_id, list(self.command), shape)}"
+        name = f"stabn-{self.stage}-{fingerprint(self.run_id, list(self.command), shape)}"
+        return f"{name}-{self.restarts}" if self.restarts else name
 
 
 def passed_on(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -67,7 +71,7 @@ def passed_on(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     return values
 
 
-def build_trainjob(work: Work, cluster: ClusterConfig, namespace: str = "", restarts: int = 0) -> dict[str, Any]:
+def build_trainjob(work: Work, cluster: ClusterConfig, namespace: str = "") -> dict[str, Any]:
     """Return the manifest of a TrainJob.
 
     The pods fulfil the restricted Pod Security Standard and need no writable root file system.
@@ -76,7 +80,6 @@ def build_trainjob(work: Work, cluster: ClusterConfig, namespace: str = "", rest
         work: what runs.
         cluster: where and with what.
         namespace: of the job.
-        restarts: how often it was started before.
 
     Raises:
         ConfigError: the settings contradict each other or leave something open.
@@ -107,7 +110,6 @@ def build_trainjob(work: Work, cluster: ClusterConfig, namespace: str = "", rest
     metadata: dict[str, Any] = {
         "name": work.name,
         "labels": {**labels, **({QUEUE_LABEL: cluster.queue} if cluster.queue else {})},
-        "annotations": {RESTARTS: str(restarts)},
     }
     if namespace:
         metadata["namespace"] = namespace

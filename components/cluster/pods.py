@@ -82,8 +82,9 @@ class Pod:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it ended, or vanished, without having done its work."""
-        return self.phase == "Failed" or bool(self.exit_code) or (self.gone and self.phase != "Succeeded")
+        """Whether it ended, vanished, or was told to go, without having done its work."""
+        has_left = (self.gone or self.leaving) and self.phase != "Succeeded"
+        return self.phase == "Failed" or bool(self.exit_code) or has_left
 
 
 @dataclass(frozen=True)
