@@ -859,9 +859,7 @@ def test_a_job_that_failed_for_good_is_not_tried_again_with_the_same_settings(
     with pytest.raises(StabnError, match="was out of memory"):
         step()
     cluster.wait_for(lambda: cluster.deleted)
-    with pytest.raises(
-        StabnError, match=r"out of memory.*the try before this one; .* delete \S+/failed/stabn-train"
-    ):
+    with pytest.raises(StabnError, match=r"out of memory.*the try before this one; .* delete \S+/failed/stabn-train"):
         step()
     assert len(cluster.created) == 1
     monkeypatch.setenv("STABN_TRAINJOB_MEMORY", "32Gi")
