@@ -1,5 +1,6 @@
 """Follow a run on a KFP server: a line for each task that changes, until the run ends."""
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,8 @@ from pipelines.server import Server
 from stabn.errors import RetryableError, StabnError
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
-INTERNAL = ("root", "executor")  # nodes of KFP's own, next to each task
+INTERNAL = re.compile(r"root|executor|.*-driver")  # nodes of KFP's own, next to each task
+ATTEMPT = re.compile(r"\(\d+\)$")  # what a node that may be tried again has at the end of its name
 POLL_SECONDS = 10.0
 PATIENCE_SECONDS = 900.0
 
@@ -64,8 +66,8 @@ def follow(server: Server, run_id: str, timeout_hours: float = 0.0, show: Callab
 def tasks_of(run: Any) -> list[Any]:
     """Return the tasks that are stages, without KFP's own drivers and groups."""
     details = (run.run_details and run.run_details.task_details) or []
-    named = [task for task in details if task.display_name and task.display_name not in INTERNAL]
-    return [task for task in named if not task.display_name.endswith("-driver")]
+    names = [ATTEMPT.sub("", task.display_name or "") for task in details]
+    return [task for task, name in zip(details, names) if name and not INTERNAL.fullmatch(name)]
 
 
 def _reasons(run: Any) -> str:

@@ -82,7 +82,15 @@ def test_parameters_come_from_a_file_and_flags_win(kfp: KfpServer, tmp_path: Pat
 def test_wait_shows_each_change_and_succeeds(kfp: KfpServer, capsys: Any) -> None:
     kfp.steps = [
         ("RUNNING", {"import edits": "RUNNING"}),
-        ("RUNNING", {"import edits": "SUCCEEDED", "finetune": "PENDING", "finetune-driver": "RUNNING"}),
+        (
+            "RUNNING",
+            {
+                "import edits": "SUCCEEDED",
+                "finetune": "PENDING",
+                "finetune-driver(0)": "RUNNING",
+                "executor(1)": "RUNNING",
+            },
+        ),
         ("RUNNING", {"import edits": "SUCCEEDED", "finetune": "RUNNING"}),
         ("SUCCEEDED", {"import edits": "SUCCEEDED", "finetune": "SUCCEEDED"}),
     ]
