@@ -39,6 +39,10 @@ class TrackingError(StabnError):
     """The tracking settings are unusable."""
 
 
+class ChampionChanged(StabnError):
+    """The alias `champion` points at another version than the one that was compared with."""
+
+
 class Registration(NamedTuple):
     """A registered model version.
 
@@ -275,6 +279,7 @@ def register_if_better(
     reason: str,
     run_id: str = "",
     tags: Mapping[str, str] = {},
+    rival: str | None = None,
 ) -> Registration:
     """Register a checkpoint as a model version, and make it the champion only if it wins.
 
@@ -289,8 +294,10 @@ def register_if_better(
         reason: why, in one sentence; the version's description.
         run_id: MLflow run that made it.
         tags: what else the version is known by.
+        rival: the champion's version that it beats, empty for none; None: whichever.
 
     Raises:
+        ChampionChanged: it wins, but the champion is not the rival any more; nothing is registered.
         TrackingError: MLFLOW_TRACKING_URI cannot be used.
         RetryableError: the tracking server does not answer.
     """
@@ -309,6 +316,10 @@ def register_if_better(
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         versions = client.search_model_versions(f"name = '{name}'")
+        if wins and rival is not None:  # MLflow cannot do this and the move in one: milliseconds are left between
+            champion = find_champion(name)
+            if (champion.version if champion else "") != rival:
+                raise ChampionChanged(f"{name}: the champion is no longer version {rival or 'none'}; comparing again")
         same = [v for v in versions if v.source == checkpoint_uri and (v.run_id or "") == run_id]
         if same:
             version = str(same[0].version)

@@ -1,5 +1,6 @@
 """`stabn doctor` against real and fake servers: what works is ok, what is broken fails with a remedy."""
 
+import copy
 import json
 import threading
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from components.cluster.config import ClusterConfig
 from components.doctor import Places, examine
 from components.doctor.cluster import PERMISSIONS
+from components.trainjob import Work, build_trainjob
 from stabn.cli import main
 from stabn.local_services import LocalStore
 
@@ -33,7 +36,7 @@ class FakeCluster:
         self.answers: dict[str, tuple[int, Any]] = {
             "/version": (200, {"gitVersion": "v1.36.0", "major": "1", "minor": "36"} | _build_info()),
             TRAINER: (200, {"kind": "APIResourceList", "resources": [{"name": "trainjobs"}]}),
-            f"/openapi/v3{TRAINER}": (200, {"components": {"runtimePatches": {}}}),
+            f"/openapi/v3{TRAINER}": (200, _openapi()),
             f"{TRAINER}/namespaces/{NAMESPACE}/trainingruntimes/stabn-torch": (200, {"spec": spec}),
             "/api/v1/nodes": (200, {"items": gpus}),
             "/kfp/apis/v2beta1/healthz": (200, {"tag_name": "2.17.0"}),
@@ -52,6 +55,27 @@ class FakeCluster:
             allowed = is_known and f"{asked['verb']} {resource}" not in self.denied
             return 201, {"spec": body["spec"], "status": {"allowed": allowed}}
         return self.answers.get(path, (404, {"message": f"{path} not found"}))
+
+
+def _openapi(without: str = "") -> dict[str, Any]:
+    """Return the document of a Trainer that knows what our jobs set, but for one field of the pods' patch.
+
+    The TrainingRuntime has the whole pod in any version.
+    """
+
+    def schema(value: Any) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return {"type": "object", "properties": {key: schema(item) for key, item in value.items()}}
+        if isinstance(value, list):
+            return {"type": "array", "items": schema(value[0])}
+        return {"type": "string"}
+
+    job = build_trainjob(Work(stage="train", command=("torchrun",), num_nodes=2), ClusterConfig(image="stabn-trainer"))
+    runtime = copy.deepcopy({"spec": job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]})
+    pod = job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]
+    pod["template"]["spec"]["template"]["spec"].pop(without, None)
+    names = {"TrainJob": schema(job), "TrainingRuntime": schema(runtime)}
+    return {"components": {"schemas": {f"org.kubeflow.trainer.v1alpha1.{key}": item for key, item in names.items()}}}
 
 
 def _build_info() -> dict[str, str]:
@@ -180,7 +204,13 @@ def test_a_whole_cluster_is_ok(cluster: FakeCluster) -> None:
     ("path", "answer", "check", "remedy"),
     [
         (TRAINER, (404, {}), "trainer", "install Kubeflow Trainer"),
-        (f"/openapi/v3{TRAINER}", (200, {"components": {}}), "trainer", "upgrade Kubeflow Trainer to 2.2"),
+        (f"/openapi/v3{TRAINER}", (200, {"components": {}}), "trainer", "upgrade Kubeflow Trainer to 2.3"),
+        (
+            f"/openapi/v3{TRAINER}",
+            (200, _openapi(without="terminationGracePeriodSeconds")),
+            "trainer",
+            "no terminationGracePeriodSeconds in its runtimePatches: upgrade Kubeflow Trainer to 2.3",
+        ),
         (
             f"{TRAINER}/namespaces/{NAMESPACE}/trainingruntimes/stabn-torch",
             (404, {}),

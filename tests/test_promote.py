@@ -75,6 +75,23 @@ def test_a_champion_that_was_fine_tuned_needs_no_other_predictions(mlflow_uri: s
     assert promote(before, after, "s3://m/c.pt", "net", CONFIG, no_evaluation).promoted
 
 
+def test_a_champion_that_another_run_makes_meanwhile_has_to_be_beaten_too(mlflow_uri: str, tmp_path: Path) -> None:
+    assert promote(network(tmp_path, "a", 0.5), network(tmp_path, "b", 0.9), "s3://m/b.pt", "net", CONFIG).promoted
+    before, best, better = (network(tmp_path, *item, "new") for item in (("c", 0.2), ("d", 0.9), ("e", 0.6)))
+
+    def evaluate(uri: str, path: Path) -> None:
+        Predictions.load(network(tmp_path, "b", 0.3, "new")).save(path)
+
+    def evaluate_slowly(uri: str, path: Path) -> None:
+        evaluate(uri, path)
+        assert promote(before, best, "s3://m/d.pt", "net", CONFIG, evaluate).promoted
+
+    result = promote(before, better, "s3://m/e.pt", "net", CONFIG, evaluate_slowly)
+    assert not result.promoted and "Compared with the champion, version 2." in result.reason
+    champion = find_champion("net")
+    assert champion and champion.source == "s3://m/d.pt"
+
+
 def test_a_repeated_step_changes_nothing(mlflow_uri: str, tmp_path: Path) -> None:
     before, after = network(tmp_path, "a", 0.5), network(tmp_path, "b", 0.6)
     assert promote(before, after, "s3://m/b.pt", "net", CONFIG).promoted

@@ -72,6 +72,8 @@ def test_retraining_starts_as_it_should() -> None:
     )
     assert "--once --wait" in script and '--summary "$GITHUB_STEP_SUMMARY"' in script
     assert document["concurrency"]["cancel-in-progress"] is False
+    # Whatever comes later takes the place of a run that waits in the same group: a finished round needs one of its own.
+    assert "${{ github.event.client_payload.round_uri ||" in document["concurrency"]["group"]
 
 
 @pytest.mark.parametrize("name", ["finetune", "baseline"])

@@ -12,7 +12,7 @@ import pytest
 
 from stabn import tracking
 from stabn.errors import RetryableError
-from stabn.tracking import TrackingError, compare_link, end_parent, register_if_better, stage_run
+from stabn.tracking import ChampionChanged, TrackingError, compare_link, end_parent, register_if_better, stage_run
 
 STAGE_IN_OTHER_PROCESS = """
 import sys, time
@@ -231,6 +231,15 @@ def test_only_a_better_model_becomes_the_champion(client):
     assert champion.version == 1 or champion.version == "1"
     assert champion.source == "s3://data/a.pt" and champion.tags["after.top1"] == "0.6"
     assert client.get_model_version("st-abn", "2").description == "worse"
+
+
+def test_the_champion_moves_only_from_the_version_that_was_compared_with(client):
+    assert register_if_better("st-abn", "s3://data/a.pt", {}, {}, True, "first", rival="").moved
+    for rival in ("", "2"):
+        with pytest.raises(ChampionChanged, match="comparing again"):
+            register_if_better("st-abn", "s3://data/b.pt", {}, {}, True, "better", rival=rival)
+    assert len(client.search_model_versions("name = 'st-abn'")) == 1
+    assert register_if_better("st-abn", "s3://data/b.pt", {}, {}, True, "better", rival="1") == ("2", True)
 
 
 def test_the_compare_page_gets_both_runs(client, monkeypatch):

@@ -312,5 +312,5 @@ def _said(error: ApiException) -> str:
     if error.status == 403 and "cannot" in message:
         hint = "; give the step's service account this permission"
     elif error.status == 404 and "page not found" in message:
-        hint = "; is Kubeflow Trainer 2.2 or later installed?"
+        hint = "; is Kubeflow Trainer 2.3 or later installed?"
     return " ".join(f"{error.status} {message}{hint}".split())

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ PERMISSIONS = (
     ("", "pods", ("get", "list", "watch")),
     ("", "pods/log", ("get",)),
     ("", "events", ("list", "watch")),
+)
+# What a TrainJob of ours sets, and Trainer before 2.3 refuses: the time in which a node may save.
+GRACE_SECONDS = (
+    "spec.runtimePatches.trainingRuntimeSpec.template.spec.replicatedJobs.template.spec.template.spec."
+    "terminationGracePeriodSeconds"
 )
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 NO_CLUSTER = "neither in a cluster nor KUBECONFIG set"
@@ -37,8 +42,11 @@ def check_trainer(places: Places) -> str:
         if kinds is None or "trainjobs" not in {item["name"] for item in kinds["resources"]}:
             raise Wrong(f"no {GROUP}/{VERSION} TrainJob here: install Kubeflow Trainer (docs/install.md, step 3)")
         schema = _read(client, f"/openapi/v3/apis/{GROUP}/{VERSION}")
-        if schema is not None and "runtimePatches" not in json.dumps(schema):
-            raise Wrong(f"{GROUP}/{VERSION} has no runtimePatches: upgrade Kubeflow Trainer to 2.2 or later")
+        if schema is not None and not _has_field(schema, "TrainJob", GRACE_SECONDS):
+            raise Wrong(
+                f"{GROUP}/{VERSION} TrainJob has no terminationGracePeriodSeconds in its runtimePatches: upgrade "
+                "Kubeflow Trainer to 2.3 or later"
+            )
         path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/trainingruntimes/{places.runtime}"
         runtime = _read(client, path)
         if runtime is None:
@@ -138,6 +146,17 @@ def _kubernetes(places: Places) -> Iterator[tuple[Any, str]]:
         ) from None
     except (HTTPError, OSError) as error:
         raise Wrong(f"{settings.host}: {short(error)}; is the address right, and does a firewall allow it?") from None
+
+
+def _has_field(document: Mapping[str, Any], kind: str, path: str) -> bool:
+    """Return whether a kind of an OpenAPI document has a field; the path steps into the items of lists."""
+    schemas = document.get("components", {}).get("schemas", {})
+    found: Any = next((schema for name, schema in schemas.items() if name.endswith(f".{kind}")), {})
+    for name in path.split("."):
+        found = found.get("items", found).get("properties", {}).get(name)
+        if found is None:
+            return False
+    return True
 
 
 def _read(client: Any, path: str) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from stabn.config import PromoteConfig
 from stabn.errors import StabnError
 from stabn.evaluation.metrics import Predictions, topk_accuracy, wins
 from stabn.evaluation.predict import summarize
-from stabn.tracking import Champion, fetch_artifact, find_champion, register_if_better, stage_run
+from stabn.tracking import Champion, ChampionChanged, fetch_artifact, find_champion, register_if_better, stage_run
 
 CHECKPOINT_TAG, MANIFEST_TAG = "stabn.checkpoint_fingerprint", "stabn.manifest_fingerprint"
 PREDICTIONS = "predictions.parquet"
@@ -50,7 +50,8 @@ def promote(
     """Register the fine-tuned network, and move the alias `champion` to it only when it wins.
 
     It has to beat the champion of today, which need not be the network that it was fine-tuned from. It wins when its
-    metric is higher by more than noise (paired bootstrap over videos) and no class falls by more than a limit.
+    metric is higher by more than noise (paired bootstrap over videos) and no class falls by more than a limit. If
+    another run changes the champion meanwhile, it is compared again.
 
     Args:
         before_path: validation predictions before fine-tuning.
@@ -68,30 +69,37 @@ def promote(
     before, after = Predictions.load(before_path), Predictions.load(after_path)
     inputs = {"checkpoint": after.metadata["checkpoint_fingerprint"], "dataset": after.metadata["manifest_fingerprint"]}
     with stage_run("promote", settings=dataclasses.asdict(config), inputs=inputs) as run:
-        champion = find_champion(model_name) if model_name else None
-        if champion and champion.tags.get(CHECKPOINT_TAG) == inputs["checkpoint"]:
-            rival = _Rival("before", before)
-            won, reason = True, f"It is the champion already, version {champion.version}."
-        else:
-            rival = _rival(champion, before, after, evaluate_champion)
-            won, reason = wins(rival.predictions, after, **dataclasses.asdict(config))
-            reason = f"Compared with {rival.name}. {reason}"
-        promoted = False
         if model_name:
             with tempfile.TemporaryDirectory() as folder:
                 shutil.copyfile(after_path, Path(folder) / PREDICTIONS)
                 run.log_artifact(Path(folder) / PREDICTIONS)
-            registered = register_if_better(
-                model_name,
-                checkpoint_uri,
-                summarize(rival.predictions),
-                summarize(after),
-                won,
-                reason,
-                run.run_id,
-                {CHECKPOINT_TAG: inputs["checkpoint"], MANIFEST_TAG: inputs["dataset"]},
-            )
-            promoted = registered.moved
+        registered = None
+        while registered is None:
+            champion = find_champion(model_name) if model_name else None
+            if champion and champion.tags.get(CHECKPOINT_TAG) == inputs["checkpoint"]:
+                rival = _Rival("before", before)
+                won, reason = True, f"It is the champion already, version {champion.version}."
+            else:
+                rival = _rival(champion, before, after, evaluate_champion)
+                won, reason = wins(rival.predictions, after, **dataclasses.asdict(config))
+                reason = f"Compared with {rival.name}. {reason}"
+            if not model_name:
+                break
+            try:
+                registered = register_if_better(
+                    model_name,
+                    checkpoint_uri,
+                    summarize(rival.predictions),
+                    summarize(after),
+                    won,
+                    reason,
+                    run.run_id,
+                    {CHECKPOINT_TAG: inputs["checkpoint"], MANIFEST_TAG: inputs["dataset"]},
+                    champion.version if champion else "",
+                )
+            except ChampionChanged as error:  # another run was faster
+                print(f"promote: {error}", flush=True)
+        promoted = registered is not None and registered.moved
         table = _table(before, after, rival)
         run.set_tags({"promoted": str(promoted), "reason": reason, "rival": rival.name})
         run.log_text(table, "before-after.md")

@@ -16,12 +16,15 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from components.cluster.manifest import RUN_LABEL, STAGE_LABEL
+from components.cluster.pods import INDEX_LABEL, JOB_LABEL
 from stabn.data.mini import make_mini_dataset
 from stabn.storage import open_storage
 
@@ -174,6 +177,13 @@ def submit(services: dict[str, str], pipeline: str, summary: Path, **parameters:
     return done.stdout
 
 
+def started_nodes(listed: str) -> set[tuple[str, str, str]]:
+    """Return pipeline run, job and number of each node that has started, from a list of pods."""
+    started = [pod for pod in json.loads(listed)["items"] if pod["status"]["phase"] in ("Running", "Succeeded")]
+    labels = [pod["metadata"]["labels"] for pod in started]
+    return {(item[RUN_LABEL], item[JOB_LABEL], item[INDEX_LABEL]) for item in labels}
+
+
 def test_the_whole_job_runs_and_says_what_came_of_it(services: dict[str, str], dataset: str, tmp_path: Path) -> None:
     places = {"videos_uri": f"{dataset}/videos", "labels_uri": f"{dataset}/labels", "storage_uri": dataset}
     edits = {"edit_source": "segments", "edit_segments_uri": f"{dataset}/segments.json", "select_max_classes": "4"}
@@ -192,9 +202,20 @@ def test_two_nodes_train_as_a_trainjob(
     if not has_resource(kubectl, "trainjobs", "trainer.kubeflow.org"):
         missing("the cluster has no Kubeflow Trainer: install it, see docs/install.md")
     places = {"videos_uri": f"{dataset}/videos", "labels_uri": f"{dataset}/labels", "storage_uri": f"{dataset}/nodes"}
-    started = time.time()
-    shown = submit(services, "baseline", tmp_path / "s.md", **places, num_nodes="2", overrides="train.epochs=1")
-    assert re.search(r"train +succeeded", shown) and time.time() > started
+    values = {**places, "num_nodes": "2", "overrides": "train.epochs=1"}
+    nodes: set[tuple[str, str, str]] = set()
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(submit, services, "baseline", tmp_path / "s.md", **values)
+        while not running.done():
+            nodes |= started_nodes(ask(kubectl, "-n", STABN, "get", "pods", f"-l={STAGE_LABEL}=train", "-o=json"))
+            time.sleep(1)
+    shown = running.result()
+    assert re.search(r"train +succeeded", shown)
+    match = re.search(r"/runs/details/([\w-]+)", shown)
+    assert match, "the run's id"
+    own = sorted((job, index) for run, job, index in nodes if run == match[1])
+    assert [index for _, index in own] == ["0", "1"] and len({job for job, _ in own}) == 1, "one job of two pods"
+    assert not ask(kubectl, "-n", STABN, "get", "trainjobs", f"-l={RUN_LABEL}={match[1]}", "-o=name"), "a job is left"
     assert any(key.endswith(".pt") for key in open_storage(f"{dataset}/nodes").list()), "the nodes' checkpoint"
 
 
