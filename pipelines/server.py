@@ -87,13 +87,13 @@ class Server:
         info = next(yaml.safe_load_all(text))["pipelineInfo"]
         name = info["name"]
         version = f"{commit[:12] or 'uncommitted'}-{hashlib.sha256(text).hexdigest()[:8]}"
-        pipeline_id = self._call(lambda: self.client.get_pipeline_id(name))
+        pipeline_id = self._pipeline_id(name)
         if pipeline_id is None:
             description = info.get("description", "").split("\n")[0]
             made = self._call(
                 lambda: self.client.upload_pipeline(str(package), name, description, self.namespace), on_conflict=True
             )
-            pipeline_id = made.pipeline_id if made else self._call(lambda: self.client.get_pipeline_id(name))
+            pipeline_id = made.pipeline_id if made else self._pipeline_id(name)
         version_id = self._version_id(pipeline_id, version)
         if version_id is None:
             upload = self.client.upload_pipeline_version
@@ -103,6 +103,11 @@ class Server:
             )
             version_id = uploaded.pipeline_version_id if uploaded else self._version_id(pipeline_id, version)
         return pipeline_id, version_id, version
+
+    def _pipeline_id(self, name: str) -> str | None:
+        """Return the id of a pipeline; with several users, of the profile's own."""
+        found = self._call(lambda: self.client.list_pipelines(filter=_named(name), namespace=self.namespace))
+        return found.pipelines[0].pipeline_id if found.pipelines else None
 
     def _version_id(self, pipeline_id: str, name: str) -> str | None:
         found = self._call(lambda: self.client.list_pipeline_versions(pipeline_id, filter=_named(name)))

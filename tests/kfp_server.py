@@ -63,7 +63,9 @@ class KfpServer:
             case "GET", ["healthz"]:
                 return {"multi_user": False}
             case "GET", ["pipelines"]:
-                return _page("pipelines", self.pipelines, query)
+                owner = query.get("namespace", "")
+                own = {key: item for key, item in self.pipelines.items() if item["namespace"] == owner}
+                return _page("pipelines", own, query)
             case "POST", ["pipelines", "upload"]:
                 return self._upload(query, body)
             case "POST", ["pipelines", "upload_version"]:
@@ -98,9 +100,10 @@ class KfpServer:
         raise Refused(404, f"{method} {path}: no such path")
 
     def _upload(self, query: dict[str, str], package: bytes) -> dict[str, Any]:
-        if any(item["display_name"] == query["name"] for item in self.pipelines.values()):
-            raise Refused(409, f"The pipeline {query['name']} already exist")
-        made = _add(self.pipelines, "pipeline_id", {"display_name": query["name"], "name": query["name"]})
+        name, owner = query["name"], query.get("namespace", "")
+        if any(item["display_name"] == name and item["namespace"] == owner for item in self.pipelines.values()):
+            raise Refused(409, f"The pipeline {name} already exist")
+        made = _add(self.pipelines, "pipeline_id", {"display_name": name, "name": name, "namespace": owner})
         self._add_version(made["pipeline_id"], query["name"], "", package)
         return made
 

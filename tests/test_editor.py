@@ -698,6 +698,7 @@ class Receiver(ThreadingHTTPServer):
         self.status = 200
         self.runs: list[dict[str, Any]] = []
         self.experiments: list[dict[str, Any]] = []
+        self.profile = ""  # what the request for a pipeline must have in it
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -721,7 +722,8 @@ class Handler(BaseHTTPRequestHandler):
         if "/experiments" in self.path:
             return self._answer({"experiments": self.server.experiments})
         if "/pipelines" in self.path:
-            return self._answer({"pipelines": [{"pipeline_id": "p1"}]} if "st-abn-finetune" in self.path else {})
+            is_there = "st-abn-finetune" in self.path and self.server.profile in self.path
+            return self._answer({"pipelines": [{"pipeline_id": "p1"}]} if is_there else {})
         return self._answer({"runs": self.server.runs})
 
     def _answer(self, content: Any) -> None:
@@ -811,6 +813,7 @@ def test_a_finished_round_starts_the_pipeline_once(editor_round: Round, receiver
 
 
 def test_the_run_belongs_to_an_experiment_of_the_profile(editor_round: Round, receiver: Receiver) -> None:
+    receiver.profile = "namespace=team-a"
     config = dataclasses.replace(OPEN, kfp_host=receiver.url, kfp_experiment="corrections", kfp_namespace="team-a")
     with server(editor_round, config) as person:
         lea = person("lea")

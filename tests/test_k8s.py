@@ -1,6 +1,7 @@
 """What is applied to a cluster: each overlay builds, is valid down to its fields, keeps to the restricted standard."""
 
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import yaml
 from kubeflow_trainer_api import models
 
 from components.doctor.cluster import PERMISSIONS
+from stabn.cli import build_parser
+from stabn.config import override
+from stabn.presets import load
 
 ROOT = Path(__file__).parent.parent
 OVERLAYS = ("local", "gpu", "ci")
@@ -170,6 +174,20 @@ def test_everything_referred_to_exists(overlay: str) -> None:
                 if secret := source.get("secretRef") or source.get("secretKeyRef"):
                     is_made = ("Secret", secret["name"]) in names
                     assert is_made or f"create secret generic {secret['name']} " in page, (where, secret["name"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_variable_in_the_editors_arguments_is_set(overlay: str) -> None:
+    objects = build(overlay)
+    (container,) = one(objects, "Deployment", "editor")["spec"]["template"]["spec"]["containers"]
+    maps = [source["configMapRef"]["name"] for source in container["envFrom"] if "configMapRef" in source]
+    values = {key: value for name in maps for key, value in one(objects, "ConfigMap", name)["data"].items()}
+    arguments = [re.sub(r"\$\((\w+)\)", lambda match: values[match[1]], text) for text in container["args"]]
+    args = build_parser().parse_args(["editor", *arguments])
+    flags = {key: value for key, value in vars(args).items() if "." in key and value is not None}
+    config = override(load("mini"), flags).editor
+    assert config.kfp_host == "http://ml-pipeline.kubeflow.svc:8888" and not config.webhook_url, "a round starts a run"
+    assert config.kfp_namespace == config.kfp_experiment == config.kfp_parameters == ""
 
 
 def test_no_secret_is_in_the_files_for_a_real_cluster() -> None:

@@ -57,6 +57,14 @@ def test_a_submission_uploads_a_version_named_by_the_commit_and_runs_it(kfp: Kfp
     assert {"name": "STABN_GIT_COMMIT", "value": COMMIT} in environment["env"]
 
 
+def test_a_profile_has_pipelines_of_its_own(kfp: KfpServer) -> None:
+    assert submit() == submit("--namespace", "team-a") == submit("--namespace", "team-a") == 0
+    assert [item["namespace"] for item in kfp.pipelines.values()] == ["", "team-a"]
+    used = [kfp.versions[run["pipeline_version_reference"]["pipeline_version_id"]] for run in kfp.runs.values()]
+    assert [kfp.pipelines[version["pipeline_id"]]["namespace"] for version in used] == ["", "team-a", "team-a"]
+    assert len(kfp.versions) == 4, "each upload has a version of the pipeline's name besides"
+
+
 def test_the_same_commit_is_uploaded_once_and_other_settings_are_another_version(kfp: KfpServer) -> None:
     assert submit() == submit() == 0
     assert len(kfp.versions) == 2, "the first one that KFP makes with a pipeline, and ours"

@@ -158,6 +158,7 @@ def serve(round_uri: str, config: EditorConfig) -> None:
     listening = _listen(config)
     address = config.public_url or f"http://{config.host}:{listening.getsockname()[1]}"
     print(f"editor: round {services.board.round.round_id}, {len(services.board.videos)} videos: {address}", flush=True)
+    print(f"editor: finishing the round starts: {services.finish.describe()}", flush=True)
     # proxy_headers would let anybody claim an address; auth.py believes configured proxies only.
     settings = uvicorn.Config(
         app,

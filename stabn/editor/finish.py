@@ -53,6 +53,12 @@ class Finish:
         self.leases = Leases(self.storage, ATTEMPT_SECONDS)
         self.target = "webhook" if config.webhook_url else "kfp" if config.kfp_host else "none"
 
+    def describe(self) -> str:
+        """Return what finishing the round starts, for the log."""
+        if self.target == "kfp":
+            return f"pipeline {self.config.kfp_pipeline} at {self.config.kfp_host}"
+        return f"webhook {self.config.webhook_url}" if self.target == "webhook" else "nothing"
+
     def record(self) -> dict[str, Any] | None:
         """Return who finished the round, when, and what was started; None: it is not finished."""
         try:
@@ -132,20 +138,26 @@ class Finish:
         found = _request("GET", f"{base}/runs?{_named(name, **experiment)}", None, headers).get("runs")
         if found:
             return found[0]["run_id"]
-        pipelines = _request("GET", f"{base}/pipelines?{_named(self.config.kfp_pipeline)}", None, headers)
-        if not pipelines.get("pipelines"):
-            raise ValueError(f"it has no pipeline {self.config.kfp_pipeline!r}; upload it there")
         parameters: dict[str, Any] = {"round_uri": content["round_uri"]}
         parameters |= parse_overrides(self.config.kfp_parameters)
         parameters.setdefault("storage_uri", content["round_uri"].rpartition("/rounds/")[0])
         run = {
             "display_name": name,
             "description": f"Round {content['round_id']}, finished by {content['by']}",
-            "pipeline_version_reference": {"pipeline_id": pipelines["pipelines"][0]["pipeline_id"]},
+            "pipeline_version_reference": {"pipeline_id": self._kfp_pipeline(base, headers)},
             "runtime_config": {"parameters": parameters},
             **experiment,
         }
         return _request("POST", f"{base}/runs", json.dumps(run).encode(), headers)["run_id"]
+
+    def _kfp_pipeline(self, base: str, headers: dict[str, str]) -> str:
+        """Return the id of the pipeline: the profile's own where there are profiles, else the one that all share."""
+        name, namespace = self.config.kfp_pipeline, self.config.kfp_namespace
+        for owner in ({"namespace": namespace}, {}) if namespace else ({},):
+            found = _request("GET", f"{base}/pipelines?{_named(name, **owner)}", None, headers).get("pipelines")
+            if found:
+                return str(found[0]["pipeline_id"])
+        raise ValueError(f"it has no pipeline {name!r}; upload it there")
 
     def _kfp_experiment(self, base: str, headers: dict[str, str]) -> dict[str, str]:
         """Return what names the run's experiment, which is made if it is not there; nothing: KFP's default."""
