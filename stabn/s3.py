@@ -142,9 +142,6 @@ class S3Storage(Storage):
                 _client().upload_fileobj(file, request["Bucket"], request["Key"])  # multipart when large
 
         _call(self.locate(key), send)
-        _call(
-            self.locate(key), lambda: _client().upload_file(os.fspath(path), request["Bucket"], request["Key"])
-        )  # multipart when large
 
     def _request(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + check_key(key, self.uri)}

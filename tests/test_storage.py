@@ -145,6 +145,15 @@ def test_files_go_up_and_down_whole(storage_uri, tmp_path):
         store.upload(tmp_path / "missing", "x")
 
 
+def test_a_file_goes_up_once(s3_uri, tmp_path, monkeypatch):
+    (tmp_path / "up").write_bytes(b"x" * 1000)
+    client, sent = s3_module._client(), []
+    send = client._make_api_call
+    monkeypatch.setattr(client, "_make_api_call", lambda name, request: sent.append(name) or send(name, request))
+    open_storage(s3_uri).upload(tmp_path / "up", "x")
+    assert sent == ["PutObject"]
+
+
 def test_single_objects_by_uri(storage_uri, tmp_path):
     uri = f"{storage_uri}/round/round.json"
     assert not storage.uri_exists(uri)
