@@ -14,6 +14,7 @@ in the same run in the type that the method computes in.
 
 import argparse
 import dataclasses
+import math
 import multiprocessing
 import resource
 import statistics
@@ -186,6 +187,33 @@ def floor_seconds(kind: str, how: str, name: str, shape: Shape, rate: float) -> 
     return shape.batch * flops / rate
 
 
+def take_turns(methods: list[Any], shape: Shape, rounds: int) -> list[list[Any]]:
+    """Run methods, each in a process of its own, one step after the other; return what each answered."""
+    context = multiprocessing.get_context("spawn")
+    workers: list[tuple[Connection, Any]] = []
+    for method in methods:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=work, args=(theirs, *method, shape), daemon=True)
+        process.start()
+        theirs.close()
+        workers.append((ours, process))
+    results: list[list[Any]] = [[] for _ in methods]
+    for number in range(rounds + 2):  # the first two warm up
+        for (connection, _), answers in zip(workers, results, strict=True):
+            if "out of memory" in answers:
+                continue
+            connection.send(True)
+            answer = connection.recv()
+            answers.append(answer)
+            if number == 1 and answer != "out of memory":
+                answers.clear()
+    for (connection, process), answers in zip(workers, results, strict=True):
+        if "out of memory" not in answers:
+            connection.send(False)
+        process.join()
+    return results
+
+
 def measure(shape: Shape, rounds: int, compiled: bool) -> None:
     """Print the table of one shape."""
     device, clock = own_device()
@@ -193,32 +221,17 @@ def measure(shape: Shape, rounds: int, compiled: bool) -> None:
     rates = {d: matmul_rate(device, d, 1.0, clock) for d in {dtype, torch.float32}}
     shown = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {d}".replace("torch.", "") for d, rate in rates.items())
     print(f"\nR{shape.depth}, {shape.batch} x {shape.frames} x {shape.size} x {shape.size}, matrix product {shown}\n")
-    context = multiprocessing.get_context("spawn")
-    workers, results = [], []
-    for method in METHODS:
-        if "compiled" in method[1] and not compiled:
-            continue
-        ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(theirs, *method, shape), daemon=True)
-        process.start()
-        theirs.close()
-        workers.append((method, ours, process))
-        results.append([])
-    for number in range(rounds + 2):  # the first two warm up
-        for (_, connection, _), seconds in zip(workers, results, strict=True):
-            if "out of memory" in seconds:
-                continue
-            connection.send(True)
-            answer = connection.recv()
-            seconds.append(answer)
-            if number == 1 and answer != "out of memory":
-                seconds.clear()
+    methods = [method for method in METHODS if compiled or "compiled" not in method[1]]
+    if device.type == "cuda":  # each has the GPU's memory for itself
+        results = [answers for method in methods for answers in take_turns([method], shape, rounds)]
+    else:  # each meets the same neighbours
+        results = take_turns(methods, shape, rounds)
     print("| step | method | ms | clips/s | over floor | over this project | GB |")
     print("|---|---|---|---|---|---|---|")
     own: dict[str, float] = {}
-    for (method, connection, process), answers in zip(workers, results, strict=True):
-        kind, how, name = method
+    for (kind, how, name), answers in zip(methods, results, strict=True):
         if "out of memory" in answers:
+            own.setdefault(kind, math.nan)
             print(f"| {kind} | {how} | out of memory | | | | |")
             continue
         seconds = statistics.median(answer[0] for answer in answers)
@@ -231,8 +244,6 @@ def measure(shape: Shape, rounds: int, compiled: bool) -> None:
             f"{seconds / own[kind]:.2f} | {memory:.1f} |",
             flush=True,
         )
-        connection.send(False)
-        process.join()
     print(f"\nfrozen step over full step: {own['finetune'] / own['train']:.2f}")
 
 
