@@ -50,7 +50,8 @@ def command(name: str, *arguments: Any, sections: Sequence[str] = (), preset: st
 MANIFEST = argument("--manifest", metavar="URI", help="manifest of extract-frames, a path or s3:// URI")
 CHECKPOINT = argument("--checkpoint", metavar="URI", help="checkpoint of train, finetune or import-checkpoint")
 LOADING = tuple(f"data.{name}" for name in LOADING_NAMES)
-COMPUTING = (*LOADING, "train.batch_size", "train.device", "train.precision", "train.processes")
+COMPUTING = ("train.device", "train.precision")
+EVALUATING = (*LOADING, *COMPUTING, "train.batch_size", "train.micro_batch_size", "train.processes")
 PROFILE = argument("--profile", metavar="PATH", default="", help="trace of a few steps, opens in ui.perfetto.dev")
 OUTPUT = argument("--output", metavar="PATH", help="file to write")
 
@@ -229,7 +230,7 @@ def _train(args: Arguments, config: RunConfig) -> None:
     ),
     argument("--name", default="baseline", help="which network this is, in MLflow, such as before or after"),
     argument("--output", metavar="URI", help="prediction table to write, a path or s3:// URI"),
-    sections=COMPUTING,
+    sections=EVALUATING,
 )
 def _evaluate(args: Arguments, config: RunConfig) -> None:
     """Recognise every video of a split once and write the prediction table (Parquet)."""

@@ -92,7 +92,9 @@ class DataConfig(Settings):
     )
     mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), "mean of red, green and blue, in [0, 1]")
     std: tuple[float, ...] = setting((0.229, 0.224, 0.225), "standard deviation of red, green and blue", low=1e-6)
-    cache_mb: int = setting(0, "memory for compressed frames in each loading process, in MB; 0: none", low=0)
+    cache_mb: int = setting(
+        0, "memory for compressed frames, in MB; with workers = 0 only, as loading processes end with the epoch", low=0
+    )
     cache_dir: str = setting("", "folder on a local disk that keeps frames for all processes of a node; empty: none")
     cache_gb: float = setting(50.0, "size of cache_dir, at most, in GB", low=0.001)
     workers: int = setting(2, "processes that load clips; 0: load in the training process", low=0)

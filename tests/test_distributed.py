@@ -19,7 +19,7 @@ import torch
 from tiny_run import last_weights, newest_state, same, settings, without_times
 from torch import Tensor, nn
 
-from stabn.config import DataConfig, ModelConfig, TrainConfig
+from stabn.config import ConfigError, DataConfig, ModelConfig, TrainConfig
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
 from stabn.errors import RetryableError, StabnError
@@ -285,6 +285,35 @@ def test_evaluation_in_two_processes_counts_every_video_once(manifest_path: str,
     assert np.array_equal(one.top5, two.top5) and np.array_equal(one.class_index, two.class_index)
     np.testing.assert_allclose(one.scores, two.scores, rtol=1e-4)
     assert {k: v for k, v in metrics.items() if "top" in k} == {k: v for k, v in others.items() if "top" in k}
+
+
+def evaluate_slowly(checkpoint: str, manifest: str, output: str) -> None:
+    """Evaluate with a process 1 that needs longer for its share than an exchange may take, but not for one batch."""
+    load = ClipDataset.__getitem__
+
+    def load_slowly(self: ClipDataset, index: int) -> Any:
+        time.sleep(1.2 if os.environ["RANK"] == "1" else 0)
+        return load(self, index)
+
+    ClipDataset.__getitem__ = load_slowly  # type: ignore[method-assign]
+    config = settings(train__timeout_seconds=3.0, train__batch_size=2)
+    evaluate(checkpoint, manifest, "train", "as_is", output, config)
+
+
+def test_a_slow_process_of_an_evaluation_is_waited_for(manifest_path: str, tmp_path: Path) -> None:
+    checkpoint = train(manifest_path, settings(train__epochs=1), str(tmp_path / "out")).best_uri
+    output = str(tmp_path / "predictions.parquet")
+    launch(evaluate_slowly, TWO, checkpoint=checkpoint, manifest=manifest_path, output=output)
+    assert len(Predictions.load(output)) == 9
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_told_by_several_processes_as_by_one(manifest_path: str, tmp_path: Path) -> None:
+    for processes in (1, 2):
+        config = settings(train__epochs=1, train__device="cuda", train__processes=processes)
+        with pytest.raises(ConfigError if processes == 1 else StabnError, match="'cuda': there is no GPU") as failed:
+            train(manifest_path, config, str(tmp_path / str(processes)))
+        assert failed.value.exit_code == StabnError.exit_code
 
 
 def test_another_number_of_processes_goes_on_within_the_epoch(manifest_path: str, tmp_path: Path) -> None:

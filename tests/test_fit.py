@@ -8,19 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import EDITED, last_weights, newest_state, same, settings, without_times, write_edits
+from tiny_run import EDITED, last_weights, newest_state, same, settings, without_times, write_dataset, write_edits
 
 import stabn.training.train as stage
 from stabn import presets
 from stabn.config import ConfigError, FinetuneConfig, RunConfig, TrainConfig
+from stabn.errors import RetryableError, StabnError
 from stabn.models import STABN
+from stabn.storage import FolderStorage
 from stabn.training import step as step_module
 from stabn.training.checkpoint import read_checkpoint
 from stabn.training.flops import forward_flops, training_flops
 from stabn.training.launch import launch
 from stabn.training.loop import TrainingError
 from stabn.training.losses import Losses
-from stabn.training.schedule import Schedule, plan_batches
+from stabn.training.schedule import Schedule, plan_batches, score
 from stabn.training.train import finetune, train
 
 
@@ -162,6 +164,57 @@ def test_compiling_happens_once_per_shape(
     graphs.clear()
     train(manifest_path, settings(train__epochs=3, train__compile=True), str(tmp_path / "three"))
     assert len(graphs) <= max(first, per_run), "later epochs and their short steps compile nothing"
+
+
+def test_compiling_and_activation_checkpointing_go_together(
+    manifest_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(step_module, "COMPILER", "aot_eager")
+    plain = train(manifest_path, settings(train__epochs=2), str(tmp_path / "plain"))
+    both = settings(train__epochs=2, train__compile=True, train__activation_checkpointing=True)
+    found = train(manifest_path, both, str(tmp_path / "both"))
+    for expected, row in zip(plain.history, found.history, strict=True):
+        for name in ("train_loss", "validation_loss"):  # the second of running statistics that were updated once a step
+            assert row[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+def test_the_best_network_is_written_with_the_next_state_if_it_could_not_be_before(
+    manifest_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(train__epochs=6, train__learning_rate=0.02)
+    scores = [score(row) for row in train(manifest_path, config, str(tmp_path / "calm")).history]
+    best = scores.index(max(scores))
+    assert best < len(scores) - 1, "a state is written after it"
+    attempts = sum(scores[i] == max(scores[: i + 1]) for i in range(best + 1))
+    write, written = FolderStorage.write, []
+
+    def fail_at_the_best(self: FolderStorage, key: str, data: bytes, **options: Any) -> None:
+        if key == "best.pt":
+            written.append(key)
+            if len(written) == attempts:
+                raise RetryableError("no answer")
+        write(self, key, data, **options)
+
+    monkeypatch.setattr(FolderStorage, "write", fail_at_the_best)
+    result = train(manifest_path, config, str(tmp_path / "stormy"))
+    assert read_checkpoint(result.best_uri)["epoch"] == best + 1 and len(written) > attempts
+
+
+def test_an_error_in_a_loading_process_says_what_it_says_in_this_one(tmp_path: Path) -> None:
+    manifest = write_dataset(tmp_path)
+    damaged = tmp_path / "frames" / "3.mjpeg"
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    said = []
+    for processes, workers in ((1, 0), (1, 1), (2, 1)):
+        config = settings(train__epochs=1, train__processes=processes, train__restarts=0, data__workers=workers)
+        with pytest.raises(StabnError) as failed:
+            train(manifest, config, str(tmp_path / f"{processes}-{workers}"))
+        said.append(str(failed.value))
+    assert "3" in said[0] and "\n" not in said[0]
+    assert said == said[:1] * 3
 
 
 def tuning(**changes: Any) -> RunConfig:

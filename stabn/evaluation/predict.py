@@ -32,8 +32,9 @@ from stabn.training.device import (
     on_device,
     prepare,
 )
-from stabn.training.distributed import World, join_world
+from stabn.training.distributed import Control, World, join_world
 from stabn.training.launch import launch, must_launch
+from stabn.training.validation import evaluation_batch
 
 DISPLAYED_CLASSES = 30
 
@@ -159,7 +160,15 @@ def predict(
     dataset = ClipDataset(manifest, mine, with_loading(data, config.data), train=False)
     parts: dict[str, list[Tensor]] = {}
     progress = Progress(len(mine), "evaluate", stream=None if world.is_main else io.StringIO())
-    for batch in on_device(make_loader(dataset, config.train.batch_size, config.data.workers), device):
+    size = evaluation_batch(config.train, world.size)
+    batches = on_device(make_loader(dataset, size, config.data.workers), device)
+    control = Control(world)
+    for _ in range(-(-len(rows) // world.size // size)):
+        # After each batch: who has done its share would else wait for the slowest no longer than one message may take.
+        control.exchange(False, False)
+        batch = next(batches, None)
+        if batch is None:
+            continue
         clips = batch_input(batch, data, device)
         with autocast(device, dtype):
             if attention == "temporal_inverted":
@@ -180,6 +189,7 @@ def predict(
         parts.setdefault("class_index", []).append(target.cpu())
         progress.update(len(target))
     progress.close()
+    control.finish()
     shares = world.gather({name: torch.cat(tensors).numpy() for name, tensors in parts.items()})
     order = np.argsort(np.concatenate([shard(np.arange(len(rows)), rank, world.size) for rank in range(world.size)]))
     names = next(share for share in shares if share)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -216,7 +216,10 @@ def run_blocks(layer: nn.Sequential, x: Tensor, checkpointing: bool) -> Tensor:
     """Run a layer's blocks, keeping only what goes in between when activations are checkpointed."""
     for block in layer:
         if checkpointing and torch.is_grad_enabled():
-            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=_contexts(block))
+            options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+            if not torch.compiler.is_compiling():  # what is compiled updates the statistics once, and takes no contexts
+                options["context_fn"] = _contexts(block)
+            x = checkpoint(block, x, **options)
         else:
             x = block(x)
     return x

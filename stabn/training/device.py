@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from stabn.config import ConfigError, DataConfig
 from stabn.data.sampler import EpochSampler
 from stabn.data.transforms import to_input
+from stabn.errors import StabnError
 from stabn.models import Output
 
 Batch = dict[str, Tensor]
@@ -48,7 +49,9 @@ def choose_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the arithmetic type of a setting; `auto` is bf16 where the hardware has matrix units for it."""
     if name == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        fast = torch.cpu._is_amx_tile_supported()
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
         name = "bf16" if fast else "fp32"
     return torch.bfloat16 if name == "bf16" else torch.float32
 
@@ -115,11 +118,11 @@ def on_device(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     computed.
     """
     if device.type != "cuda":
-        yield from loader
+        yield from _loaded(loader)
         return
     side = torch.cuda.Stream(device)
     ahead: Batch | None = None
-    for batch in loader:
+    for batch in _loaded(loader):
         with torch.cuda.stream(side):
             copied = {n: v if n == "index" else v.to(device, non_blocking=True) for n, v in batch.items()}
         if ahead is not None:
@@ -130,3 +133,15 @@ def on_device(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         ahead = copied
     if ahead is not None:
         yield ahead
+
+
+def _loaded(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield batches; an error of a loading process, which comes as a whole traceback, says what it said there."""
+    try:
+        yield from loader
+    except StabnError as error:
+        kind = type(error)
+        _, found, said = str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")
+        if not found:
+            raise
+        raise kind(said.strip()) from None

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stabn.config import ConfigError
 from stabn.errors import RetryableError, StabnError
+from stabn.training.device import choose_device
 
 T = TypeVar("T")
 
@@ -109,7 +110,7 @@ def join_world(device: str, timeout_seconds: float) -> Iterator[World]:
 
     Raises:
         RetryableError: another process died or did not answer in time.
-        ConfigError: the launcher's variables contradict each other.
+        ConfigError: the launcher's variables contradict each other, or there is no GPU for this process.
     """
     size = _number("WORLD_SIZE", 1)
     if size == 1:
@@ -121,7 +122,7 @@ def join_world(device: str, timeout_seconds: float) -> Iterator[World]:
     local_rank = _number("LOCAL_RANK", 0)
     uses_gpu = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
     if uses_gpu:
-        torch.cuda.set_device(local_rank)
+        choose_device(device, local_rank, size)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // _number("LOCAL_WORLD_SIZE", 1)))
     timeout = timedelta(seconds=timeout_seconds)

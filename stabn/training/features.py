@@ -36,7 +36,8 @@ class FeatureCache:
         if all(row in self._kept for row in rows):
             features = torch.stack([self._kept[row] for row in rows]).to(device, non_blocking=True)
         else:
-            clips = batch_input(batch, config, device)
+            with torch.autocast(device.type, enabled=False):
+                clips = batch_input(batch, config, device)
             found = model.extract_features(clips.flatten(0, 1)).bfloat16()
             features = found.unflatten(0, clips.shape[:2])
             for row, one in zip(rows, features, strict=True):

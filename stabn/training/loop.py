@@ -104,6 +104,7 @@ class Fit:
             self.cache,
         )
         self.control, self.store = Control(world), StateStore(self.storage, settings.keep_states)
+        self._unwritten_best = b""
         self.seen = self.skipped = 0  # videos of the present epoch; steps of the run
         world.say(f"{self.stage}: {plan}")
         self._resume()
@@ -288,7 +289,10 @@ class Fit:
             if average is not None:
                 parts["average"] = self._dump(average, content["history"])
             if best:
-                self.storage.write(BEST, parts.get("average", parts["network"]))
+                self._unwritten_best = parts.get("average", parts["network"])
+            if self._unwritten_best:  # that of an epoch before, too, if it could not be written then
+                self.storage.write(BEST, self._unwritten_best)
+                self._unwritten_best = b""
             self.store.write(f"{content['epoch']:05}-{content['seen']:09}", content, parts)
 
         self.writer.submit(write)

@@ -50,8 +50,9 @@ def validate(
     for _ in range(-(-largest_share // size)):
         batch = next(batches, None)
         if batch is not None:
+            clips = batch_input(batch, dataset.config, device)
             with autocast(device, dtype):
-                output = forward_clips(model, batch_input(batch, dataset.config, device))
+                output = forward_clips(model, clips)
             target, logits = batch["target"], output.logits.float()
             loss = training_loss(output, target).total.double() * len(target)
             top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
