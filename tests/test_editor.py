@@ -1,5 +1,6 @@
 """The editor's server: who may do what, leases, saving, agreement, exchange, what-if, finishing a round."""
 
+import asyncio
 import dataclasses
 import hashlib
 import hmac
@@ -139,6 +140,20 @@ def test_guessing_passwords_has_to_wait(editor_round: Round, accounts: str) -> N
     assert limit.wait("a") and not limit.wait("b")
     time.sleep(0.06)
     assert not limit.wait("a")
+
+
+def test_guesses_that_are_sent_at_once_count_as_well(editor_round: Round, accounts: str) -> None:
+    config = dataclasses.replace(OPEN, auth="accounts", accounts_uri=accounts, login_attempts=2)
+
+    async def guess(app: Any) -> list[int]:
+        transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url=ORIGIN, headers={"Origin": ORIGIN}) as client:
+            guesses = (client.post("/api/sign-in", json={"name": "ann", "password": f"{i}"}) for i in range(8))
+            return [answer.status_code for answer in await asyncio.gather(*guesses)]
+
+    with server(editor_round, config) as person:
+        codes = asyncio.run(guess(person.app))
+    assert codes.count(401) == 2 and codes.count(429) == 6
 
 
 def test_another_sites_page_changes_nothing(editor_round: Round) -> None:
@@ -434,6 +449,31 @@ def test_a_document_that_cannot_be_used_stops_nothing(editor_round: Round) -> No
         problems = ann.get("/api/lead/overview").json()["problems"]
         assert len(problems) == 1 and "edits/10/0001.json" in problems[0]
         assert ann.save("11", [0.5] * 24).status_code == 200
+        editor_round.storage.delete("videos/12/attention.json")
+        given = set()
+        while (video_id := ann.next()) is not None:
+            assert ann.open(video_id).status_code == 200, "what cannot be shown is not handed out"
+            assert ann.save(video_id, [0.5] * LENGTHS[video_id]).status_code == 200
+            given.add(video_id)
+        assert given == set(LENGTHS) - {"10", "11", "12"}
+        assert len(ann.get("/api/lead/overview").json()["problems"]) == 3, "both, and the video that has one"
+
+
+def test_what_a_lead_said_stays_until_the_video_is_done(editor_round: Round, accounts: str) -> None:
+    config = dataclasses.replace(OPEN, auth="accounts", accounts_uri=accounts)
+    with server(editor_round, config) as person:
+        ann, lea = person("ann", "correct horse"), person("lea", "lead the round")
+        ann.save("10", [1.0] * 12)
+        verdict = {"slot": 1, "revision": 1, "verdict": "sent_back", "note": "too early"}
+        assert lea.post("/api/lead/videos/10/review", json=verdict).status_code == 200
+        assert ann.save("10", [0.5] * 12, based_on=2, status="draft").json()["edit"]["review"]["note"] == "too early"
+        assert ann.open("10").json()["state"] == "sent_back"
+        assert ann.save("10", [0.5] * 12, based_on=3).json()["edit"]["review"] is None
+        verdict |= {"revision": 4, "verdict": "accepted"}
+        assert lea.post("/api/lead/videos/10/review", json=verdict).status_code == 200
+        refused = ann.save("10", [0.0] * 12, based_on=5, status="draft")
+        assert refused.status_code == 409 and "lea has accepted this curve" in refused.json()["error"]
+        assert lea.save("10", [0.0] * 12, based_on=5).status_code == 200
 
 
 # Several people, agreement, leads
@@ -478,6 +518,19 @@ def test_shared_videos_are_corrected_independently_and_compared(editor_round: Ro
         assert main_edit.review is not None and main_edit.review.reviewer == "lea"
         stale = {"slot": 1, "revision": 1, "verdict": "sent_back", "note": ""}
         assert lea.post(f"/api/lead/videos/{video_id}/review", json=stale).status_code == 409
+
+
+def test_what_one_server_knows_to_be_done_another_one_does_not_give(editor_round: Round) -> None:
+    with server(editor_round) as one, server(editor_round) as other:
+        ann, bob = one("ann"), other("bob")
+        done = ann.next()
+        assert done is not None and ann.save(done, [1.0] * LENGTHS[done]).status_code == 200
+        assert bob.next() not in (done, None), "no refresh in between"
+    config = dataclasses.replace(OPEN, shared_share=1.0)
+    with server(editor_round, config) as one, server(editor_round, config) as other:
+        assert one("ann").save("14", [1.0] * LENGTHS["14"]).status_code == 200
+        opened = other("bob").open("14").json()
+        assert (opened["slot"], opened["blind"], opened["edit"]) == (2, True, None)
 
 
 def test_what_one_server_gave_another_one_saves(editor_round: Round) -> None:

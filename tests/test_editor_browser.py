@@ -158,7 +158,6 @@ def _keyboard_alone(round_: Round, page: Page) -> None:
     expect(page.locator(".editor[data-ready]").get_by_text(f"Video {first} ")).to_have_count(0)
     edit = newest(round_, first)
     assert (edit.status, edit.note) == ("edited", "x<b>y i o") and edit.seconds > 0
-    assert not list(round_.storage.list("leases/nothing"))
     second = page.url.rpartition("/")[2]
     ready(page, second)
     press(page, "c Enter")
@@ -226,6 +225,30 @@ def test_the_mouse_paints_draws_and_moves_edges(editor_round: Round, browser: Br
             "e => !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML)"
         )
         assert not unnamed, "everything that can be used has a name"
+
+
+def test_no_stray_key_makes_a_video_done_or_takes_it_back(editor_round: Round, browser: Browser, enter: Enter) -> None:
+    with running(editor_round, "--editor.what_if", "false") as address:
+        page = enter(address, hash="#/video/14")
+        ready(page, "14")
+        press(page, "Enter")
+        expect(page.locator(".toast")).to_contain_text("press Enter again")
+        for _ in range(5):  # a key that is held down repeats
+            page.keyboard.down("Enter")
+        page.keyboard.up("Enter")
+        expect(page.get_by_text("Video 14 ")).to_have_count(0)
+        page.locator(".editor[data-ready]").wait_for()
+        assert [edit.status for edit in read_edits(editor_round).values()] == ["edited"], "one video, and no other"
+        open_video(page, "14")
+        press(page, "s v i ArrowRight o z 6")
+        expect(page.locator(".toast").last).to_contain_text("press E to change it again")
+        page.keyboard.press("Control+s")
+        assert newest(editor_round, "14").revision == 1
+        press(page, "e v Control+s")
+        saved(page)
+        assert newest(editor_round, "14").status == "draft"
+        page.get_by_role("link", name="Review").click()
+        page.locator(".compare").wait_for()
 
 
 def test_what_if_moves_the_top_five_at_once(round_: Round, address: str, enter: Enter) -> None:

@@ -98,6 +98,7 @@ class Annotate:
         video = self._video(request)
         body = await read_json(request, take_over=bool, slot=(int, type(None)))
         info = await run_in_threadpool(self.board.info, video.video_id)
+        await run_in_threadpool(self.queue.reload, video.video_id)
         place = self._place(video, user, body["slot"])
         lease = await run_in_threadpool(self._take, video.video_id, place.slot, user.name, body["take_over"])
         edit = await run_in_threadpool(self.board.load, video.video_id, place.slot)
@@ -169,6 +170,12 @@ class Annotate:
             editor=user.name,
             edited_at=now(),
         )
+        former = self.board.edit(video.video_id, slot)
+        review = former.review if former is not None else None
+        if review is not None and review.verdict == "accepted" and not user.is_lead:
+            raise ApiError(409, "accepted", f"{review.reviewer} has accepted this curve; ask a lead to send it back")
+        if review is not None and review.verdict == "sent_back" and edit.status == "draft":
+            edit = dataclasses.replace(edit, review=review)  # until it is done, it is there to read
         saved = await run_in_threadpool(self._save, edit, own)
         return JSONResponse({"edit": edit_json(saved)})
 
@@ -304,8 +311,8 @@ def edit_json(edit: Edit | None) -> dict[str, Any] | None:
 
 
 def _is_same(theirs: Edit, mine: Edit) -> bool:
-    names = ("editor", "edited_attention", "status", "skip_reason", "note")
-    return theirs.review is None and all(getattr(theirs, name) == getattr(mine, name) for name in names)
+    names = ("editor", "edited_attention", "status", "skip_reason", "note", "review")
+    return all(getattr(theirs, name) == getattr(mine, name) for name in names)
 
 
 def _number(text: str | None) -> int | None:

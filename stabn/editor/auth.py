@@ -100,15 +100,18 @@ class Authenticator:
         stamp = ""
         if self.accounts is not None:
             address = self.address(request)
-            for limit, key in ((self._by_name, name), (self._by_address, address)):
+            limits = ((self._by_name, name), (self._by_address, address))
+            for limit, key in limits:
                 if wait := limit.wait(key):
                     raise ApiError(429, "too_many", f"too many attempts; try again in {wait} seconds", retry_after=wait)
+            for limit, key in limits:  # before the check, so that guesses sent at once count as well
+                limit.add(key)
             async with self._hashing:
                 account = await run_in_threadpool(self.accounts.check, name, password[:1000])
             if account is None:
-                self._by_name.add(name)
-                self._by_address.add(address)
                 raise ApiError(401, "wrong_password", "name and password do not belong together")
+            for limit, key in limits:
+                limit.take_back(key)
             stamp = _stamp(account.password_hash)
         session = {"name": name, "id": secrets.token_hex(8), "stamp": stamp}
         response.set_cookie(
@@ -198,9 +201,15 @@ class RateLimit:
         """Count an event now, and forget keys whose events are all past."""
         now = time.monotonic()
         if len(self._events) > 10_000:
-            for old in [name for name, events in self._events.items() if events[-1] < now - self.window]:
+            for old in [name for name, events in self._events.items() if not events or events[-1] < now - self.window]:
                 del self._events[old]
         self._events[key].append(now)
+
+    def take_back(self, key: str) -> None:
+        """Do not count the newest event."""
+        events = self._events.get(key)
+        if events:
+            events.pop()
 
     def wait(self, key: str) -> int:
         """Return the seconds until another event is allowed; 0: now."""

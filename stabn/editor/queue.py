@@ -5,10 +5,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from stabn.attention.automatic import EDITOR as AUTOMATIC
-from stabn.attention.edits import Edit
-from stabn.attention.rounds import RoundVideo
+from stabn.attention.edits import Edit, EditError
+from stabn.attention.rounds import RoundError, RoundVideo
 from stabn.editor.board import Board
 from stabn.editor.leases import Lease, LeaseHeld, Leases
+from stabn.storage import ObjectNotFound
 
 SENT_BACK, MINE, SECOND_OPINION, NEW, CHECK, ABANDONED = range(6)  # in this order they are handed out
 STATES = ("todo", "automatic", "draft", "sent_back", "second_opinion", "edited", "skipped")
@@ -66,10 +67,33 @@ class Queue:
         """
         for video_id, slot in self.candidates(person, passed, class_index):
             try:
-                return self.leases.take(video_id, slot, person)
+                lease = self.leases.take(video_id, slot, person)
             except LeaseHeld:
                 continue
+            if self._is_wanted(video_id, slot, person):
+                return lease
+            self.leases.release(video_id, slot, person)
         return None
+
+    def reload(self, video_id: str) -> None:
+        """Read the newest revision of each of a video's curves, as other servers may have saved since.
+
+        Raises:
+            EditError: one is unusable.
+        """
+        for slot in range(1, self.num_slots(video_id) + 1):
+            self.board.load(video_id, slot)
+
+    def _is_wanted(self, video_id: str, slot: int, person: str) -> bool:
+        """Tell whether a video still is what its place in the queue says, and can be shown."""
+        try:
+            self.board.info(video_id)
+            self.reload(video_id)
+        except (EditError, RoundError, ObjectNotFound) as error:
+            self.board.problems[f"videos/{video_id}"] = str(error)
+            return False
+        place = self.place(video_id, person)
+        return place.slot == slot and self._kind(place, person) is not None
 
     def candidates(
         self, person: str, passed: Collection[str] = (), class_index: int | None = None

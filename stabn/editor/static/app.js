@@ -141,12 +141,16 @@ async function signInPage() {
   main.querySelector("input")?.focus();
 }
 
+let asking = false;
+
 document.addEventListener("signed-out", async () => {
-  if (!context.user || document.querySelector("dialog[open].again")) return;
+  if (!context.user || asking) return;
   const former = context.user;
   if (former.auth === "proxy") return say("Your sign-in ended; reload the page. What you changed is kept.", { toast: true });
+  asking = true;
   const user = await ask("Your sign-in ended", (close) => [
     h("p", {}, "Sign in again to go on; what you changed is kept."), signInForm(former.auth, close)]);
+  asking = false;
   if (!user) return;
   if (user.name !== former.name) return location.reload();
   context.user = user;
@@ -154,6 +158,10 @@ document.addEventListener("signed-out", async () => {
   if (!page) show();
 });
 
+document.querySelector(".skip-link").addEventListener("click", (event) => {
+  event.preventDefault();  // the address names the page's view, which stays
+  main.focus();
+});
 window.addEventListener("hashchange", () => show());
 theme(localStorage.getItem(THEME));
 try {

@@ -28,6 +28,7 @@ class EditorPage {
     Object.assign(this, { context, path, video });
     this.length = video.num_frames;
     this.readonly = !video.lease.mine;
+    this.done = ["edited", "skipped"].includes(video.state);
     this.history = new History(video.edit?.edited_attention ?? video.curve);
     this.note = video.edit?.editor === context.user.name ? video.edit.note : "";
     this.seconds = video.edit?.editor === context.user.name ? video.edit.seconds : 0;
@@ -112,7 +113,7 @@ class EditorPage {
     this.readout = h("p", { class: "readout", "aria-hidden": "true" });
     this.player.count.after(this.readout);
     this.noteField = h("textarea", {
-      id: "note", rows: 1, maxlength: 2000, value: this.note, disabled: this.readonly, placeholder: "Note for the lead", "aria-keyshortcuts": "w",
+      id: "note", rows: 1, maxlength: 2000, value: this.note, disabled: this.readonly || this.done, placeholder: "Note for the lead", "aria-keyshortcuts": "w",
       oninput: (event) => { this.note = event.target.value; this.#changed(); },
     });
     this.main = key("Done, next", "Enter", () => this.finish("edited"), { class: "primary big" });
@@ -122,6 +123,8 @@ class EditorPage {
           h("header", { class: "video-head" },
             h("p", { class: "eyebrow" }, "True action"),
             h("p", { class: "about" }, `Video ${video.video_id} · ${this.length} frames`, " ", stateChip(video.state),
+              this.context.user.role === "lead" && video.edit
+                ? h("a", { href: `#/compare/${encodeURIComponent(video.video_id)}` }, "Review") : null,
               video.shared ? h("span", { class: "chip plain" }, "given to several people") : null),
             h("h1", { id: "video-title" }, name)),
           this.banner = h("div", { class: "banners" }, this.#banners()),
@@ -161,7 +164,10 @@ class EditorPage {
     if (video.blind) notes.push(h("p", { class: "banner" }, "Another person corrects this video too, each on their own."));
     if (!edit) return notes;
     const other = edit.editor !== context.user.name;
-    if (edit.review?.verdict === "sent_back" && edit.status === "draft") {
+    if (this.done && !this.readonly) {
+      notes.push(h("p", { class: "banner" }, `${other ? edit.editor : "You"} finished this video at ${clock(edit.edited_at)}. `,
+        button("Change it again", { class: "link", onclick: () => this.editAgain() }), " ", keyCap("e")));
+    } else if (edit.review?.verdict === "sent_back" && edit.status === "draft") {
       notes.push(h("p", { class: "banner warn" }, h("strong", {}, `${edit.review.reviewer} sent it back`), said(edit.review.note)));
     } else if (video.state === "automatic") {
       notes.push(h("p", { class: "banner" }, "This correction was made automatically; nobody has looked at it yet."));
@@ -210,8 +216,23 @@ class EditorPage {
 
   // Changing the curve -------------------------------------------------------------------------------------------------
 
+  /** Tell whether the curve may change: what is done has to be opened again first, so that no stray key undoes it. */
+  #mayChange() {
+    if (this.done && !this.readonly) say("This video is done; press E to change it again.", { toast: true });
+    return !(this.readonly || this.done || this.finishing);
+  }
+
+  editAgain() {
+    if (this.readonly || !this.done) return;
+    this.done = false;
+    this.noteField.disabled = false;
+    this.banner.replaceChildren(...this.#banners());
+    this.timeline.element.focus({ preventScroll: true });
+    say("You can change it again.");
+  }
+
   #commit(curve, what, keepMarks = false) {
-    if (this.readonly) return;
+    if (!this.#mayChange()) return this.#show(this.history.curve);
     if (!keepMarks) this.#mark({});
     if (this.history.set(curve)) {
       this.#changed();
@@ -246,7 +267,7 @@ class EditorPage {
   redo() { this.#travel(() => this.history.redo(), "redone"); }
 
   #travel(move, what) {
-    if (this.readonly || !move()) return;
+    if (!this.#mayChange() || !move()) return;
     this.#mark({});
     this.#changed();
     this.#show(this.history.curve);
@@ -282,7 +303,7 @@ class EditorPage {
 
   /** Set where the action begins or ends; with both, the curve becomes that segment, or gets it besides. */
   setEdge(side, add) {
-    if (this.readonly) return;
+    if (!this.#mayChange()) return;
     const marks = { ...this.marks, [side]: this.player.frame };
     if (marks.in > marks.out) delete marks[side === "in" ? "out" : "in"];
     if (!("in" in marks && "out" in marks)) {
@@ -331,18 +352,28 @@ class EditorPage {
   // Finishing ----------------------------------------------------------------------------------------------------------
 
   async finish(status, reason = null) {
-    if (this.readonly) return this.next(false);
+    if (this.finishing) return;
+    if (this.readonly || (this.done && status === "edited")) return this.next(false);
     if (status === "edited" && this.history.curve.every((value) => value === null)) {
       return say("No frame has a value: set one, or skip the video.", { toast: true });
     }
     const before = this.video.edit;
+    const looked = this.history.past.length || before?.editor === this.context.user.name || this.confirmed;
+    if (status === "edited" && !looked) {
+      this.confirmed = true;
+      return say("You have changed nothing. If the curve is right as it is, press Enter again.", { toast: true });
+    }
     const untouched = !this.saver.content && before && before.editor === this.context.user.name && before.status === status &&
       before.skip_reason === reason && same(before.edited_attention, this.history.curve) && before.note === this.note;
     if (untouched) return this.next(false);
     this.intended = status;
+    this.finishing = true;
     this.saver.change(this.#content(status, reason));
-    const done = await this.saver.flush();
-    if (!done && this.intended) say("Kept on this computer; it is sent as soon as the server answers.", { toast: true });
+    const sent = await this.saver.flush();
+    this.finishing = false;
+    if (!sent && this.intended) {
+      say("Kept on this computer; it is sent when the server answers, while this video is open.", { toast: true });
+    }
   }
 
   async skip() {
@@ -373,6 +404,7 @@ class EditorPage {
 
   #saved(edit) {
     this.video.edit = edit;
+    this.done = ["edited", "skipped"].includes(edit.status);
     if (edit.status === "draft" || edit.status !== this.intended) return;
     this.intended = null;
     if (edit.status === "edited") localStorage.setItem(LAST, JSON.stringify(edit.edited_attention));
@@ -411,7 +443,8 @@ class EditorPage {
       this.saver.revision = journal.based_on;
       this.#conflict({ code: "conflict", body: { theirs } });
     } else {
-      this.#changed();
+      this.done = false;
+      this.saver.change(this.#content(journal.status, journal.skip_reason));
       say("What was not saved the last time is here again.", { toast: true });
     }
   }
@@ -499,6 +532,7 @@ class EditorPage {
   #bindKeys() {
     const { player } = this;
     const entry = (group, keys, label, run) => ({ group, keys: [keys].flat(), label, run });
+    const once = (...parts) => ({ ...entry(...parts), once: true });
     bind([
       entry("Video", " ", "play or pause", () => player.toggle()),
       entry("Video", "ArrowLeft", "one frame back", () => { this.selection = null; this.timeline.show({ selection: null }); player.step(-1); }),
@@ -528,10 +562,11 @@ class EditorPage {
       entry("Curve", "c", "copy from the video before", () => this.copyLast()),
       entry("Curve", ["z", "Ctrl+z"], "undo", () => this.undo()),
       entry("Curve", ["y", "Ctrl+y", "Ctrl+Shift+z"], "redo", () => this.redo()),
-      entry("Video done", "Enter", "done, next video", () => this.finish("edited")),
-      entry("Video done", "x", "skip, with a reason (then 1, 2 or 3)", () => this.skip()),
-      entry("Video done", "q", "ask for a second opinion", () => this.finish("second_opinion")),
-      entry("Video done", "n", "later: next video, this one stays", () => this.next(true)),
+      once("Video done", "Enter", "done, next video", () => this.finish("edited")),
+      once("Video done", "x", "skip, with a reason (then 1, 2 or 3)", () => this.skip()),
+      once("Video done", "q", "ask for a second opinion", () => this.finish("second_opinion")),
+      once("Video done", "n", "later: next video, this one stays", () => this.next(true)),
+      once("Video done", "e", "change a video again that is done", () => this.editAgain()),
       entry("Video done", "w", "write a note", () => this.noteField.focus()),
       entry("Page", "Escape", "leave the note or the selection; then the queue", () => this.#escape()),
       entry("Page", "Ctrl+s", "save now", () => this.saver.flush()),

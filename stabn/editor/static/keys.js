@@ -13,7 +13,7 @@ let bindings = [];
 /** Whether keys without Ctrl or Alt act; people who speak to their computer switch them off. */
 export const single = () => localStorage.getItem(SWITCH) !== "off";
 
-/** Replace all keys: [{keys: ["Shift+ArrowLeft"], label, group, run}]. */
+/** Replace all keys: [{keys: ["Shift+ArrowLeft"], label, group, run, once}]; a key held down acts `once`, if so said. */
 export function bind(list) { bindings = list; }
 
 /** Return a key as it is shown. */
@@ -39,7 +39,7 @@ document.addEventListener("keydown", (event) => {
   const found = bindings.find((binding) => binding.keys.includes(key));
   if (!found || (!single() && !/^(Ctrl|Alt)\+|Arrow|Page|Home|End|Escape|\?/.test(key))) return;
   event.preventDefault();
-  found.run(event);
+  if (!(event.repeat && found.once)) found.run(event);
 });
 
 /** Show all keys. */

@@ -5,6 +5,8 @@ import { REASON_NAMES, STATE_NAMES, ask, button, clock, duration, h, percent, sa
 
 const NUMERIC = new Set(["Done", "Open", "Skipped", "Asked", "Begun", "Median", "Difference", "Overlap", "Last"]);
 
+const SHOWN = 200; // of the videos given to several people
+
 const ratio = (value) => (value === null ? "–" : value.toFixed(2));
 
 export async function overviewPage(context) {
@@ -33,11 +35,12 @@ export async function overviewPage(context) {
           ratio(p.difference), ratio(p.overlap), clock(p.last)])) : h("p", { class: "empty" }, "Nobody has saved anything yet."))),
     section("Videos given to several people", [
       settingsForm(data.settings),
-      data.shared.length ? table(["Video", "Action", "People", "Difference", "Overlap", ""], data.shared.slice(0, 200).map((video) => [
+      data.shared.length ? table(["Video", "Action", "People", "Difference", "Overlap", ""], data.shared.slice(0, SHOWN).map((video) => [
         video.video_id, round.classes[video.class_index],
         video.people.map((p) => `${p.name} (${STATE_NAMES[p.state]})`).join(", ") || `nobody yet, ${video.wanted} wanted`,
         ratio(video.difference), ratio(video.overlap),
         h("a", { href: `#/compare/${encodeURIComponent(video.video_id)}` }, "compare")])) : h("p", { class: "empty" }, "None: set a share above."),
+      data.shared.length > SHOWN ? h("p", {}, `${SHOWN} of ${data.shared.length}; the others are reached from their video.`) : null,
     ]),
     h("div", { class: "columns" },
       section("Take out and bring in", exchange(context)),
@@ -85,7 +88,7 @@ function exchange(context) {
         const r = await call("POST", "api/lead/edits.jsonl", file);
         tell(`${file.name}: ${r.imported.length} taken, ${r.unchanged.length} were the same, ${r.kept.length} are newer here and stay.`);
         context.refresh();
-      } catch (error) { tell(...(error.body?.errors ?? [error.message]), "Nothing was written."); }
+      } catch (error) { tell(...(error.body?.errors ? [...error.body.errors, "Nothing was written."] : [error.message])); }
       lines.value = "";
     },
   });

@@ -49,7 +49,7 @@ export async function queuePage(context) {
   }));
 
   bind([
-    { group: "Queue", keys: ["Enter"], label: "next video", run: start },
+    { group: "Queue", keys: ["Enter"], label: "next video", run: start, once: true },
     { group: "Queue", keys: ["/"], label: "search", run: () => search.querySelector("input").focus() },
     { group: "Queue", keys: ["d"], label: "light or dark", run: () => context.toggleTheme() },
     { group: "Queue", keys: ["?"], label: "these keys", run: () => showKeys() },
