@@ -516,6 +516,9 @@ def test_shared_videos_are_corrected_independently_and_compared(editor_round: Ro
         main_edit = read_edits(editor_round)[video_id]
         assert (main_edit.editor, main_edit.revision, set(main_edit.edited_attention)) == ("bob", 2, {0.5})
         assert main_edit.review is not None and main_edit.review.reviewer == "lea"
+        judged = lea.get("/api/lead/overview").json()
+        assert judged["agreement"] == overview["agreement"], "to judge a disagreement does not end it"
+        assert [(row["name"], row["edited"]) for row in judged["people"]] == [("ann", 1), ("bob", 1)]
         stale = {"slot": 1, "revision": 1, "verdict": "sent_back", "note": ""}
         assert lea.post(f"/api/lead/videos/{video_id}/review", json=stale).status_code == 409
 

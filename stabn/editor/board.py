@@ -50,6 +50,7 @@ class Board:
         self.problems: dict[str, str] = {}
         self.settings = RoundSettings(config.shared_share, config.people_per_shared)
         self._edits: dict[str, dict[int, Edit]] = {}
+        self._past: dict[str, Edit] = {}
         self._info: dict[str, VideoInfo] = {}
         self._lock = threading.Lock()
 
@@ -70,6 +71,30 @@ class Board:
     def edit(self, video_id: str, slot: int = 1) -> Edit | None:
         """Return the newest revision of a slot."""
         return self.edits(video_id).get(slot)
+
+    def own_edits(self, video_id: str) -> dict[int, Edit]:
+        """Return the newest revision of each slot that the person of the slot made.
+
+        They differ from `edits` where a lead accepted another slot's curve into slot 1: reads what was there before.
+        """
+        edits = self.edits(video_id)
+        others = {edit.editor for slot, edit in edits.items() if slot > 1}
+        first = edits.get(1)
+        while first is not None and first.review is not None and first.editor in others:
+            first = self._former(first)
+        return edits if first is edits.get(1) else {slot: e for slot, e in {**edits, 1: first}.items() if e is not None}
+
+    def _former(self, edit: Edit) -> Edit | None:
+        if edit.revision == 1:
+            return None
+        key = edit_key(edit.video_id, edit.revision - 1, edit.slot)
+        if key not in self._past:
+            try:
+                self._past[key] = parse_edit(self.storage.read(key), key)
+            except (EditError, ObjectNotFound) as error:
+                self.problems[key] = str(error)
+                return None
+        return self._past[key]
 
     def put(self, edit: Edit) -> None:
         """Remember a revision unless a newer one is known."""

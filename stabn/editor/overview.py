@@ -74,10 +74,12 @@ def overview(board: Board, queue: Queue) -> dict[str, Any]:
     """Return everything that the lead's page shows of a round."""
     people: dict[str, dict[str, Any]] = {}
     agreements: dict[str, list[Agreement]] = defaultdict(list)
-    shared = []
+    shared, every = [], []
     reasons: Counter = Counter()
     for video in board.round.videos:
-        edits = board.edits(video.video_id)
+        edits, learnt = board.own_edits(video.video_id), board.edit(video.video_id)
+        if learnt is not None and learnt.skip_reason:
+            reasons[learnt.skip_reason] += 1
         for edit in edits.values():
             person = people.setdefault(
                 edit.editor, {"name": edit.editor, "seconds": [], "last": "", "states": Counter()}
@@ -86,9 +88,8 @@ def overview(board: Board, queue: Queue) -> dict[str, Any]:
             person["last"] = max(person["last"], edit.edited_at)
             if edit.status in ("edited", "skipped") and edit.seconds:
                 person["seconds"].append(edit.seconds)
-            if edit.slot == 1 and edit.skip_reason:
-                reasons[edit.skip_reason] += 1
         found = pairs(edits)
+        every += [value for *_, value in found]
         for first, second, value in found:
             agreements[first.editor].append(value)
             agreements[second.editor].append(value)
@@ -103,7 +104,6 @@ def overview(board: Board, queue: Queue) -> dict[str, Any]:
                 }
             )
     shared.sort(key=lambda row: -1.0 if row["difference"] is None else row["difference"], reverse=True)
-    every = [value for video in board.round.videos for *_, value in pairs(board.edits(video.video_id))]
     seconds = [value for person in people.values() for value in person["seconds"]]
     return {
         "counts": counts(board),
