@@ -203,13 +203,17 @@ class KubeServer:
             pod = copy.deepcopy(self.pods[name])
         self.put_pod(pod, "DELETED")
 
-    def kill_machine(self, name: str) -> None:
-        """Let the machine of a pod die: the pod is told to go, and stays."""
+    def tell_to_go(self, name: str) -> None:
+        """Have a pod deleted, which takes its time."""
         with self.lock:
             pod = copy.deepcopy(self.pods[name])
-        self.lost.add(name)
         pod["metadata"]["deletionTimestamp"] = _now()
         self.put_pod(pod)
+
+    def kill_machine(self, name: str) -> None:
+        """Let the machine of a pod die: the pod is told to go, and stays."""
+        self.lost.add(name)
+        self.tell_to_go(name)
 
     def write(self, name: str, *lines: str) -> None:
         """Add lines to a pod's log."""

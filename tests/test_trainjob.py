@@ -358,6 +358,24 @@ def test_a_queue_is_waited_in(cluster: KubeServer) -> None:
     assert "waiting: suspended in queue team: TrainJob is suspended" in run(cluster, queue_then_run, queue="team")
 
 
+def test_a_job_that_its_queue_suspends_comes_back(cluster: KubeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.cluster.follow.LOST_SECONDS", 0.1)
+
+    def be_preempted(cluster: KubeServer, job: dict[str, Any]) -> None:
+        names = cluster.start_pods(job)
+        cluster.condition(job, "Suspended", "Suspended", "preempted by a job of higher priority")
+        for name in names:
+            cluster.tell_to_go(name)
+        time.sleep(1.6)
+        for name in names:
+            cluster.remove(name)
+        cluster.condition(job, "Suspended", "Resumed", "", status="False")
+        succeed(cluster, job)
+
+    lines = run(cluster, be_preempted, queue="team")
+    assert len(cluster.created) == 1 and any("preempted by a job of higher priority" in line for line in lines)
+
+
 def test_running_too_long_ends(cluster: KubeServer) -> None:
     with pytest.raises(StabnError, match="did not end within 0:01"):
         run(cluster, lambda cluster, job: cluster.start_pods(job), running_hours=1 / 3600)

@@ -166,7 +166,7 @@ class Follower:
     def _judge_time(self, suspended: dict[str, Any] | None) -> Cause | None:
         """Say what the job waits for, and return a cause when it has waited or run too long or waits in vain."""
         now = time.monotonic()
-        if cause := self._judge_loss(now):
+        if cause := self._judge_loss(now, _is_true(suspended)):
             return cause
         alive = [pod for pod in newest_of_each(self.pods.values()) if not pod.gone and not pod.leaving]
         if sum(pod.is_started for pod in alive) >= self.num_nodes:
@@ -200,9 +200,13 @@ class Follower:
             return Cause(f"it did not end within {clock(limit)} (STABN_TRAINJOB_RUNNING_HOURS)", False)
         return None
 
-    def _judge_loss(self, now: float) -> Cause | None:
-        """Return why the job fails, if its pods have but it has not: it waits for those of a machine that is dead."""
-        if not any(pod.has_failed for pod in newest_of_each(self.pods.values())):
+    def _judge_loss(self, now: float, is_suspended: bool) -> Cause | None:
+        """Return why the job fails, if its pods have but it has not: it waits for those of a machine that is dead.
+
+        The pods of a job that is suspended leave too, and come back.
+        """
+        left = any(pod.has_failed and not pod.gone for pod in newest_of_each(self.pods.values()))
+        if is_suspended or not left:
             self._failed_since = None
             return None
         if self._failed_since is None:
