@@ -412,13 +412,15 @@ class _Handler(BaseHTTPRequestHandler):
         oldest = ""
         if "sinceSeconds" in query:
             oldest = _now(-float(query["sinceSeconds"]))
-        lines = [entry for entry in cluster.logs[name] if entry[0] >= oldest]
+        with cluster.lock:  # what is written from here on is sent as new
+            entries = list(cluster.logs[name])
+        lines = [entry for entry in entries if entry[0] >= oldest]
         if query.get("follow") != "true":
             lines = lines[-int(query.get("tailLines", "100000")) :]
             return self._text("".join(f"{text}\n" for _, text in lines))
         generation = cluster._generation
         self._begin()
-        sent = len(cluster.logs[name]) - len(lines)
+        sent = len(entries) - len(lines)
         while True:
             with cluster.changed:
                 new = cluster.logs[name][sent:]
