@@ -598,7 +598,13 @@ def test_arrays_of_the_desktop_tool_are_imported(editor_round: Round) -> None:
         assert lea.post("/api/lead/arrays/10", content=file(good)).status_code == 200
         edit = read_edits(editor_round)["10"]
         assert edit.edited_attention == (0, 0.5, 1, None) * 3 and edit.editor == "lea" and edit.status == "edited"
-        assert lea.post("/api/lead/arrays/10", content=file(good.reshape(12, 1))).json()["edit"]["revision"] == 2
+        again = lea.post("/api/lead/arrays/10", content=file(good.reshape(12, 1)))
+        assert again.json()["edit"]["revision"] == 1, "it is the same"
+        other = file(np.linspace(0, 1, 12))
+        refused = lea.post("/api/lead/arrays/10", content=other)
+        assert refused.status_code == 409 and refused.json()["code"] == "corrected" and "lea" in refused.json()["error"]
+        assert read_edits(editor_round)["10"] == edit, "nothing changed"
+        assert lea.post("/api/lead/arrays/10?replace=1", content=other).json()["edit"]["revision"] == 2
         bad = {
             "11 values for a video of 12": file(np.zeros(11)),
             "values go from 0 to 1": file(np.full(12, 2.0)),

@@ -108,6 +108,12 @@ def ready(page: Page, video_id: str) -> None:
     expect(page.locator(".editor[data-ready]").get_by_text(f"Video {video_id} ")).to_be_visible()
 
 
+def reopened(page: Page, enter: Enter, address: str, name: str) -> Page:
+    """Sign in with what the browser of a page without a connection keeps on its computer, as after it was killed."""
+    kept = page.context.storage_state()["origins"]
+    return enter(address, name, storage_state={"origins": kept, "cookies": []})
+
+
 def press(page: Page, keys: str) -> None:
     for key in keys.split():
         page.keyboard.press(key)
@@ -322,17 +328,38 @@ def test_a_lost_connection_and_a_closed_browser_lose_nothing(round_: Round, addr
     page.context.set_offline(True)
     press(page, "1 Enter")
     expect(page.locator("#status")).to_contain_text("kept on this computer")
-    context = page.context
-    page.close()
-    context.set_offline(False)
-    again = context.new_page()
-    again.goto(address)
-    expect(again.get_by_text("Not saved yet, kept on this computer")).to_be_visible()
-    again.get_by_role("link", name="video 12", exact=True).click()
-    ready(again, "12")
+    again = reopened(page, enter, address, "cleo")
+    expect(again.locator("#toasts").get_by_text("What was kept on this computer is saved now")).to_be_visible()
+    expect(again.get_by_text("Not saved yet")).to_have_count(0)
+    edit = newest(round_, "12")
+    assert edit.edited_attention[0] == 0 and edit.status == "edited", "finished without a connection"
+    open_video(again, "12")
     assert "mine 0%" in value(again)
-    saved(again)
-    assert newest(round_, "12").edited_attention[0] == 0
+
+
+def test_what_was_left_unsaved_of_a_video_that_others_changed_waits_for_its_page(
+    editor_round: Round, browser: Browser, enter: Enter
+) -> None:
+    with running(editor_round, "--editor.what_if", "false", "--editor.lease_seconds", "2") as address:
+        ann = enter(address, "ann", "#/video/12")
+        ready(ann, "12")
+        ann.context.set_offline(True)
+        press(ann, "Home 5")
+        expect(ann.locator("#status")).to_contain_text("No connection")
+        time.sleep(2.5)
+        bob = enter(address, "bob", "#/video/12")
+        ready(bob, "12")
+        press(bob, "Home 1 Enter")
+        expect(bob.get_by_text("Video 12 ")).to_have_count(0)
+        again = reopened(ann, enter, address, "ann")
+        expect(again.get_by_text("Not saved yet, kept on this computer")).to_be_visible()
+        assert newest(editor_round, "12").editor == "bob"
+        again.get_by_role("link", name="video 12", exact=True).click()
+        dialog = again.get_by_role("dialog")
+        expect(dialog).to_contain_text("bob saved this video in the meantime")
+        dialog.get_by_role("button", name="Keep mine").click()
+        saved(again)
+        assert newest(editor_round, "12").edited_attention[0] == 1
 
 
 def test_a_lease_that_expires_lets_another_in(editor_round: Round, browser: Browser, enter: Enter) -> None:

@@ -9,12 +9,17 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from stabn.attention.automatic import EDITOR as AUTOMATIC
 from stabn.attention.edits import Edit, EditConflict, EditError, check_edit, parse_edit, save_edit
 from stabn.attention.rounds import RoundError
 from stabn.editor.board import Board
 
 MAX_ERRORS = 20
 MAX_ARRAY_BYTES = 1 << 20
+
+
+class AlreadyCorrected(EditError):
+    """A person corrected the video here, which an array, having no date, must not replace unasked."""
 
 
 @dataclass
@@ -73,11 +78,19 @@ def import_lines(board: Board, data: bytes) -> ImportResult:
     return result
 
 
-def import_array(board: Board, video_id: str, data: bytes, person: str) -> Edit:
+def import_array(board: Board, video_id: str, data: bytes, person: str, replace: bool = False) -> Edit:
     """Save an array of the desktop tool, one float per frame, as an edit; a frame that is not a number has no opinion.
+
+    Args:
+        board: the round's state.
+        video_id: the video.
+        data: the file, at most MAX_ARRAY_BYTES.
+        person: who imports it.
+        replace: make it the newest revision also where a person corrected the video; theirs stays in the history.
 
     Raises:
         EditError: not such an array, or of another length than the video.
+        AlreadyCorrected: a person did, with another curve.
     """
     video = board.video(video_id)
     name = f"{video_id}.npy"
@@ -108,6 +121,12 @@ def import_array(board: Board, video_id: str, data: bytes, person: str) -> Edit:
         edited_at=now(),
         note=f"imported from {name}",
     )
+    parse_edit(edit.to_json(), name)  # a file that can't be saved says so before anybody is asked about replacing
+    if latest is not None and latest.editor != AUTOMATIC:
+        if latest.status == "edited" and latest.edited_attention == edit.edited_attention:
+            return latest
+        if not replace:
+            raise AlreadyCorrected(f"{name}: {latest.editor} worked on this video at {latest.edited_at}")
     _save(board, edit)
     return edit
 

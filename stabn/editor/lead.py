@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from stabn.attention.edits import Edit, EditConflict, Review, save_edit
-from stabn.editor.annotate import NUMBER, edit_json
+from stabn.editor.annotate import MAX_SLOT, NUMBER, edit_json
 from stabn.editor.auth import User
 from stabn.editor.board import RoundSettings
-from stabn.editor.exchange import MAX_ARRAY_BYTES, export_lines, import_array, import_lines, now
+from stabn.editor.exchange import MAX_ARRAY_BYTES, AlreadyCorrected, export_lines, import_array, import_lines, now
 from stabn.editor.http import MAX_IMPORT_BYTES, ApiError, read_body, read_json, run_in_threadpool
 from stabn.editor.overview import agreement, overview
 from stabn.editor.services import Services
@@ -68,8 +68,8 @@ class Lead:
     async def settings(self, request: Request) -> Response:
         """Set how many of the videos several people correct, and how many people."""
         body = await read_json(request, shared_share=NUMBER, people_per_shared=int)
-        if not 0 <= body["shared_share"] <= 1 or not 2 <= body["people_per_shared"] <= 9:
-            raise ApiError(400, "bad_request", "give a share from 0 to 1, and 2 to 9 people")
+        if not 0 <= body["shared_share"] <= 1 or not 2 <= body["people_per_shared"] <= MAX_SLOT:
+            raise ApiError(400, "bad_request", f"give a share from 0 to 1, and 2 to {MAX_SLOT} people")
         settings = RoundSettings(float(body["shared_share"]), body["people_per_shared"])
         await run_in_threadpool(self.board.change_settings, settings)
         return JSONResponse(dataclasses.asdict(settings))
@@ -88,11 +88,15 @@ class Lead:
         return JSONResponse(dataclasses.asdict(result), 400 if result.errors else 200)
 
     async def import_array(self, request: Request) -> Response:
-        """Take one array of the desktop tool."""
+        """Take one array of the desktop tool; 409 where a person corrected the video, but for the query replace=1."""
         user: User = request.state.user
         video = self.board.video(request.path_params["video_id"])
         data = await read_body(request, MAX_ARRAY_BYTES)
-        edit = await run_in_threadpool(import_array, self.board, video.video_id, data, user.name)
+        replace = request.query_params.get("replace") == "1"
+        try:
+            edit = await run_in_threadpool(import_array, self.board, video.video_id, data, user.name, replace)
+        except AlreadyCorrected as error:
+            raise ApiError(409, "corrected", str(error)) from None
         return JSONResponse({"edit": edit_json(edit)})
 
     async def finish(self, request: Request) -> Response:

@@ -3,8 +3,9 @@
 import { get, post, session, signIn } from "./api.js";
 import { ask, button, h, icon, say } from "./dom.js";
 import { bind, showKeys } from "./keys.js";
+import { sendUnsaved } from "./saver.js";
 
-const THEME = "stabn/theme";
+const THEME = "stabn/theme", DELIVER_SECONDS = 30;
 const main = document.getElementById("main"), top_ = document.getElementById("top");
 
 const context = {
@@ -99,12 +100,27 @@ async function show(options = {}) {
     if (made.player) made.timeline.element.focus({ preventScroll: true });
     else main.focus({ preventScroll: true });
     window.scrollTo(0, 0);
+    deliver();
   } catch (error) {
     if (mine !== turn || error.code === "sign_in") return;
     if (!error.code) console.error(error);
     main.replaceChildren(h("section", { class: "message" }, h("h1", {}, "This cannot be shown"), h("p", {}, error.message),
       button("Try again", { class: "primary", onclick: () => show() }), " ", h("a", { href: "#/" }, "Back to the queue")));
   }
+}
+
+let delivering = false;
+
+/** Send what was finished without a connection and left; the video that is open sends its own. */
+async function deliver() {
+  if (delivering || !context.round || !context.user) return;
+  delivering = true;
+  const [name, id] = route();
+  const sent = await sendUnsaved(context.round.round_id, context.user.name, name === "video" ? id : null);
+  delivering = false;
+  if (!sent) return;
+  say(sent === 1 ? "What was kept on this computer is saved now." : `${sent} videos kept on this computer are saved now.`, { toast: true });
+  if (route()[0] === "queue") show();
 }
 
 function signInForm(auth, done) {
@@ -163,6 +179,9 @@ document.querySelector(".skip-link").addEventListener("click", (event) => {
   main.focus();
 });
 window.addEventListener("hashchange", () => show());
+window.addEventListener("online", deliver);
+document.addEventListener("signed-in", deliver);
+setInterval(deliver, 1000 * DELIVER_SECONDS);
 theme(localStorage.getItem(THEME));
 try {
   context.user = await session();

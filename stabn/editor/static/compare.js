@@ -8,7 +8,7 @@ import { bind, showKeys } from "./keys.js";
 import { Player } from "./player.js";
 import { Timeline } from "./timeline.js";
 
-const COLORS = ["mine-bright", "other", "third"];
+const swatch = (i) => h("span", { class: "swatch", vars: { "--swatch": `var(--stripe-${i})` } });
 
 export async function comparePage(context, videoId) {
   const path = `api/lead/videos/${encodeURIComponent(videoId)}`;
@@ -49,7 +49,7 @@ export async function comparePage(context, videoId) {
       h("aside", { class: "side" },
         video.edits.length ? null : h("p", { class: "empty" }, "Nobody has corrected this video yet."),
         video.edits.map((edit, i) => h("section", { class: "panel curve-card", tabIndex: -1, "aria-label": `Curve of ${edit.editor}` },
-          h("h2", {}, h("span", { class: `swatch stripe-${i}` }), edit.editor, " ", stateChip(edit.status === "draft" && edit.review ? "sent_back" : edit.status)),
+          h("h2", {}, swatch(i), edit.editor, " ", stateChip(edit.status === "draft" && edit.review ? "sent_back" : edit.status)),
           h("p", { class: "about" }, edit.slot === 1 ? "learnt from" : `independent curve ${edit.slot}`, ` · revision ${edit.revision} · ${clock(edit.edited_at)} · ${duration(edit.seconds)}`),
           edit.skip_reason ? h("p", {}, `Skipped: ${REASON_NAMES[edit.skip_reason]}`) : null,
           edit.note ? h("blockquote", {}, edit.note) : null,
@@ -62,7 +62,7 @@ export async function comparePage(context, videoId) {
         pairs)),
     h("section", { class: "bench" }, timeline.element,
       h("p", { class: "legend" }, h("span", { class: "swatch own dashed" }), "the network’s own",
-        video.edits.map((edit, i) => [h("span", { class: `swatch stripe-${i}` }), edit.editor]))));
+        video.edits.map((edit, i) => [swatch(i), edit.editor]))));
   let chosen = 0;
   const choose = (i) => { chosen = i; element.querySelectorAll(".curve-card")[i].focus(); };
   const act = (run) => () => { if (video.edits[chosen]) run(video.edits[chosen]); };
@@ -80,7 +80,7 @@ export async function comparePage(context, videoId) {
   ]);
   timeline.show({
     curve: first?.edited_attention ?? own,
-    others: video.edits.map((edit, i) => ({ curve: edit.edited_attention, color: themed(COLORS[i] ?? "third") })).reverse(),
+    others: video.edits.map((edit, i) => ({ curve: edit.edited_attention, color: themed(`stripe-${i}`) })).reverse(),
   });
   player.seek(0);
   return { element, timeline, player, close: () => [timeline, player, frames].forEach((part) => part.close()) };

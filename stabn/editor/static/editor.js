@@ -372,7 +372,7 @@ class EditorPage {
     const sent = await this.saver.flush();
     this.finishing = false;
     if (!sent && this.intended) {
-      say("Kept on this computer; it is sent when the server answers, while this video is open.", { toast: true });
+      say("Kept on this computer; it is sent when the server answers.", { toast: true });
     }
   }
 

@@ -6,6 +6,9 @@ import { REASON_NAMES, STATE_NAMES, ask, button, clock, duration, h, percent, sa
 const NUMERIC = new Set(["Done", "Open", "Skipped", "Asked", "Begun", "Median", "Difference", "Overlap", "Last"]);
 
 const SHOWN = 200; // of the videos given to several people
+const NAMED = 8; // of the files in a question
+
+const counted = (n, one, many) => `${n} ${n === 1 ? one : many}`;
 
 const ratio = (value) => (value === null ? "–" : value.toFixed(2));
 
@@ -76,6 +79,21 @@ function settingsForm(settings) {
     h("button", { class: "tool" }, "Set"));
 }
 
+/** Send files to the server one after the other; returns those that were taken, those of corrected videos, and what failed. */
+async function sendArrays(files, query = "") {
+  const taken = [], corrected = [], said = [];
+  for (const file of files) {
+    try {
+      await call("POST", `api/lead/arrays/${encodeURIComponent(file.name.replace(/\.npy$/i, ""))}${query}`, file);
+      taken.push(file);
+    } catch (error) {
+      if (error.code === "corrected") corrected.push(file);
+      else said.push(`${file.name}: ${error.message}`);
+    }
+  }
+  return { taken, corrected, said };
+}
+
 function exchange(context) {
   const result = h("div", { class: "result", role: "status" });
   const tell = (...lines) => result.replaceChildren(...lines.map((text) => h("p", {}, text)));
@@ -95,15 +113,18 @@ function exchange(context) {
   const arrays = h("input", {
     type: "file", accept: ".npy", multiple: true, id: "arrays",
     async onchange() {
-      const said = [];
-      let taken = 0;
-      for (const file of arrays.files) {
-        try {
-          await call("POST", `api/lead/arrays/${encodeURIComponent(file.name.replace(/\.npy$/i, ""))}`, file);
-          taken += 1;
-        } catch (error) { said.push(`${file.name}: ${error.message}`); }
+      const files = [...arrays.files], { taken, corrected, said } = await sendArrays(files);
+      if (corrected.length && await ask("Replace what people corrected here?", (close) => [
+        h("p", {}, `${counted(corrected.length, "of the videos was", "of the videos were")} corrected in this round, with another curve. `,
+          "Arrays have no date, so which is newer is yours to say; what is replaced stays in the history."),
+        h("p", {}, corrected.slice(0, NAMED).map((file) => file.name).join(", "), corrected.length > NAMED ? " …" : ""),
+        h("div", { class: "dialog-foot" }, h("button", { type: "button", class: "tool", onclick: () => close() }, "Keep theirs"),
+          h("button", { type: "button", class: "primary", onclick: () => close(true) }, "Replace"))])) {
+        const again = await sendArrays(corrected.splice(0), "?replace=1");
+        said.push(...again.said);
+        taken.push(...again.taken);
       }
-      tell(`${taken} arrays taken.`, ...said);
+      tell(`${counted(taken.length, "array", "arrays")} taken${corrected.length ? `, ${corrected.length} left out` : ""}.`, ...said);
       arrays.value = "";
       context.refresh();
     },

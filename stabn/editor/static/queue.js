@@ -62,7 +62,7 @@ export async function queuePage(context) {
   const element = h("div", { class: "page queue" },
     round.finished ? h("p", { class: "banner" }, `${round.finished.by} finished this round; corrections from now on are not learnt from.`) : null,
     left.length ? h("p", { class: "banner warn" }, "Not saved yet, kept on this computer: ",
-      left.map((id, i) => [i ? ", " : "", h("a", { href: `#/video/${encodeURIComponent(id)}` }, `video ${id}`)])) : null,
+      left.map(({ video }, i) => [i ? ", " : "", h("a", { href: `#/video/${encodeURIComponent(video)}` }, `video ${video}`)])) : null,
     h("section", { class: "hero", "aria-labelledby": "hero-title" },
       h("div", {},
         h("h1", { id: "hero-title" }, people ? `${people} of ${total} videos are done` : `${total} videos wait for you`),

@@ -5,16 +5,35 @@ import { call } from "./api.js";
 const IDLE_SECONDS = 1.5, LONGEST_SECONDS = 8;
 const PREFIX = "stabn/unsaved";
 
+const sending = new Set(); // keys of what open and just closed pages are sending
+
 const journalKey = (round, user, video, slot) => [PREFIX, round, user, video, slot].map(encodeURIComponent).join(":");
 
-/** Return the videos of a round for which this computer keeps something that the server did not confirm. */
+/** Return what this computer keeps of a round that the server did not confirm: [{key, video, slot}]. */
 export function unsaved(round, user) {
   const found = [];
   for (let i = 0; i < localStorage.length; i += 1) {
-    const parts = localStorage.key(i).split(":").map(decodeURIComponent);
-    if (parts[0] === PREFIX && parts[1] === round && parts[2] === user) found.push(parts[3]);
+    const key = localStorage.key(i), [prefix, of, by, video, slot] = key.split(":").map(decodeURIComponent);
+    if (prefix === PREFIX && of === round && by === user) found.push({ key, video, slot: Number(slot) });
   }
   return found;
+}
+
+/** Send what is kept here of videos that are not open; what the server refuses stays for its page. Returns how many went. */
+export async function sendUnsaved(round, user, open) {
+  let sent = 0;
+  for (const { key, video, slot } of unsaved(round, user).filter((kept) => kept.video !== open && !sending.has(kept.key))) {
+    const kept = localStorage.getItem(key), path = `api/videos/${encodeURIComponent(video)}`;
+    try {
+      const { edit } = await call("PUT", `${path}/edit`, { ...JSON.parse(kept), slot });
+      if (localStorage.getItem(key) === kept) localStorage.removeItem(key);
+      if (edit.status === "draft") await call("DELETE", `${path}/lease`, { slot });
+      sent += 1;
+    } catch (error) {
+      if (error.passing || error.status === 401) break;
+    }
+  }
+  return sent;
 }
 
 export class Saver {
@@ -50,9 +69,11 @@ export class Saver {
     clearTimeout(this.timer);
     if (this.sending) await this.sending;
     if (!this.content) return true;
+    sending.add(this.key);
     this.sending = this.#send(options);
     const done = await this.sending;
     this.sending = null;
+    sending.delete(this.key);
     return done;
   }
 
