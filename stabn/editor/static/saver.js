@@ -11,10 +11,12 @@ const journalKey = (round, user, video, slot) => [PREFIX, round, user, video, sl
 
 /** Return what this computer keeps of a round that the server did not confirm: [{key, video, slot}]. */
 export function unsaved(round, user) {
-  const found = [];
+  const found = [], mine = journalKey(round, user, "", "").slice(0, -1);
   for (let i = 0; i < localStorage.length; i += 1) {
-    const key = localStorage.key(i), [prefix, of, by, video, slot] = key.split(":").map(decodeURIComponent);
-    if (prefix === PREFIX && of === round && by === user) found.push({ key, video, slot: Number(slot) });
+    const key = localStorage.key(i);
+    if (!key.startsWith(mine)) continue;
+    const [video, slot] = key.slice(mine.length).split(":").map(decodeURIComponent);
+    found.push({ key, video, slot: Number(slot) });
   }
   return found;
 }
