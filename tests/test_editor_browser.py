@@ -136,49 +136,49 @@ def test_keyboard_alone_is_enough_from_sign_in_to_the_next_video(
     editor_round: Round, browser: Browser, enter: Enter
 ) -> None:
     with running(editor_round, "--editor.what_if", "false") as address:
-        _keyboard_alone(editor_round, enter(address))
-
-
-def _keyboard_alone(round_: Round, page: Page) -> None:
-    page.keyboard.press("Enter")
-    page.locator(".editor[data-ready]").wait_for()
-    first = page.url.rpartition("/")[2]
-    press(page, "Home ArrowRight ArrowRight i ArrowRight ArrowRight ArrowRight o")
-    assert "frame 6 of" in value(page) and "mine 100%" in value(page)
-    press(page, "ArrowRight ArrowRight ArrowRight")
-    assert "mine 0%" in value(page)
-    press(page, "z z z")
-    own = model_attention(round_, first)
-    assert f"mine {round(own[8] * 100)}%" in value(page), "undone"
-    press(page, "y Home 6 Shift+ArrowRight Shift+ArrowRight 3 ArrowUp")
-    saved(page)
-    edit = newest(round_, first)
-    assert edit.status == "draft" and edit.editor == "ann"
-    assert edit.edited_attention[:3] == (0.6, 0.6, 0.6) and edit.edited_attention[3:6] == (1, 1, 1)
-    page.reload()
-    ready(page, first)
-    assert "mine 60%" in value(page)
-    press(page, "w")
-    page.keyboard.type("x<b>y i o")
-    press(page, "Escape Enter")
-    expect(page.locator(".editor[data-ready]").get_by_text(f"Video {first} ")).to_have_count(0)
-    edit = newest(round_, first)
-    assert (edit.status, edit.note) == ("edited", "x<b>y i o") and edit.seconds > 0
-    second = page.url.rpartition("/")[2]
-    ready(page, second)
-    press(page, "c Enter")
-    expect(page.get_by_text(f"Video {second} ")).to_have_count(0)
-    assert newest(round_, second).edited_attention[0] == 0.6, "copied, stretched to its own length"
-    page.locator(".editor[data-ready]").wait_for()
-    third = page.url.rpartition("/")[2]
-    press(page, "x 2")
-    expect(page.get_by_text(f"Video {third} ")).to_have_count(0)
-    assert (newest(round_, third).status, newest(round_, third).skip_reason) == ("skipped", "action_not_visible")
-    page.locator(".editor[data-ready]").wait_for()
-    press(page, "?")
-    expect(page.get_by_role("dialog")).to_contain_text("ask for a second opinion")
-    press(page, "Escape Escape")
-    expect(page.get_by_role("heading", name="3 of 8 videos are done")).to_be_visible()
+        page = enter(address)
+        page.keyboard.press("Enter")
+        page.locator(".editor[data-ready]").wait_for()
+        first = page.url.rpartition("/")[2]
+        press(page, "Home ArrowRight ArrowRight i ArrowRight ArrowRight ArrowRight o")
+        assert "frame 6 of" in value(page) and "mine 100%" in value(page)
+        press(page, "ArrowRight ArrowRight ArrowRight")
+        assert "mine 0%" in value(page)
+        press(page, "z z z")
+        own = model_attention(editor_round, first)
+        assert f"mine {round(own[8] * 100)}%" in value(page), "undone"
+        press(page, "y Home 6 Shift+ArrowRight Shift+ArrowRight 3 ArrowUp")
+        saved(page)
+        edit = newest(editor_round, first)
+        assert edit.status == "draft" and edit.editor == "ann"
+        assert edit.edited_attention[:3] == (0.6, 0.6, 0.6) and edit.edited_attention[3:6] == (1, 1, 1)
+        page.reload()
+        ready(page, first)
+        assert "mine 60%" in value(page)
+        press(page, "w")
+        page.keyboard.type("x<b>y i o")
+        press(page, "Escape Enter")
+        expect(page.locator(".editor[data-ready]").get_by_text(f"Video {first} ")).to_have_count(0)
+        edit = newest(editor_round, first)
+        assert (edit.status, edit.note) == ("edited", "x<b>y i o") and edit.seconds > 0
+        second = page.url.rpartition("/")[2]
+        ready(page, second)
+        press(page, "c Enter")
+        expect(page.get_by_text(f"Video {second} ")).to_have_count(0)
+        assert newest(editor_round, second).edited_attention[0] == 0.6, "copied, stretched to its own length"
+        page.locator(".editor[data-ready]").wait_for()
+        third = page.url.rpartition("/")[2]
+        press(page, "x 2")
+        expect(page.get_by_text(f"Video {third} ")).to_have_count(0)
+        assert (newest(editor_round, third).status, newest(editor_round, third).skip_reason) == (
+            "skipped",
+            "action_not_visible",
+        )
+        page.locator(".editor[data-ready]").wait_for()
+        press(page, "?")
+        expect(page.get_by_role("dialog")).to_contain_text("ask for a second opinion")
+        press(page, "Escape Escape")
+        expect(page.get_by_role("heading", name="3 of 8 videos are done")).to_be_visible()
 
 
 def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -335,6 +335,34 @@ def test_a_lost_connection_and_a_closed_browser_lose_nothing(round_: Round, addr
     assert edit.edited_attention[0] == 0 and edit.status == "edited", "finished without a connection"
     open_video(again, "12")
     assert "mine 0%" in value(again)
+
+
+def test_another_tab_sends_what_was_left_but_nothing_of_an_open_video(
+    round_: Round, address: str, enter: Enter
+) -> None:
+    editing = enter(address, "dora", "#/video/10")
+    ready(editing, "10")
+    editing.route("**/edit", lambda route: route.abort())
+    press(editing, "Home 5")
+    expect(editing.locator("#status")).to_contain_text("No connection")
+    other = editing.context.new_page()
+    other.goto(address)
+    expect(other.get_by_text("Not saved yet, kept on this computer")).to_be_visible()
+    other.wait_for_timeout(1000)
+    assert "10" not in read_edits(round_), "its own page will send it"
+    editing.unroute("**/edit")
+    saved(editing)
+    press(editing, "3")
+    saved(editing)
+    editing.route("**/edit", lambda route: route.abort())
+    press(editing, "1 Enter")
+    expect(editing.locator("#status")).to_contain_text("No connection")
+    editing.close()
+    other.wait_for_function("async () => !(await navigator.locks.query()).held.length")
+    other.evaluate("dispatchEvent(new Event('online'))")
+    expect(other.locator("#toasts").get_by_text("What was kept on this computer is saved now")).to_be_visible()
+    edit = newest(round_, "10")
+    assert (edit.status, edit.edited_attention[0]) == ("edited", 0)
 
 
 def test_what_was_left_unsaved_of_a_video_that_others_changed_waits_for_its_page(

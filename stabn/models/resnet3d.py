@@ -1,5 +1,6 @@
 """The 3D ResNet of the SlowFast slow pathway: time is never strided (paper, section 4.1; baseline of table 1)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -32,15 +33,16 @@ class Output(NamedTuple):
     temporal_attention: Tensor | None = None
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """Residual block; `expansion` times `width` channels come out."""
 
     expansion: int
     relu: nn.ReLU
     downsample: nn.Module | None
 
+    @abstractmethod
     def residual(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return what is added to the shortcut, in its shape."""
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)

@@ -111,12 +111,11 @@ async function show(options = {}) {
 
 let delivering = false;
 
-/** Send what was finished without a connection and left; the video that is open sends its own. */
+/** Send what was finished without a connection and left. */
 async function deliver() {
   if (delivering || !context.round || !context.user) return;
   delivering = true;
-  const [name, id] = route();
-  const sent = await sendUnsaved(context.round.round_id, context.user.name, name === "video" ? id : null);
+  const sent = await sendUnsaved(context.round.round_id, context.user.name);
   delivering = false;
   if (!sent) return;
   say(sent === 1 ? "What was kept on this computer is saved now." : `${sent} videos kept on this computer are saved now.`, { toast: true });

@@ -5,8 +5,6 @@ import { call } from "./api.js";
 const IDLE_SECONDS = 1.5, LONGEST_SECONDS = 8;
 const PREFIX = "stabn/unsaved";
 
-const sending = new Set(); // keys of what open and just closed pages are sending
-
 const journalKey = (round, user, video, slot) => [PREFIX, round, user, video, slot].map(encodeURIComponent).join(":");
 
 /** Return what this computer keeps of a round that the server did not confirm: [{key, video, slot}]. */
@@ -21,21 +19,29 @@ export function unsaved(round, user) {
   return found;
 }
 
-/** Send what is kept here of videos that are not open; what the server refuses stays for its page. Returns how many went. */
-export async function sendUnsaved(round, user, open) {
+/**
+ * Send what is kept here of videos that no page of this browser has open; what the server refuses stays for its page.
+ * Web Locks tell of other tabs; where the browser has none (plain http), everything waits for its page. Returns how many went.
+ */
+export async function sendUnsaved(round, user) {
   let sent = 0;
-  for (const { key, video, slot } of unsaved(round, user).filter((kept) => kept.video !== open && !sending.has(kept.key))) {
-    const kept = localStorage.getItem(key), path = `api/videos/${encodeURIComponent(video)}`;
+  for (const { key, video, slot } of navigator.locks ? unsaved(round, user) : []) {
     try {
-      const { edit } = await call("PUT", `${path}/edit`, { ...JSON.parse(kept), slot });
-      if (localStorage.getItem(key) === kept) localStorage.removeItem(key);
-      if (edit.status === "draft") await call("DELETE", `${path}/lease`, { slot });
-      sent += 1;
+      sent += await navigator.locks.request(key, { ifAvailable: true }, (lock) => (lock ? send(key, video, slot) : 0));
     } catch (error) {
       if (error.passing || error.status === 401) break;
     }
   }
   return sent;
+}
+
+async function send(key, video, slot) {
+  const kept = localStorage.getItem(key), path = `api/videos/${encodeURIComponent(video)}`;
+  if (kept === null) return 0; // its page or another tab sent it
+  const { edit } = await call("PUT", `${path}/edit`, { ...JSON.parse(kept), slot });
+  if (localStorage.getItem(key) === kept) localStorage.removeItem(key);
+  if (edit.status === "draft") await call("DELETE", `${path}/lease`, { slot });
+  return 1;
 }
 
 export class Saver {
@@ -45,6 +51,8 @@ export class Saver {
     this.key = journalKey(round, user, video, slot);
     this.content = null;
     this.attempt = 0;
+    const open = new Promise((resolve) => { this.free = resolve; });
+    navigator.locks?.request(this.key, () => open); // until the page is closed, nobody else sends what it keeps
     this.online = () => { if (this.content && !this.sending) this.flush(); };
     window.addEventListener("online", this.online);
     document.addEventListener("signed-in", this.online);
@@ -71,11 +79,9 @@ export class Saver {
     clearTimeout(this.timer);
     if (this.sending) await this.sending;
     if (!this.content) return true;
-    sending.add(this.key);
     this.sending = this.#send(options);
     const done = await this.sending;
     this.sending = null;
-    sending.delete(this.key);
     return done;
   }
 
@@ -93,6 +99,7 @@ export class Saver {
     window.removeEventListener("online", this.online);
     document.removeEventListener("signed-in", this.online);
     this.closed = true;
+    Promise.resolve(this.sending).then(this.free);
   }
 
   #keep() {
