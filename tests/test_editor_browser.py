@@ -12,6 +12,7 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
 from round_factory import LENGTHS, copy_round
@@ -497,6 +498,34 @@ def test_a_lead_compares_sends_back_and_finishes(editor_round: Round, browser: B
         lea.get_by_role("button", name="Finish the round").click()
         lea.get_by_role("dialog").get_by_role("button", name="Finish", exact=True).click()
         expect(lea.get_by_text("lea finished it")).to_be_visible()
+
+
+def test_arrays_ask_before_they_replace_what_people_corrected(
+    editor_round: Round, browser: Browser, enter: Enter, tmp_path: Path
+) -> None:
+    for video_id in ("10", "11"):
+        np.save(tmp_path / f"{video_id}.npy", np.linspace(0, 1, LENGTHS[video_id]))
+    (tmp_path / "12.npy").write_bytes(b"no array")
+    files = [tmp_path / f"{video_id}.npy" for video_id in ("10", "11", "12")]
+    with running(editor_round, "--editor.what_if", "false") as address:
+        ann = enter(address, "ann", "#/video/10")
+        ready(ann, "10")
+        press(ann, "Home 5 Enter")
+        expect(ann.get_by_text("Video 10 ")).to_have_count(0)
+        lea = enter(address, "lea", "#/overview")
+        said = lea.locator(".result")
+        for answer, taken, editor in (
+            ("Keep theirs", "1 array taken, 1 left out.", "ann"),
+            ("Replace", "2 arrays", "lea"),
+        ):
+            lea.locator("#arrays").set_input_files(files)
+            dialog = lea.get_by_role("dialog")
+            expect(dialog).to_contain_text("1 of the videos was corrected in this round")
+            expect(dialog).to_contain_text("10.npy")
+            dialog.get_by_role("button", name=answer).click()
+            expect(said).to_contain_text(taken)
+            expect(said).to_contain_text("12.npy: ")
+            assert newest(editor_round, "10").editor == editor and newest(editor_round, "11").editor == "lea"
 
 
 CURVES = """async () => {
