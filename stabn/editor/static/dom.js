@@ -82,8 +82,9 @@ export const percent = (value) => `${Math.round(value * 100)}%`;
 /** Return a duration as people say it. */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  return `${Math.floor(seconds / 60)} min ${String(Math.round(seconds % 60)).padStart(2, "0")} s`;
+  const whole = Math.round(seconds);
+  if (whole < 90) return `${whole}\u00a0s`;
+  return `${Math.floor(whole / 60)}\u00a0min\u00a0${String(whole % 60).padStart(2, "0")}\u00a0s`;
 }
 
 /** Return a moment as the reader's clock shows it. */
