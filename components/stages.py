@@ -23,7 +23,7 @@ from stabn.evaluation.metrics import Predictions
 from stabn.evaluation.predict import Evaluation, summarize
 from stabn.evaluation.predict import evaluate as evaluate_here
 from stabn.storage import fetch, open_storage, uri_exists
-from stabn.training.train import (
+from stabn.training.stages import (
     TrainResult,
     finetune_into,
     finetune_output,
@@ -91,7 +91,7 @@ def ending_with_one_line(stage: str) -> Iterator[None]:
 def train(
     manifest: str, config: RunConfig, storage_uri: str, checkpoint_path: str, placement: Placement
 ) -> TrainResult:
-    """Train where the placement says, like `stabn.training.train.train_into`."""
+    """Train where the placement says, like `stabn.training.stages.train_into`."""
     if placement.is_here:
         return train_into(manifest, _with_processes(config, placement), storage_uri, checkpoint_path)
     output = train_output(manifest, config, storage_uri)
@@ -111,7 +111,7 @@ def finetune(
     placement: Placement,
     checkpoint_uri: str = "",
 ) -> TrainResult:
-    """Fine-tune where the placement says, like `stabn.training.train.finetune_into`.
+    """Fine-tune where the placement says, like `stabn.training.stages.finetune_into`.
 
     Args:
         checkpoint_uri: where the checkpoint is in object storage, if it is there; empty: not known.

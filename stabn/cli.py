@@ -212,7 +212,7 @@ def _train(args: Arguments, config: RunConfig) -> None:
       torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m stabn.cli train ...
     A step has train.batch_size videos over all processes. docs/training.md: costs, settings, when it goes wrong.
     """
-    from stabn.training.train import train
+    from stabn.training.stages import train
 
     print(f"best checkpoint: {train(args.manifest, config, args.output, args.profile).best_uri}")
 
@@ -376,7 +376,7 @@ def _finetune(args: Arguments, config: RunConfig) -> None:
 
     `--finetune.gamma 0` is the control run: the same training without the corrections' influence.
     """
-    from stabn.training.train import finetune
+    from stabn.training.stages import finetune
 
     result = finetune(args.checkpoint, args.manifest, args.edits, config, args.output, args.name, args.profile)
     print(f"best checkpoint: {result.best_uri}")

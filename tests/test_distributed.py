@@ -30,10 +30,11 @@ from stabn.storage import open_storage
 from stabn.training.checkpoint import read_checkpoint
 from stabn.training.distributed import Control, World, collective_errors, join_world
 from stabn.training.launch import launch
-from stabn.training.loop import Fit
+from stabn.training.loop import Loop
 from stabn.training.losses import training_loss
+from stabn.training.recipes import Recipe
+from stabn.training.stages import train
 from stabn.training.step import Stepper
-from stabn.training.train import train
 
 DATA = DataConfig(num_frames=4, crop_size=32, scales=(1.0,), color_jitter=0.1, workers=0)
 TWO = TrainConfig(processes=2, restarts=0, device="cpu")
@@ -44,8 +45,12 @@ class WithoutNormalisation(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.config = ModelConfig(num_classes=3, num_frames=4)
         self.convolution = nn.Conv3d(3, 4, 3, stride=2)
         self.classifier = nn.Linear(4, 3)
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        assert not enabled
 
     def forward(self, video: Tensor) -> Output:
         features = self.convolution(video).relu().mean((2, 3, 4))
@@ -69,21 +74,17 @@ def fit_history(path: str, folder: str, batch_size: int, micro_batch_size: int) 
         processes=int(os.environ.get("WORLD_SIZE", "1")),
     )
     with join_world("cpu", 60) as world:
-        fit = Fit(
+        recipe = Recipe(
+            name="train",
             model=WithoutNormalisation(),
-            model_config=ModelConfig(num_classes=3, num_frames=4),
-            data_config=DATA,
             settings=config,
-            train_data=ClipDataset(manifest, rows, DATA, train=True),
-            validation_data=ClipDataset(manifest, manifest.indices("validation"), DATA, train=False),
-            storage=open_storage(folder),
-            stage="train",
-            loss=lambda output, batch: training_loss(output, batch["target"]),
+            videos=ClipDataset(manifest, rows, DATA, train=True),
+            validation=ClipDataset(manifest, manifest.indices("validation"), DATA, train=False),
             epoch_rows=lambda epoch: rows,
-            identity={},
-            world=world,
+            loss=lambda output, batch: training_loss(output, batch["target"]),
+            inputs={},
         )
-        history = fit.run()
+        history = Loop(recipe, open_storage(folder), world).run()
     if world.is_main:
         Path(folder, "history.json").write_text(json.dumps(history))
     return history
@@ -159,7 +160,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from tiny_run import settings
 from stabn.errors import StabnError
-from stabn.training.train import train
+from stabn.training.stages import train
 
 if __name__ == "__main__":
     try:

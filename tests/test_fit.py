@@ -10,21 +10,21 @@ import pytest
 import torch
 from tiny_run import EDITED, last_weights, newest_state, same, settings, without_times, write_dataset, write_edits
 
-import stabn.training.train as stage
+import stabn.training.recipes as stage
 from stabn import presets
 from stabn.config import ConfigError, FinetuneConfig, RunConfig, TrainConfig
 from stabn.errors import RetryableError, StabnError
-from stabn.models import STABN
+from stabn.models import STABN, build_model
 from stabn.storage import FolderStorage
 from stabn.training import loop
 from stabn.training import step as step_module
 from stabn.training.checkpoint import read_checkpoint
 from stabn.training.flops import forward_flops, training_flops
 from stabn.training.launch import launch
-from stabn.training.loop import TrainingError
 from stabn.training.losses import Losses
+from stabn.training.recipes import TrainingError
 from stabn.training.schedule import Schedule, plan_batches
-from stabn.training.train import finetune, train
+from stabn.training.stages import finetune, train
 
 
 def broken_step(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
@@ -83,7 +83,7 @@ def test_averaged_weights_are_what_is_validated_and_kept(manifest_path: str, tmp
     average = read_checkpoint(result.last_uri)["model"]
     name = "perception_branch.fc.weight"
     torch.manual_seed(0)
-    start = stage.build_model(dataclasses.replace(config.model, num_classes=3)).state_dict()[name]
+    start = build_model(dataclasses.replace(config.model, num_classes=3)).state_dict()[name]
     expected = decay**2 * start + decay * (1 - decay) * after[0][name] + (1 - decay) * after[1][name]
     torch.testing.assert_close(average[name], expected)
     assert not torch.equal(average[name], after[1][name])

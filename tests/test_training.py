@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_run import CLASSES, EDITED, checkpoints, newest_state, same, settings, without_times, write_edits
 
-import stabn.training.train as stage
+import stabn.training.recipes as stage
 from stabn.config import ConfigError, TrainConfig
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
@@ -18,9 +18,9 @@ from stabn.evaluation.metrics import Predictions
 from stabn.evaluation.predict import evaluate
 from stabn.training.checkpoint import CheckpointError, load_model, read_checkpoint
 from stabn.training.device import batch_input
-from stabn.training.loop import TrainingError
+from stabn.training.recipes import TrainingError
 from stabn.training.schedule import one_cycle
-from stabn.training.train import finetune, train, train_into
+from stabn.training.stages import TrainResult, finetune, train, train_into
 
 
 class Interrupted(BaseException):
@@ -200,7 +200,7 @@ def test_a_plateau_lowers_the_rate_until_training_ends(manifest_path: str, tmp_p
 
 
 @pytest.fixture(scope="module")
-def tuned(manifest_path: str, trained: str, tmp_path_factory: pytest.TempPathFactory) -> dict[float, stage.TrainResult]:
+def tuned(manifest_path: str, trained: str, tmp_path_factory: pytest.TempPathFactory) -> dict[float, TrainResult]:
     """Return fine-tuning with gamma 10 and, the control run, with gamma 0."""
     folder = tmp_path_factory.mktemp("tuned")
     edits = write_edits(folder / "edits.parquet", EDITED)
@@ -217,7 +217,7 @@ def tuned(manifest_path: str, trained: str, tmp_path_factory: pytest.TempPathFac
     }
 
 
-def test_finetuning_leaves_the_feature_extractor_alone(trained: str, tuned: dict[float, stage.TrainResult]) -> None:
+def test_finetuning_leaves_the_feature_extractor_alone(trained: str, tuned: dict[float, TrainResult]) -> None:
     before = read_checkpoint(trained)["model"]
     for result in tuned.values():
         after = read_checkpoint(result.last_uri)["model"]
@@ -229,7 +229,7 @@ def test_finetuning_leaves_the_feature_extractor_alone(trained: str, tuned: dict
             assert weights and any(not torch.equal(before[name], after[name]) for name in weights), branch
 
 
-def test_finetuning_moves_the_attention_towards_the_edits(tuned: dict[float, stage.TrainResult]) -> None:
+def test_finetuning_moves_the_attention_towards_the_edits(tuned: dict[float, TrainResult]) -> None:
     learnt, control = ([row["train_temporal_loss"] for row in tuned[gamma].history] for gamma in (10.0, 0.0))
     assert learnt[-1] < 0.7 * learnt[0] and learnt[-1] < 0.7 * control[-1]
     row = tuned[10.0].history[-1]

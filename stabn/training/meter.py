@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,14 +90,14 @@ def line(what: str, numbers: Mapping[str, float]) -> str:
     return text
 
 
-def profiler(path: str) -> AbstractContextManager[Any]:
+def profiler(path: str) -> Any:
     """Return a context that writes a trace of a few steps, for Perfetto (ui.perfetto.dev); `step()` after each.
 
     Args:
-        path: file to write, `trace.json` or `trace.json.gz`; empty: no trace.
+        path: file to write, `trace.json` or `trace.json.gz`; empty: no trace, and None.
     """
     if not path:
-        return nullcontext()
+        return None
     from torch.profiler import ProfilerActivity, profile, schedule
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)

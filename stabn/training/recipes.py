@@ -1,0 +1,156 @@
+"""What is trained, from what, with which losses and rates: the 3D ResNet baseline, ST-ABN, and its fine-tuning."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from stabn.attention.edits import EditTable
+from stabn.config import FitConfig, RunConfig, with_loading
+from stabn.data.dataset import ClipDataset
+from stabn.data.manifest import Manifest
+from stabn.errors import StabnError
+from stabn.models import STABN, Output, ResNet3D
+from stabn.models.weights import load_initial_weights
+from stabn.training.checkpoint import Checkpoint
+from stabn.training.device import Batch
+from stabn.training.features import FeatureCache
+from stabn.training.losses import Losses, finetuning_loss, training_loss
+
+
+class TrainingError(StabnError):
+    """Training cannot begin, or cannot go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the loop trains.
+
+    Attributes:
+        name: of the run, in logs and in MLflow.
+        model: the network; what is frozen in it stays as it is.
+        settings: optimiser, rate, schedule and batch, and how the run is computed, saved and shown.
+        videos: all videos that may be learnt from.
+        validation: the videos that it is measured on after each epoch.
+        epoch_rows: rows of the manifest to learn from in an epoch, in any order; the loop shuffles them.
+        loss: of (output, batch on the device); its `total` is minimised.
+        inputs: fingerprints of what the result depends on besides the settings.
+        cache: keeps what the frozen feature extractor returns; None: it runs in every step.
+    """
+
+    name: str
+    model: STABN | ResNet3D
+    settings: FitConfig
+    videos: ClipDataset
+    validation: ClipDataset
+    epoch_rows: Callable[[int], np.ndarray]
+    loss: Callable[[Output, Batch], Losses]
+    inputs: dict[str, str]
+    cache: FeatureCache | None = None
+
+
+def baseline(manifest: Manifest, config: RunConfig, say: Callable[[str], None] = print) -> Recipe:
+    """Train the paper's baseline: a 3D ResNet, with the cross-entropy of its classifier (paper, section 4.1)."""
+    return _train(ResNet3D, manifest, config, say)
+
+
+def st_abn(manifest: Manifest, config: RunConfig, say: Callable[[str], None] = print) -> Recipe:
+    """Train ST-ABN, with the cross-entropies of both branches (paper, section 4.1; eq. 4)."""
+    return _train(STABN, manifest, config, say)
+
+
+def finetuning(
+    model: STABN,
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    edits: EditTable,
+    config: RunConfig,
+    name: str = "finetune",
+) -> Recipe:
+    """Fine-tune both branches so that Mt approaches the edits (paper, section 3.2; eq. 5 and 6).
+
+    The feature extractor is frozen. Every epoch sees all edited videos and a fresh draw of `unedited_share` of the
+    other training videos. With gamma = 0 this is the control run: the same training without the edits' influence.
+
+    Raises:
+        TrainingError: the edits do not fit the manifest.
+    """
+    settings, gamma = config.finetune, config.finetune.gamma
+    edited = _edited_rows(edits, manifest)
+    others = np.setdiff1d(manifest.indices("train"), edited)
+    clips = with_loading(checkpoint.data_config, config.data)
+    model.freeze_feature_extractor()
+
+    def epoch_rows(epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([settings.seed, epoch, 1])
+        drawn = rng.choice(others, round(len(others) * settings.unedited_share), replace=False)
+        return np.concatenate([edited, drawn])
+
+    def loss(output: Output, batch: Batch) -> Losses:
+        return finetuning_loss(output, batch["target"], batch["temporal_target"].flatten(0, 1), gamma=gamma)
+
+    return Recipe(
+        name=name,
+        model=model,
+        settings=settings,
+        videos=ClipDataset(
+            manifest,
+            np.concatenate([edited, others]),
+            clips,
+            train=settings.augment,
+            seed=settings.seed,
+            edits=edits,
+        ),
+        validation=ClipDataset(manifest, manifest.indices("validation"), clips, train=False),
+        epoch_rows=epoch_rows,
+        loss=loss,
+        inputs={
+            "manifest": manifest.fingerprint,
+            "parent": checkpoint.fingerprint,
+            "edits": edits.fingerprint,
+        },
+        cache=FeatureCache(settings.feature_cache_mb) if settings.feature_cache_mb else None,
+    )
+
+
+def _train(
+    network: type[STABN] | type[ResNet3D], manifest: Manifest, config: RunConfig, say: Callable[[str], None]
+) -> Recipe:
+    """Train a whole network from its initial weights on all training videos, with the losses of its branches."""
+    settings, clips, rows = config.train, config.data, manifest.indices("train")
+    torch.manual_seed(settings.seed)
+    model = network(dataclasses.replace(config.model, num_classes=len(manifest.classes)))
+    if settings.init_weights:
+        say(str(load_initial_weights(model, settings.init_weights)))
+    return Recipe(
+        name="train",
+        model=model,
+        settings=settings,
+        videos=ClipDataset(manifest, rows, clips, train=True, seed=settings.seed),
+        validation=ClipDataset(manifest, manifest.indices("validation"), clips, train=False),
+        epoch_rows=lambda epoch: rows,
+        loss=lambda output, batch: training_loss(output, batch["target"]),
+        inputs={"manifest": manifest.fingerprint},
+    )
+
+
+def _edited_rows(edits: EditTable, manifest: Manifest) -> np.ndarray:
+    """Return the rows of the edited videos, having checked that each fits the manifest."""
+    rows = []
+    for video_id, curve in edits.items():
+        video = manifest.video(row := manifest.index_of(video_id))
+        if video.split != "train":
+            raise TrainingError(
+                f"edit of video {video_id}: it is in the {video.split} split; only train is learnt from"
+            )
+        if len(curve) != video.num_frames:
+            raise TrainingError(
+                f"edit of video {video_id}: {len(curve)} values for a video of {video.num_frames} frames; "
+                "the frames were extracted again since, export the round again"
+            )
+        rows.append(row)
+    if not rows:
+        raise TrainingError("no edits to learn from: let people correct the round first, then import it")
+    return np.array(sorted(rows))

@@ -1,0 +1,138 @@
+"""What a run leaves in its output: the newest states, from which it goes on, and its best network."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from stabn.config import LOADING, RUNNING, DataConfig, FitConfig, ModelConfig, to_dict
+from stabn.storage import Storage
+from stabn.training.checkpoint import CheckpointError, dump_checkpoint, read_checkpoint, serialize
+from stabn.training.recipes import Recipe
+from stabn.training.states import BackgroundWriter, State, StateStore, copy_to_memory, dump_part
+
+BEST = "best.pt"
+
+
+class Saving:
+    """Write a run's states and best network beside its training; used as a context, which waits for the last write.
+
+    Args:
+        recipe: what is trained; a state of another recipe is refused.
+        storage: the run's output.
+        say: shows a line.
+    """
+
+    def __init__(self, recipe: Recipe, storage: Storage, say: Callable[[str], None]) -> None:
+        self.storage = storage
+        self._recipe = recipe
+        self._say = lambda text: say(f"{recipe.name}: {text}")
+        self._identity = run_identity(recipe.settings, recipe.videos.config, recipe.model.config, **recipe.inputs)
+        self._store = StateStore(storage, recipe.settings.keep_states)
+        self._writer = BackgroundWriter(self._say)
+        self._unwritten_best = b""
+        self._saved_at = time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        """Tell whether the last save is `checkpoint_minutes` ago and written."""
+        minutes = self._recipe.settings.checkpoint_minutes
+        return minutes > 0 and time.monotonic() - self._saved_at >= minutes * 60 and not self._writer.busy
+
+    def newest(self) -> State | None:
+        """Return the newest state that is whole; None if the output has none.
+
+        Raises:
+            CheckpointError: it belongs to a run with other settings or data, or none is whole.
+        """
+        return self._store.newest(self._check_identity, self._say)
+
+    def save(
+        self,
+        position: Mapping[str, Any],
+        network: Mapping[str, Any],
+        average: Mapping[str, Any] | None,
+        optimizer: Mapping[str, Any],
+        best: bool,
+    ) -> None:
+        """Take a copy of everything and write it beside the training, the best network before the state.
+
+        Args:
+            position: JSON values: where the run is.
+            network: state dict.
+            average: state dict of the averaged weights, if there are any; they are then the network to use.
+            optimizer: state dict.
+            best: whether this network is the best so far.
+        """
+        self._saved_at = time.monotonic()
+        content = {**position, "identity": self._identity}
+        weights = {"network": copy_to_memory(network)}
+        if average is not None:
+            weights["average"] = copy_to_memory(average)
+        optimizer = copy_to_memory(optimizer)
+
+        def write() -> None:
+            parts = {name: self._dump(tensors, position["history"]) for name, tensors in weights.items()}
+            if best:
+                self._unwritten_best = parts.get("average", parts["network"])
+            if self._unwritten_best:  # that of an epoch before, too, if it could not be written then
+                self.storage.write(BEST, self._unwritten_best)
+                self._unwritten_best = b""
+            parts["optimizer"] = dump_part(optimizer)
+            self._store.write(f"{position['epoch']:05}-{position['seen']:09}", content, parts)
+
+        self._writer.submit(write)
+
+    def finish(self) -> None:
+        """Wait for the last write.
+
+        Raises:
+            StorageError, RetryableError: it failed.
+        """
+        self._writer.finish()
+
+    def add_history_to_best(self, history: list[dict[str, float]]) -> None:
+        """Let the best network carry the metrics of the epochs after it too."""
+        content = read_checkpoint(self.storage.locate(BEST))
+        if content["history"] != history:
+            self.storage.write(BEST, serialize({**content, "history": history}))
+
+    def _dump(self, weights: Mapping[str, Any], history: list[dict[str, float]]) -> bytes:
+        manifest = self._recipe.videos.manifest
+        return dump_checkpoint(
+            weights,
+            self._recipe.model.config,
+            self._recipe.videos.config,
+            manifest.classes,
+            manifest_fingerprint=manifest.fingerprint,
+            stage=self._recipe.name,
+            epoch=len(history),
+            history=history,
+        )
+
+    def _check_identity(self, content: dict[str, Any], uri: str) -> None:
+        there, here = content["identity"], self._identity
+        differences = [
+            f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+            for key in sorted({*there, *here})
+            if there.get(key) != here.get(key)
+        ]
+        if differences:
+            raise CheckpointError(f"{uri}: belongs to another run ({'; '.join(differences)}); give another output")
+
+    def __enter__(self) -> Self:
+        self._saved_at = time.monotonic()
+        self._writer.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.__exit__(*error)
+
+
+def run_identity(settings: FitConfig, data: DataConfig, model: ModelConfig, **inputs: str) -> dict[str, Any]:
+    """Return what decides a run's result, by setting; where it runs and how fast it loads do not count."""
+    neutral = {*LOADING, *RUNNING}
+    sections = {"": settings, "data.": data, "model.": model}
+    values = {
+        prefix + name: v for prefix, s in sections.items() for name, v in to_dict(s).items() if name not in neutral
+    }
+    return {**values, **inputs}

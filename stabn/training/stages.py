@@ -1,0 +1,195 @@
+"""Stages train and finetune: they read their inputs, let the loop run a recipe, and leave the result in an output."""
+
+import contextlib
+from dataclasses import dataclass
+
+from stabn.attention.edits import load_edit_table
+from stabn.config import FitConfig, RunConfig, fingerprint, to_dict
+from stabn.data.manifest import Manifest
+from stabn.models import STABN
+from stabn.storage import fetch, open_storage
+from stabn.tracking import StageRun, stage_run
+from stabn.training.checkpoint import CheckpointError, check_classes, describe, load_model, read_checkpoint
+from stabn.training.distributed import World, is_main, join_world
+from stabn.training.launch import launch, must_launch
+from stabn.training.loop import Loop
+from stabn.training.recipes import Recipe, baseline, finetuning, st_abn
+from stabn.training.saving import BEST, run_identity
+from stabn.training.states import StateStore
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training stage leaves in its output.
+
+    Attributes:
+        best_uri: checkpoint of the epoch with the best validation top-1, the one to use.
+        last_uri: checkpoint of the last epoch.
+        history: one dict of metrics per epoch.
+        metrics: those of the best epoch.
+    """
+
+    best_uri: str
+    last_uri: str
+    history: list[dict[str, float]]
+    metrics: dict[str, float]
+
+
+def train(manifest_uri: str, config: RunConfig, output_uri: str, profile_path: str = "") -> TrainResult:
+    """Train ST-ABN or the 3D ResNet baseline on the training split.
+
+    Under torchrun this is one of the run's processes; with `train.processes` it starts them. An output that holds an
+    unfinished run of the same settings and data is gone on with.
+
+    Args:
+        manifest_uri: manifest of extract-frames.
+        config: all settings; the number of classes is the manifest's.
+        output_uri: folder or prefix for checkpoints and the history.
+        profile_path: file for a trace of a few steps; empty: none.
+    """
+    settings = config.train
+    if must_launch(settings):
+        launch(
+            train, settings, manifest_uri=manifest_uri, config=config, output_uri=output_uri, profile_path=profile_path
+        )
+        return read_result(output_uri)
+    with join_world(settings.device, settings.timeout_seconds) as world:
+        manifest = Manifest.load(manifest_uri)
+        recipe = (st_abn if config.model.name == "st_abn" else baseline)(manifest, config, world.say)
+        return _run(recipe, output_uri, world, profile_path, inputs={"dataset": manifest.fingerprint})
+
+
+def finetune(
+    checkpoint_uri: str,
+    manifest_uri: str,
+    edits_path: str,
+    config: RunConfig,
+    output_uri: str,
+    name: str = "finetune",
+    profile_path: str = "",
+) -> TrainResult:
+    """Fine-tune both branches of ST-ABN with edited temporal attention, in one or several processes like `train`.
+
+    Args:
+        checkpoint_uri: the trained network.
+        manifest_uri: the manifest it was trained on.
+        edits_path: edit table of import-edits.
+        config: settings; the network's and the clips' own are taken from the checkpoint.
+        output_uri: folder or prefix for checkpoints and the history.
+        name: what the run is called in logs and in MLflow, such as `finetune` or `finetune-control`.
+        profile_path: file for a trace of a few steps; empty: none.
+
+    Raises:
+        CheckpointError: the network has no attention, or other classes.
+        TrainingError: the edits do not fit the manifest.
+    """
+    settings = config.finetune
+    if must_launch(settings):
+        launch(
+            finetune,
+            settings,
+            checkpoint_uri=checkpoint_uri,
+            manifest_uri=manifest_uri,
+            edits_path=edits_path,
+            config=config,
+            output_uri=output_uri,
+            name=name,
+            profile_path=profile_path,
+        )
+        return read_result(output_uri)
+    with join_world(settings.device, settings.timeout_seconds) as world:
+        manifest = Manifest.load(manifest_uri)
+        model, checkpoint = load_model(checkpoint_uri)
+        check_classes(checkpoint, manifest.classes, manifest_uri)
+        if not isinstance(model, STABN):
+            raise CheckpointError(f"{checkpoint_uri}: a {checkpoint.model_config.name} has no attention to fine-tune")
+        edits = load_edit_table(edits_path)
+        recipe = finetuning(model, checkpoint, manifest, edits, config, name)
+        inputs = {"dataset": manifest.fingerprint, "edits": edits.fingerprint}
+        return _run(recipe, output_uri, world, profile_path, inputs, parent_model=checkpoint.fingerprint)
+
+
+def train_into(manifest_uri: str, config: RunConfig, storage_uri: str, checkpoint_path: str) -> TrainResult:
+    """Train in a folder of the storage that the same settings and data find again, and copy the best checkpoint.
+
+    A run that was interrupted goes on; one that is complete is not repeated.
+    """
+    result = train(manifest_uri, config, train_output(manifest_uri, config, storage_uri))
+    if is_main():
+        fetch(result.best_uri, checkpoint_path)
+    return result
+
+
+def train_output(manifest_uri: str, config: RunConfig, storage_uri: str) -> str:
+    """Return the folder of the storage that a training with these settings and data keeps its checkpoints in."""
+    name = f"train-{_run_name(config.train, config, Manifest.load(manifest_uri).fingerprint)}"
+    return open_storage(storage_uri).child(f"checkpoints/{name}").uri
+
+
+def finetune_into(
+    checkpoint_uri: str,
+    manifest_uri: str,
+    edits_path: str,
+    config: RunConfig,
+    storage_uri: str,
+    finetuned_path: str,
+    name: str = "finetune",
+) -> TrainResult:
+    """Fine-tune in a folder of the storage that the same settings and inputs find again, like `train_into`."""
+    output = finetune_output(checkpoint_uri, edits_path, config, storage_uri, name)
+    result = finetune(checkpoint_uri, manifest_uri, edits_path, config, output, name)
+    if is_main():
+        fetch(result.best_uri, finetuned_path)
+    return result
+
+
+def finetune_output(checkpoint_uri: str, edits_path: str, config: RunConfig, storage_uri: str, name: str) -> str:
+    """Return the folder of the storage that a fine-tuning with these settings and inputs keeps its checkpoints in."""
+    inputs = (describe(read_checkpoint(checkpoint_uri)).fingerprint, load_edit_table(edits_path).fingerprint)
+    folder = f"{name}-{_run_name(config.finetune, config, *inputs)}"
+    return open_storage(storage_uri).child(f"checkpoints/{folder}").uri
+
+
+def _run_name(settings: FitConfig, config: RunConfig, *inputs: str) -> str:
+    return fingerprint(run_identity(settings, config.data, config.model), *inputs)
+
+
+def _run(
+    recipe: Recipe,
+    output_uri: str,
+    world: World,
+    profile_path: str,
+    inputs: dict[str, str],
+    parent_model: str = "",
+) -> TrainResult:
+    """Let the loop run a recipe into an output, and track it in MLflow."""
+    loop = Loop(recipe, open_storage(output_uri), world, profile_path)
+    sections = {"model": recipe.model.config, "data": recipe.videos.config, "train": recipe.settings}
+    settings = {section: to_dict(values) for section, values in sections.items()}
+    with contextlib.ExitStack() as stack:
+        run = StageRun()
+        if world.is_main:
+            tracked = stage_run(recipe.name, settings=settings, inputs=inputs, parent_model=parent_model)
+            run = stack.enter_context(tracked)
+        loop.on_epoch = lambda row: run.log_metrics(_metrics(row), step=int(row["epoch"]))
+        loop.on_log = lambda numbers, step: run.log_metrics({f"step/{k}": v for k, v in numbers.items()}, step=step)
+        loop.run()
+        result = world.on_main(lambda: read_result(output_uri))
+        run.log_metrics({f"best_{name}": v for name, v in result.metrics.items() if name.startswith("validation")})
+        if world.is_main:
+            best = describe(read_checkpoint(result.best_uri))
+            run.set_tags({"checkpoint": best.fingerprint, "checkpoint_uri": result.best_uri})
+    return result
+
+
+def read_result(output_uri: str) -> TrainResult:
+    """Return what a training or fine-tuning that is complete left in its output, whoever ran it."""
+    storage = open_storage(output_uri)
+    best_uri = storage.locate(BEST)
+    best = describe(read_checkpoint(best_uri))
+    last_uri = storage.locate(StateStore(storage, 1).newest_key("average", "network"))
+    return TrainResult(best_uri, last_uri, list(best.history), _metrics(best.history[best.epoch - 1]))
+
+
+def _metrics(row: dict[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items() if name != "epoch"}
