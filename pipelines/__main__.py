@@ -11,18 +11,15 @@ from typing import Any
 
 import yaml
 
-from pipelines.baseline import baseline
 from pipelines.bridge import make_bridge
-from pipelines.build import DEFINITIONS, compile_all
-from pipelines.finetune import finetune
-from pipelines.full import full
+from pipelines.build import DEFINITIONS, build, compile_all
 from pipelines.local import parse_parameters, run_local
 from pipelines.resources import CompileSettings
 from pipelines.submit import Request, schedule, submit
 from stabn.errors import StabnError
 from stabn.tracking import end_parent
 
-PIPELINES = {"baseline": baseline, "finetune": finetune, "full": full}
+PIPELINES = {name: build(name) for name in DEFINITIONS}
 
 
 def _name_and_value(text: str) -> tuple[str, str]:

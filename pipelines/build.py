@@ -1,27 +1,28 @@
 """The factory: each pipeline, made with settings for what KFP fixes when compiling."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from kfp import compiler, dsl
 from kfp.dsl.base_component import BaseComponent
 
-from pipelines.baseline import define_baseline
-from pipelines.finetune import define_finetune
-from pipelines.full import define_full
+from pipelines.baseline import baseline
+from pipelines.finetune import finetune
+from pipelines.full import full
 from pipelines.resources import CompileSettings, compiled_with
 from stabn.config import ConfigError
 
 DEFINITIONS = {
-    "baseline": (define_baseline, "ST-ABN baseline"),
-    "finetune": (define_finetune, "ST-ABN fine-tuning"),
-    "full": (define_full, "ST-ABN, the whole job"),
+    "baseline": (baseline, "ST-ABN baseline"),
+    "finetune": (finetune, "ST-ABN fine-tuning"),
+    "full": (full, "ST-ABN, the whole job"),
 }
 
 
-def build(name: str, settings: CompileSettings) -> BaseComponent:
-    """Return the pipeline `name` for a cluster."""
+def build(name: str, settings: CompileSettings | None = None) -> BaseComponent:
+    """Return the pipeline `name` for a cluster, or without settings for this machine."""
     define, title = DEFINITIONS[name]
-    with compiled_with(name, settings):
+    with compiled_with(name, settings) if settings else nullcontext():
         return dsl.pipeline(name=f"st-abn-{name}", display_name=title)(define)
 
 

@@ -1,6 +1,6 @@
 """What the tasks need that may run on several nodes: their parameters, and the cluster's settings."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from kfp import kubernetes
@@ -9,7 +9,7 @@ from kfp.dsl import PipelineTask
 from components.cluster.config import CONFIG_DIR, CONFIG_MAP
 
 
-def on_nodes(component: Callable[..., PipelineTask], placement: Mapping[str, Any], **arguments: Any) -> PipelineTask:
+def on_nodes(component: Callable[..., PipelineTask], **arguments: Any) -> PipelineTask:
     """Add a task that runs in its own pod or as a TrainJob, to the pipeline being defined.
 
     Where and with what nodes run is in the ConfigMap `stabn-trainjob`, if there is one. It is read when the task
@@ -17,8 +17,7 @@ def on_nodes(component: Callable[..., PipelineTask], placement: Mapping[str, Any
 
     Args:
         component: train, finetune or evaluate.
-        placement: the parameters num_nodes, procs_per_node and accelerator.
-        arguments: the component's other arguments.
+        arguments: the component's.
     """
-    task = component(**arguments, **placement)
+    task = component(**arguments)
     return kubernetes.use_config_map_as_volume(task, CONFIG_MAP, str(CONFIG_DIR), optional=True)

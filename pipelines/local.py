@@ -1,7 +1,6 @@
 """Run the pipelines on this machine with KFP's own local runner: no cluster, the same components."""
 
 import hashlib
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from kfp import local
 from kfp.dsl.base_component import BaseComponent
 
-from pipelines.settings import NEEDED
+from pipelines.form import parse_form
 from stabn.errors import StabnError
 
 SOURCES = Path(__file__).resolve().parent.parent
@@ -51,28 +50,5 @@ def run_local(pipeline: BaseComponent, arguments: Mapping[str, Any], folder: Pat
 
 
 def parse_parameters(pipeline: BaseComponent, texts: Mapping[str, str]) -> dict[str, Any]:
-    """Convert `name=value` texts to the types of the pipeline's parameters.
-
-    Raises:
-        StabnError: an unknown or missing parameter, or a value of the wrong type.
-    """
-    inputs = pipeline.component_spec.inputs or {}
-    unknown = set(texts) - set(inputs)
-    if unknown:
-        raise StabnError(f"{pipeline.name}: no parameter {', '.join(sorted(unknown))}; it has {', '.join(inputs)}")
-    missing = [name for name in inputs if name in NEEDED and not texts.get(name)]
-    if missing:
-        raise StabnError(f"{pipeline.name}: give --param {'=… --param '.join(missing)}=…")
-    kinds = {"NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "Integer": int, "Float": float}
-    values: dict[str, Any] = {}
-    for name, text in texts.items():
-        try:
-            values[name] = kinds.get(str(inputs[name].type), str)(text)
-        except ValueError:
-            raise StabnError(f"{name} = {text!r}: expected a number") from None
-    return values
-
-
-def description(pipeline: BaseComponent) -> str:
-    """Return the first line of a pipeline's docstring."""
-    return inspect.cleandoc(pipeline.description or "").split("\n")[0]
+    """Convert `name=value` texts to the values of the pipeline's parameters; see `parse_form`."""
+    return parse_form(str(pipeline.name), list(pipeline.component_spec.inputs or {}), texts)

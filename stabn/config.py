@@ -38,20 +38,27 @@ class Settings:
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            choices, low, high = (item.metadata.get(key) for key in ("choices", "low", "high"))
-            if any(isinstance(v, float) and not math.isfinite(v) for v in _numbers(value)):
-                raise ConfigError(f"{item.name} = {value!r}: must be a finite number")
-            if choices and value not in choices:
-                raise ConfigError(f"{item.name} = {value!r}: choose one of {', '.join(map(str, choices))}")
-            if low is not None and any(v < low for v in _numbers(value)):
-                raise ConfigError(f"{item.name} = {value!r}: must be at least {low}")
-            if high is not None and any(v > high for v in _numbers(value)):
-                raise ConfigError(f"{item.name} = {value!r}: must be at most {high}")
+            rules = {key: item.metadata[key] for key in ("choices", "low", "high") if key in item.metadata}
+            check_value(item.name, getattr(self, item.name), **rules)
 
 
-def _numbers(value: Any) -> tuple[float, ...]:
-    return value if isinstance(value, tuple) else (value,)
+def check_value(
+    name: str, value: Any, choices: tuple[Any, ...] = (), low: float | None = None, high: float | None = None
+) -> None:
+    """Check a value, or each of a tuple, against what was declared; arguments as for `setting`.
+
+    Raises:
+        ConfigError: names the value and what is allowed.
+    """
+    numbers = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(v, float) and not math.isfinite(v) for v in numbers):
+        raise ConfigError(f"{name} = {value!r}: must be a finite number")
+    if choices and value not in choices:
+        raise ConfigError(f"{name} = {value!r}: choose one of {', '.join(map(str, choices))}")
+    if low is not None and any(v < low for v in numbers):
+        raise ConfigError(f"{name} = {value!r}: must be at least {low}")
+    if high is not None and any(v > high for v in numbers):
+        raise ConfigError(f"{name} = {value!r}: must be at most {high}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -796,7 +796,7 @@ def test_stages_run_on_two_nodes_as_they_do_on_one(
     """The pods' commands really run, as torchrun of two nodes each, with object storage between them and the step."""
     from mlflow import MlflowClient
 
-    from components import stages
+    from components import nodes as stages
     from stabn.data.frames import extract_frames
     from stabn.evaluation.metrics import Predictions
     from stabn.presets import resolve
@@ -860,7 +860,7 @@ def test_a_job_that_failed_for_good_is_not_tried_again_with_the_same_settings(
     cluster: KubeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """KFP tries a failed step again, whatever its exit code."""
-    from components.stages import Placement, _run
+    from components.nodes import Placement, _run
     from stabn.presets import load
 
     def fail(cluster: KubeServer, job: dict[str, Any]) -> None:
@@ -886,7 +886,7 @@ def test_a_job_that_failed_for_good_is_not_tried_again_with_the_same_settings(
 
 
 def test_several_nodes_without_a_cluster_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from components.stages import Placement
+    from components.nodes import Placement
 
     for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
@@ -912,13 +912,13 @@ def test_a_component_ends_with_one_line_and_the_exit_code(
 
 
 def test_an_accelerator_on_a_cluster_is_a_job_also_for_one_node(cluster: KubeServer) -> None:
-    from components.stages import Placement
+    from components.nodes import Placement
 
     assert not Placement(1, 1, "nvidia.com/gpu").is_here and Placement(1, 4).is_here
 
 
 def test_commands_carry_every_setting_that_differs_and_that_the_stage_takes() -> None:
-    from components.stages import command
+    from components.nodes import command
     from stabn.cli import COMMANDS, build_parser
     from stabn.config import override
     from stabn.presets import load, resolve
@@ -943,7 +943,7 @@ def test_commands_carry_every_setting_that_differs_and_that_the_stage_takes() ->
 
 
 def test_processes_of_one_node_become_settings() -> None:
-    from components.stages import Placement, _with_processes
+    from components.nodes import Placement, _with_processes
     from stabn.presets import resolve
 
     settings = resolve("mini", "train.processes=3")
@@ -953,7 +953,7 @@ def test_processes_of_one_node_become_settings() -> None:
 
 
 def test_storage_that_pods_cannot_read_is_refused(cluster: KubeServer, tmp_path: Path) -> None:
-    from components.stages import Placement, evaluate
+    from components.nodes import Placement, evaluate
     from stabn.presets import load
 
     with pytest.raises(ConfigError, match="the nodes of a job cannot read it"):

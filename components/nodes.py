@@ -5,23 +5,21 @@ under names made from the content, the pods run the command line that anybody co
 from where the stage keeps it anyway.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from components.placement import Placement
 from stabn import presets
 from stabn.config import ConfigError, RunConfig, fingerprint
-from stabn.errors import StabnError
 from stabn.evaluation.metrics import Predictions
 from stabn.evaluation.predict import Evaluation, summarize
 from stabn.evaluation.predict import evaluate as evaluate_here
+from stabn.stages import STAGES
 from stabn.storage import fetch, open_storage, uri_exists
 from stabn.training.stages import (
     TrainResult,
@@ -35,57 +33,6 @@ from stabn.training.stages import (
 LAUNCHED = ("processes", "restarts")  # settings of the launcher, which torchrun replaces
 REMEMBERED_SECONDS = 3600.0  # longer than KFP waits between two tries of a step
 SECTIONS_WITH_PROCESSES = ("train", "finetune")
-
-
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """Where a stage runs.
-
-    Attributes:
-        num_nodes: pods; 1: the step itself, unless an accelerator is wanted.
-        procs_per_node: processes of each node.
-        accelerator: resource name such as nvidia.com/gpu, one for each process; empty: none, or what the machine has.
-    """
-
-    num_nodes: int = 1
-    procs_per_node: int = 1
-    accelerator: str = ""
-
-    def __post_init__(self) -> None:
-        for name in ("num_nodes", "procs_per_node"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be at least 1")
-        if self.accelerator and "/" not in self.accelerator:
-            raise ConfigError(
-                f"accelerator = {self.accelerator!r}: write the resource's whole name, such as nvidia.com/gpu"
-            )
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the stage runs in the step itself.
-
-        Raises:
-            ConfigError: several nodes are wanted and there is no cluster.
-        """
-        from components.cluster.api import cluster_is_reachable
-
-        has_cluster = cluster_is_reachable()
-        if self.num_nodes > 1 and not has_cluster:
-            raise ConfigError(
-                f"num_nodes = {self.num_nodes}: needs a Kubernetes cluster with Kubeflow Trainer; "
-                "without one use num_nodes = 1 and procs_per_node"
-            )
-        return self.num_nodes == 1 and not (self.accelerator and has_cluster)
-
-
-@contextlib.contextmanager
-def ending_with_one_line(stage: str) -> Iterator[None]:
-    """End the process of a step as the command line does: one line of reason, and 75 if another try may help."""
-    try:
-        yield
-    except StabnError as error:
-        print(f"{stage}: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
 
 
 def train(
@@ -167,12 +114,10 @@ def command(stage: str, arguments: dict[str, str], config: RunConfig) -> tuple[s
 
     Settings that differ from the preset become flags, as far as the stage takes them.
     """
-    from stabn.cli import COMMANDS
-
     words = ["torchrun", "-m", "stabn.cli", stage, *(f"--{name}={value}" for name, value in arguments.items())]
     words.append(f"--preset={config.preset}")
     preset = presets.load(config.preset)
-    for taken in COMMANDS[stage].sections:
+    for taken in STAGES[stage].settings:
         section, _, name = taken.partition(".")
         own, original = getattr(config, section), getattr(preset, section)
         for item in dataclasses.fields(own):

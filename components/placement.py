@@ -1,0 +1,46 @@
+"""Where a stage runs: in the step itself, in one or several processes, or on the nodes of a TrainJob."""
+
+import dataclasses
+
+from stabn.config import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a stage runs.
+
+    Attributes:
+        num_nodes: pods; 1: the step itself, unless an accelerator is wanted.
+        procs_per_node: processes of each node.
+        accelerator: resource name such as nvidia.com/gpu, one for each process; empty: none, or what the machine has.
+    """
+
+    num_nodes: int = 1
+    procs_per_node: int = 1
+    accelerator: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("num_nodes", "procs_per_node"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.accelerator and "/" not in self.accelerator:
+            raise ConfigError(
+                f"accelerator = {self.accelerator!r}: write the resource's whole name, such as nvidia.com/gpu"
+            )
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the stage runs in the step itself.
+
+        Raises:
+            ConfigError: several nodes are wanted and there is no cluster.
+        """
+        from components.cluster.api import cluster_is_reachable
+
+        has_cluster = cluster_is_reachable()
+        if self.num_nodes > 1 and not has_cluster:
+            raise ConfigError(
+                f"num_nodes = {self.num_nodes}: needs a Kubernetes cluster with Kubeflow Trainer; "
+                "without one use num_nodes = 1 and procs_per_node"
+            )
+        return self.num_nodes == 1 and not (self.accelerator and has_cluster)

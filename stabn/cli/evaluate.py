@@ -1,0 +1,71 @@
+"""Commands that tell how good a network is, and which is better."""
+
+import dataclasses
+from argparse import Namespace
+from pathlib import Path
+
+from stabn.commands import argument, command, stage_command
+from stabn.config import RunConfig
+
+OUTPUT = argument("--output", metavar="PATH", help="file to write")
+
+
+@stage_command("evaluate", argument("--output", metavar="URI", help="prediction table to write, a path or s3:// URI"))
+def evaluate(args: Namespace, config: RunConfig) -> None:
+    """Recognise every video of a split once and write the prediction table (Parquet)."""
+    from stabn.evaluation import predict
+
+    predict.evaluate(args.checkpoint, args.manifest, args.split, args.attention, args.output, config, name=args.name)
+
+
+@stage_command("select-classes", OUTPUT)
+def select_classes(args: Namespace, config: RunConfig) -> None:
+    """Find the actions recognised badly on BOTH splits, and their misclassified videos.
+
+    Reads two prediction tables; writes the selection (JSON). That nothing is selected is a result, not a failure.
+    """
+    from stabn.evaluation import selection
+
+    result = selection.select_classes(args.train_predictions, args.validation_predictions, config.select, args.output)
+    for chosen in result.classes:
+        print(f"{chosen.train_accuracy:6.1%} train {chosen.validation_accuracy:6.1%} validation  {chosen.name}")
+    print(f"{len(result.classes)} actions, {len(result.video_ids)} videos to correct: {args.output}")
+
+
+@stage_command("report", argument("--output", metavar="DIR", help="folder for report.html and the figures"))
+def report(args: Namespace, config: RunConfig) -> None:
+    """Write the before/after page: tables 2 and 3 of the paper, curves, per-class accuracy, confusion, pictures."""
+    from stabn.evaluation.report import ReportInputs, tables_text, write_report
+
+    inputs = ReportInputs(**{field.name: getattr(args, field.name) for field in dataclasses.fields(ReportInputs)})
+    folder = Path(args.output)
+    result = write_report(inputs, folder / "report.html", folder / "figures")
+    print(tables_text(result))
+    print(f"report: {folder / 'report.html'}")
+
+
+@stage_command("promote")
+def promote(args: Namespace, config: RunConfig) -> None:
+    """Register the fine-tuned network in MLflow; the alias champion moves only when it wins by more than noise."""
+    from stabn.evaluation import predict
+    from stabn.evaluation.promote import promote
+
+    def evaluate_champion(uri: str, path: Path) -> object:
+        return predict.evaluate(uri, args.manifest, "validation", "as_is", path, config, name="champion")
+
+    evaluate = evaluate_champion if args.manifest else None
+    promote(args.before, args.after, args.checkpoint, args.model_name, config.promote, evaluate)
+
+
+@command(
+    "explain",
+    argument("video", metavar="VIDEO", help="a video file, or with --manifest the id of a video"),
+    argument("--checkpoint", metavar="URI", help="checkpoint of train, finetune or import-checkpoint"),
+    argument("--manifest", metavar="URI", default="", help="manifest that VIDEO is in; its true class is shown too"),
+    argument("--output", metavar="PATH", default="", help="figure to write; default: VIDEO's name with .attention.png"),
+)
+def explain(args: Namespace, config: RunConfig) -> None:
+    """Show what a network sees in one video: its prediction, its attention, and a figure like the paper's."""
+    from stabn.attention.explain import explain
+
+    explain(args.video, args.checkpoint, args.manifest, args.output)

@@ -1,0 +1,51 @@
+"""Commands that train: from initial weights, with corrections, or not at all (released weights)."""
+
+from argparse import Namespace
+
+from stabn.commands import argument, command, stage_command
+from stabn.config import RunConfig
+
+OUTPUT = argument("--output", metavar="URI", help="folder or s3:// prefix for best.pt and the states of the run")
+PROFILE = argument("--profile", metavar="PATH", default="", help="trace of a few steps, opens in ui.perfetto.dev")
+
+
+@stage_command("train", OUTPUT, PROFILE)
+def train(args: Namespace, config: RunConfig) -> None:
+    """Train ST-ABN, or with a baseline preset the 3D ResNet, on the training split.
+
+    Reads a manifest and the frames it names; writes best.pt (best validation top-1) and states/, from which the same
+    command goes on where it was stopped or killed, also with another number of processes.
+
+    1 GPU: as it is. 8 GPUs: --train.processes 0. 2 machines of 8 GPUs: start on each
+      torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m stabn.cli train ...
+    A step has train.batch_size videos over all processes. docs/training.md: costs, settings, when it goes wrong.
+    """
+    from stabn.training import stages
+
+    print(f"best checkpoint: {stages.train(args.manifest, config, args.output, args.profile).best_uri}")
+
+
+@stage_command("finetune", OUTPUT, PROFILE)
+def finetune(args: Namespace, config: RunConfig) -> None:
+    """Fine-tune both branches with the corrected temporal attention; the feature extractor stays frozen.
+
+    `--finetune.gamma 0` is the control run: the same training without the corrections' influence.
+    """
+    from stabn.training import stages
+
+    result = stages.finetune(args.checkpoint, args.manifest, args.edits, config, args.output, args.name, args.profile)
+    print(f"best checkpoint: {result.best_uri}")
+
+
+@command(
+    "import-checkpoint",
+    argument("released", metavar="FILE", help="a checkpoint that the authors released (ResNet-50/101 ST-ABN)"),
+    argument("--labels", metavar="URI", help="folder or s3:// prefix with the label files; gives the class names"),
+    argument("--output", metavar="PATH", help="file to write"),
+    sections=("data",),
+)
+def import_checkpoint(args: Namespace, config: RunConfig) -> None:
+    """Convert the authors' released weights to a checkpoint of this product; all four outputs stay the same."""
+    from stabn.training.checkpoint import import_released
+
+    print(import_released(args.released, args.labels, args.output, config.data))

@@ -1,0 +1,308 @@
+"""What each stage reads, takes and writes: the one declaration of its files and parameters.
+
+Made from these: the command line's flags, the components, the pipelines' forms, the checks at submit and at a step's
+start. A parameter that is a setting takes default, help and check from the setting's own field.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from stabn import presets
+from stabn.config import LOADING, SECTIONS, ConfigError, check_value
+
+REQUIRED: Any = "required"
+ATTENTION_MODES = ("as_is", "spatial_inverted", "temporal_inverted")
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A value that a stage takes: a text, or a number if its default is one.
+
+    Attributes:
+        name: in the component; the command line's flag for `segments_uri` is `--segments`.
+        help: a phrase with the unit and what special values mean; shown by `--help` and by KFP.
+        default: of flag and form; REQUIRED: there is none.
+        choices: the only values allowed, if any.
+        low: smallest value allowed, inclusive; high: the largest.
+        form: its name in the pipelines' forms, where several stages meet; empty: the same.
+        flag: whether the command line has it; else it has another means, or no use for it.
+        setting: `section.field`, if it is one.
+    """
+
+    name: str
+    help: str
+    default: Any = REQUIRED
+    choices: tuple[Any, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    form: str = ""
+    flag: bool = True
+    setting: str = ""
+
+    @property
+    def kind(self) -> type:
+        """The type of its values."""
+        return str if self.default is REQUIRED else type(self.default)
+
+    @property
+    def form_name(self) -> str:
+        """The name in the pipelines' forms."""
+        return self.form or self.name
+
+    def parse(self, text: str) -> Any:
+        """Return the value of a form's text.
+
+        Raises:
+            ConfigError: not of its type, or not allowed.
+        """
+        try:
+            value = self.kind(text)
+        except ValueError:
+            raise ConfigError(f"{self.form_name} = {text!r}: expected a number") from None
+        self.check(value)
+        return value
+
+    def check(self, value: Any) -> None:
+        """Refuse what the stage could not use.
+
+        Raises:
+            ConfigError: a value that is not allowed.
+        """
+        check_value(self.form_name, value, self.choices, self.low, self.high)
+
+
+def setting(name: str, path: str) -> Parameter:
+    """Declare a parameter that is the setting `section.field`; the form calls it `section_field`."""
+    section, _, key = path.partition(".")
+    item = SECTIONS[section].__dataclass_fields__[key]
+    rules = {rule: item.metadata[rule] for rule in ("choices", "low", "high")}
+    return Parameter(
+        name, item.metadata["help"], item.default, form=f"{section}_{key}", flag=False, setting=path, **rules
+    )
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that a stage reads or writes.
+
+    Attributes:
+        name: in the component; the command line's flag for `train_predictions` is `--train-predictions`.
+        kind: KFP's type: Dataset, Model, Metrics, ClassificationMetrics, HTML, Markdown or Artifact.
+        help: what it is.
+        optional: whether the command line may leave it out.
+    """
+
+    name: str
+    kind: str
+    help: str
+    optional: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage, or a step of one.
+
+    Attributes:
+        reads: its input files.
+        takes: its parameters.
+        settings: the settings that its command has as flags, `section` or `section.field`.
+        writes: its output files; a command names them in its own way.
+        returns: types of a component's output values by name; "" for a single one without a name.
+    """
+
+    reads: tuple[File, ...] = ()
+    takes: tuple[Parameter, ...] = ()
+    settings: tuple[str, ...] = ()
+    writes: tuple[File, ...] = ()
+    returns: dict[str, Any] = field(default_factory=dict)
+
+
+VIDEOS_URI = Parameter("videos_uri", "folder or s3:// prefix with <id>.webm, or with the dataset's archive")
+LABELS_URI = Parameter("labels_uri", "folder or s3:// prefix with the four Something-Something v2 label files")
+STORAGE_URI = Parameter("storage_uri", "s3:// prefix that keeps frames, checkpoints and editing rounds; or a folder")
+DATASET_VERSION = Parameter(
+    "dataset_version",
+    "part of the dataset's fingerprint, which otherwise is that of its files; usually empty",
+    "",
+    flag=False,
+)
+NUM_PARTS = Parameter(
+    "num_parts",
+    "pods that extract frames at the same time, each with its share of the videos",
+    1,
+    low=1,
+    form="extract_parts",
+)
+PART = Parameter("part", "do only this share of the work, i/n; then `stabn merge-frames`", "")
+PARTS = Parameter("parts", "what came of each part", (), flag=False)
+PRESET = Parameter("preset", f"named settings: {', '.join(presets.PRESETS)}", "ssv2_r50_32", flag=False)
+OVERRIDES = Parameter(
+    "overrides", "settings that differ from the preset, such as: train.epochs=20 data.workers=8", "", flag=False
+)
+SETTINGS = (PRESET, OVERRIDES)
+NODES = (
+    Parameter(
+        "num_nodes",
+        "nodes that train and evaluate together; 1: the step itself, or with an accelerator one TrainJob",
+        1,
+        low=1,
+        flag=False,
+    ),
+    Parameter("procs_per_node", "processes of each node, one per accelerator", 1, low=1, flag=False),
+    Parameter(
+        "accelerator",
+        "resource that each process gets one of, such as nvidia.com/gpu; empty: none",
+        "",
+        flag=False,
+    ),
+)
+# What a stage on nodes takes besides; on the command line its output is named instead of the storage.
+ON_NODES = (dataclasses.replace(STORAGE_URI, flag=False), *SETTINGS, *NODES)
+ROUND_URI = Parameter("round_uri", "editing round that people have corrected; it holds its network and its manifest")
+CHOICE = (setting("threshold", "select.threshold"), setting("max_classes", "select.max_classes"))
+CORRECTION = (
+    Parameter(
+        "source",
+        "people: wait for corrections in the editor; segments: write them from known action segments",
+        "people",
+        ("people", "segments"),
+        form="edit_source",
+    ),
+    Parameter(
+        "segments_uri",
+        "with segments: JSON file of video id to [first, last) frame of the action",
+        "",
+        form="edit_segments_uri",
+    ),
+    Parameter(
+        "min_share",
+        "with people: share of the round's videos to be edited or skipped before going on, 0 to 1",
+        1.0,
+        low=0.0,
+        high=1.0,
+        form="edit_min_share",
+    ),
+    Parameter("timeout_hours", "with people: hours to wait at most", 168.0, low=0.0, form="edit_timeout_hours"),
+)
+GAMMA = setting("gamma", "finetune.gamma")
+PROMOTION = (
+    Parameter(
+        "model_name",
+        "name in MLflow's model registry whose alias champion may move; empty: register nothing",
+        "st-abn",
+    ),
+    setting("metric", "promote.metric"),
+    setting("max_class_drop", "promote.max_class_drop"),
+)
+
+MANIFEST = File("manifest", "Dataset", "manifest of extract-frames")
+CHECKPOINT = File("checkpoint", "Model", "checkpoint of train, finetune or import-checkpoint")
+SELECTION = File("selection", "Dataset", "selection of select-classes: the chosen actions and videos")
+EDITS = File("edits", "Dataset", "edit table of import-edits")
+METRICS = File("metrics", "Metrics", "its numbers")
+PREDICTIONS = File("predictions", "Dataset", "true class, five best classes with scores, both branches, by video")
+
+DATASET = (VIDEOS_URI, LABELS_URI)
+EXTRACTION = (*DATASET, STORAGE_URI, *SETTINGS, DATASET_VERSION)
+COMPUTING = ("train.device", "train.precision")
+LOADING_SETTINGS = tuple(f"data.{name}" for name in LOADING)
+
+STAGES = {
+    "look-at-dataset": Stage(takes=(*DATASET, DATASET_VERSION), returns={"": str}),
+    "plan-parts": Stage(takes=(NUM_PARTS,), returns={"": list[str]}),
+    "extract-frames": Stage(takes=(*EXTRACTION, PART), settings=("extract",), returns={"": str}),
+    "merge-frames": Stage(
+        takes=(*EXTRACTION, PARTS),
+        settings=("extract",),
+        writes=(
+            File("manifest", "Dataset", "manifest to write"),
+            File("rejects", "Dataset", "list of unusable videos to write"),
+        ),
+    ),
+    "train": Stage(
+        reads=(MANIFEST,), takes=ON_NODES, settings=("data", "model", "train"), writes=(CHECKPOINT, METRICS)
+    ),
+    "evaluate": Stage(
+        reads=(CHECKPOINT, MANIFEST),
+        takes=(
+            Parameter("split", "videos to recognise", "validation", SPLITS),
+            Parameter("attention", "use the attention as it is, or 1 - attention (eq. 7)", "as_is", ATTENTION_MODES),
+            Parameter("name", "which network this is, in MLflow, such as before or after", "baseline"),
+            *ON_NODES,
+        ),
+        settings=(*LOADING_SETTINGS, *COMPUTING, "train.batch_size", "train.micro_batch_size", "train.processes"),
+        writes=(PREDICTIONS, METRICS, File("confusion", "ClassificationMetrics", "confusion matrix")),
+    ),
+    "select-classes": Stage(
+        reads=(
+            File("train_predictions", "Dataset", "predictions of evaluate on the training split"),
+            File("validation_predictions", "Dataset", "predictions of evaluate on the validation split"),
+        ),
+        takes=(*SETTINGS, *CHOICE),
+        settings=("select",),
+        writes=(SELECTION,),
+        returns={"": str},
+    ),
+    "export-attention": Stage(
+        reads=(CHECKPOINT, MANIFEST, SELECTION),
+        takes=(STORAGE_URI, *SETTINGS),
+        settings=COMPUTING,
+        returns={"round_uri": str},
+    ),
+    "edits": Stage(
+        takes=(ROUND_URI, *CORRECTION),
+        returns={"edited_round_uri": str, "edits_fingerprint": str},
+    ),
+    "import-edits": Stage(
+        takes=(
+            ROUND_URI,
+            Parameter("edits_fingerprint", "names the corrections' content, for KFP's cache", "", flag=False),
+        ),
+        writes=(EDITS, MANIFEST, CHECKPOINT, SELECTION, File("summary", "Metrics", "videos edited, skipped, missing")),
+    ),
+    "finetune": Stage(
+        reads=(CHECKPOINT, MANIFEST, EDITS),
+        takes=(
+            GAMMA,
+            Parameter("name", "name of the run in MLflow", "finetune"),
+            *ON_NODES,
+        ),
+        settings=(*LOADING_SETTINGS, "finetune"),
+        writes=(File("finetuned", "Model", "the fine-tuned network"), METRICS),
+    ),
+    "report": Stage(
+        reads=(
+            File("before", "Dataset", "validation predictions before fine-tuning"),
+            File("before_inverted", "Dataset", "validation predictions before, spatial attention inverted"),
+            File("after", "Dataset", "validation predictions after fine-tuning"),
+            File("after_inverted", "Dataset", "validation predictions after, spatial attention inverted"),
+            File("control", "Dataset", "validation predictions after fine-tuning with gamma 0"),
+            File("before_checkpoint", "Model", "the network before"),
+            File("after_checkpoint", "Model", "the network after"),
+            File("control_checkpoint", "Model", "the network of the control run"),
+            MANIFEST,
+            SELECTION,
+            EDITS,
+        ),
+        writes=(
+            File("page", "HTML", "the page, one file"),
+            File("tables", "Markdown", "tables 2 and 3 alone"),
+            File("figures", "Artifact", "the page's pictures as PNG files"),
+            METRICS,
+        ),
+    ),
+    "promote": Stage(
+        reads=(
+            File("before", "Dataset", "validation predictions before fine-tuning"),
+            File("after", "Dataset", "validation predictions after fine-tuning"),
+            File("checkpoint", "Model", "the fine-tuned network"),
+            File("manifest", "Dataset", "the videos, to evaluate a champion on that never was", optional=True),
+        ),
+        takes=(*PROMOTION, *ON_NODES),
+        settings=("promote",),
+        writes=(File("decision", "Markdown", "whether the alias moved, why, and the numbers"),),
+        returns={"promoted": bool, "reason": str},
+    ),
+}
