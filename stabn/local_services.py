@@ -87,7 +87,7 @@ def prepare_mlflow(folder: str | os.PathLike[str]) -> str:
     """Return the tracking URI of the folder's SQLite database, which is made or upgraded first if needed.
 
     Processes that meet an empty database at the same time corrupt it, so this comes before any parallel stage.
-    Artifacts go to `mlflow-artifacts` beside the database (see `tracking.artifact_root`).
+    Artifacts go to `mlflow-artifacts` beside the database (see `stabn.tracking.artifact_root`).
 
     Raises:
         LocalServiceError: MLflow could not upgrade the database.

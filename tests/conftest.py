@@ -87,7 +87,7 @@ def storage_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def faults(s3: LocalStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     """Put a proxy before the S3 server that lets chosen requests go wrong."""
-    monkeypatch.setattr("stabn.s3.BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr("stabn.storage.s3.BACKOFF_SECONDS", 0.01)
     with faulty_server(s3.endpoint) as faults:
         monkeypatch.setenv("AWS_ENDPOINT_URL", faults.endpoint)
         yield faults

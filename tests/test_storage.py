@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from stabn import local_services, storage
-from stabn import s3 as s3_module
 from stabn.errors import RetryableError, StabnError
 from stabn.local_services import LocalServiceError, local_object_store
 from stabn.storage import ObjectExists, ObjectNotFound, StorageError, open_storage
+from stabn.storage import s3 as s3_module
 
 BAD_KEYS = ["../x", "/x", "a//b", "", "a/../b", ".", "a/", "a\\b", "a\nb", ".part-x"]
 

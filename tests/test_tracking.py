@@ -10,9 +10,17 @@ import urllib.parse
 
 import pytest
 
-from stabn import tracking
 from stabn.errors import RetryableError
-from stabn.tracking import ChampionChanged, TrackingError, compare_link, end_parent, register_if_better, stage_run
+from stabn.tracking import (
+    ChampionChanged,
+    TrackingError,
+    compare_link,
+    end_parent,
+    names,
+    register_if_better,
+    stage_run,
+)
+from stabn.tracking import client as client_module
 
 STAGE_IN_OTHER_PROCESS = """
 import sys, time
@@ -40,7 +48,7 @@ def client(mlflow_uri):
 @pytest.fixture
 def pipeline(monkeypatch):
     """Name a pipeline run in the environment, as a pipeline's pods have it."""
-    monkeypatch.setattr(tracking, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(client_module, "SETTLE_SECONDS", 0.0)
     monkeypatch.setenv("STABN_RUN_ID", "run-1")
     monkeypatch.setenv("STABN_PIPELINE", "finetune")
     monkeypatch.setenv("STABN_GIT_COMMIT", "c0ffee")
@@ -76,8 +84,8 @@ def test_two_processes_share_one_parent_and_a_rerun_continues_its_run(client, mo
 def test_of_parents_made_at_once_the_earliest_stays(client, pipeline, monkeypatch):
     with stage_run("extract", settings={}, inputs={}):
         pass
-    earlier = tracking._find_parent(client, client.get_experiment_by_name("stabn").experiment_id, "run-1")
-    made = tracking._make_parent(client, client.get_experiment_by_name("stabn").experiment_id, "run-1")
+    earlier = client_module.find_parent(client, client.get_experiment_by_name("stabn").experiment_id, "run-1")
+    made = client_module._make_parent(client, client.get_experiment_by_name("stabn").experiment_id, "run-1")
     assert made == earlier
     assert [run.info.run_id for run in _runs(client) if run.data.tags.get("stabn.role") == "parent"] == [earlier]
 
@@ -266,13 +274,13 @@ def test_stage_names_that_a_query_could_misread_are_refused(mlflow_uri, stage):
 def test_the_commit_is_that_of_this_code_only(tmp_path, monkeypatch):
     package = tmp_path / "stabn"
     package.mkdir()
-    monkeypatch.setattr(tracking, "__file__", str(package / "tracking.py"))
-    assert tracking.git_commit() == ""
+    monkeypatch.setattr(names, "__file__", str(package / "tracking" / "names.py"))
+    assert names.git_commit() == ""
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     (package / "tracking.py").write_text("")
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "Begin"]):
         subprocess.run([*git, *command], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert tracking.git_commit() == head
+    assert names.git_commit() == head
     (package / "tracking.py").write_text("changed")
-    assert tracking.git_commit() == f"{head}-dirty"
+    assert names.git_commit() == f"{head}-dirty"

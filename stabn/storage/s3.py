@@ -20,7 +20,8 @@ import botocore.exceptions as aws
 from botocore.config import Config
 
 from stabn.errors import RetryableError, StabnError
-from stabn.storage import (
+from stabn.storage.interface import (
+    CHUNK_BYTES,
     ObjectExists,
     ObjectInfo,
     ObjectNotFound,
@@ -30,8 +31,8 @@ from stabn.storage import (
     check_length,
     check_range,
     open_local,
-    write_file,
 )
+from stabn.storage.local import write_file
 
 Result = TypeVar("Result")
 
@@ -41,7 +42,6 @@ MAX_ATTEMPTS = 6  # of one request, over all retries; AWS_MAX_ATTEMPTS overrides
 OWN_ATTEMPTS = 3  # where botocore repeats nothing: a download broken off in its body, credentials that have expired
 MAX_CONNECTIONS = 64  # per process
 BACKOFF_SECONDS = 0.3  # before a second attempt, doubled before each further one
-CHUNK_BYTES = 1 << 20
 
 
 class ExpiredCredentials(StorageError):

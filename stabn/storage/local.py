@@ -1,0 +1,116 @@
+"""Objects as files below a folder."""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from stabn.errors import RetryableError
+from stabn.storage.interface import (
+    CHUNK_BYTES,
+    PARTIAL,
+    ObjectExists,
+    ObjectInfo,
+    ObjectNotFound,
+    Storage,
+    StorageError,
+    check_key,
+    check_length,
+    check_range,
+    open_local,
+)
+
+_RETRYABLE_ERRNO = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN, errno.EBUSY}
+
+
+class FolderStorage(Storage):
+    """Objects as files below a folder, which is made with the first write."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.uri = os.path.abspath(os.fspath(folder))
+
+    def read(self, key: str) -> bytes:
+        with self._errors(key), open(self._path(key), "rb") as file:
+            return file.read()
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        check_range(self.locate(key), start, length)
+        with self._errors(key), open(self._path(key), "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), length, start)
+            while len(data) < length and (more := os.pread(file.fileno(), length - len(data), start + len(data))):
+                data += more
+        return check_length(self.locate(key), data, start, length)
+
+    def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+        with self._errors(key):
+            write_file(self._path(key), lambda file: file.write(data), if_absent=if_absent)
+
+    def exists(self, key: str) -> bool:
+        with self._errors(key):
+            return self._path(key).is_file()
+
+    def scan(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        folder = prefix.rpartition("/")[0]
+        if folder:
+            check_key(folder, self.uri, "prefix")
+        found = []
+        for parent, _, names in os.walk(os.path.join(self.uri, folder)):
+            relative = os.path.relpath(parent, self.uri)
+            for name in names:
+                key = os.path.normpath(os.path.join(relative, name))
+                if key.startswith(prefix) and not name.startswith(PARTIAL):
+                    with contextlib.suppress(FileNotFoundError):  # gone since
+                        status = os.stat(os.path.join(parent, name))
+                        found.append(ObjectInfo(key, status.st_size, f"{status.st_mtime_ns} {status.st_ino}"))
+        yield from sorted(found)
+
+    def delete(self, key: str) -> None:
+        with self._errors(key):
+            self._path(key).unlink(missing_ok=True)
+
+    def download(self, key: str, path: str | os.PathLike[str]) -> None:
+        with self._errors(key), open(self._path(key), "rb") as source:
+            write_file(Path(path), lambda file: shutil.copyfileobj(source, file, CHUNK_BYTES))
+
+    def upload(self, path: str | os.PathLike[str], key: str) -> None:
+        with open_local(path) as source, self._errors(key):
+            write_file(self._path(key), lambda file: shutil.copyfileobj(source, file, CHUNK_BYTES))
+
+    def _path(self, key: str) -> Path:
+        return Path(self.locate(key))
+
+    @contextlib.contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        uri = self.locate(key)
+        try:
+            yield
+        except FileExistsError:
+            raise ObjectExists(f"{uri}: exists already") from None
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            if os.path.isdir(uri) or not os.path.exists(uri):
+                raise ObjectNotFound(f"{uri}: no such file") from None
+            raise StorageError(f"{uri}: {error}") from error
+        except OSError as error:
+            kind = RetryableError if error.errno in _RETRYABLE_ERRNO else StorageError
+            raise kind(f"{uri}: {error.strerror or error}; check the folder's rights and free space") from error
+
+
+def write_file(path: Path, fill: Callable[[IO[bytes]], Any], *, if_absent: bool = False) -> None:
+    """Make a file appear whole: fill a neighbour, flush it to the disk, give it the name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f"{PARTIAL}{uuid.uuid4().hex}"
+    try:
+        with open(partial, "xb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if if_absent:
+            os.link(partial, path)
+        else:
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

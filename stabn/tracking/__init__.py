@@ -1,0 +1,32 @@
+"""MLflow: one parent run per pipeline run, one child per stage, found again by tag so that separate pods share them.
+
+Environment: MLFLOW_TRACKING_URI (unset: nothing is tracked and every stage works the same), STABN_RUN_ID and
+STABN_PIPELINE (the pipeline run; unset: stages are runs of their own), STABN_EXPERIMENT, STABN_GIT_COMMIT,
+STABN_IMAGE, STABN_MLFLOW_UI_URL (the server's address as a browser sees it). KFP backends that track to MLflow
+themselves set MLFLOW_RUN_ID and MLFLOW_EXPERIMENT_ID: that run is then the parent.
+"""
+
+from stabn.tracking.client import artifact_root
+from stabn.tracking.names import CHAMPION, TrackingError, git_commit
+from stabn.tracking.registry import Champion, ChampionChanged, Registration, find_champion, register_if_better
+from stabn.tracking.results import Stage, compare_link, fetch_artifact, stages_of
+from stabn.tracking.stage import StageRun, end_parent, stage_run
+
+__all__ = [
+    "CHAMPION",
+    "Champion",
+    "ChampionChanged",
+    "Registration",
+    "Stage",
+    "StageRun",
+    "TrackingError",
+    "artifact_root",
+    "compare_link",
+    "end_parent",
+    "fetch_artifact",
+    "find_champion",
+    "git_commit",
+    "register_if_better",
+    "stage_run",
+    "stages_of",
+]

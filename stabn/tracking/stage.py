@@ -1,0 +1,221 @@
+"""What a stage sees of MLflow: its own run, opened with the stage and closed with it."""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from stabn.errors import Preempted
+from stabn.signals import Terminated, exit_on_sigterm
+from stabn.tracking.buffer import MetricBuffer
+from stabn.tracking.client import (
+    experiment_and_parent,
+    find_experiment,
+    find_parent,
+    search,
+    start_errors,
+    tracking_client,
+)
+from stabn.tracking.masking import first_line
+from stabn.tracking.names import (
+    ERROR,
+    MAX_PARAM_CHARS,
+    MAX_TAG_CHARS,
+    PARENT_MODEL,
+    PARENT_RUN,
+    STAGE,
+    STAGE_KEY,
+    check_name,
+    common_tags,
+    flatten,
+    safe_name,
+    ui_url,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_PARAMS = 100  # per request
+
+
+class StageRun:
+    """The MLflow run of one stage; without tracking every method does nothing.
+
+    Nothing here raises once the run is open: a server that goes away must not end a paid-for training. Metrics are
+    kept and sent when it is back.
+    """
+
+    def __init__(self, client: Any = None, run_id: str = "", experiment_id: str = ""):
+        self.run_id = run_id
+        self.experiment_id = experiment_id
+        self._client = client
+        self._warned = False
+        self._buffer = MetricBuffer(self._send)
+
+    @property
+    def link(self) -> str:
+        """Return the address of the run's page; empty without a server."""
+        base = ui_url()
+        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}" if base and self.run_id else ""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Record numbers, of one epoch if `step` is given."""
+        self.log_metrics_history([{**metrics, "step": step or 0}])
+
+    def log_metrics_history(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Record the numbers of many epochs, each a dict with its `step`, in as few requests as possible."""
+        if self._client is None:
+            return
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._buffer.add(
+            [
+                Metric(safe_name(name), float(value), now, int(entry["step"]))
+                for entry in history
+                for name, value in entry.items()
+                if name != "step"
+            ]
+        )
+
+    def log_params(self, settings: Mapping[str, Any]) -> None:
+        """Record settings, nested ones under dotted names; MLflow keeps the first value of each."""
+        if self._client is not None:
+            self._try(lambda: self._log_params(settings))
+
+    def log_artifact(self, path: str | os.PathLike[str], folder: str | None = None) -> None:
+        """Store a small local file with the run; checkpoints are recorded by URI instead."""
+        self._try(lambda: self._client.log_artifact(self.run_id, os.fspath(path), folder))
+
+    def log_text(self, text: str, name: str) -> None:
+        """Store text with the run as a file, `name` like `report/table2.md`."""
+        self._try(lambda: self._client.log_text(self.run_id, text, name))
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags, replacing those of the same name."""
+        values = {safe_name(name): str(value)[:MAX_TAG_CHARS] for name, value in tags.items()}
+        self._try(lambda: self._log_batches(tags=values))
+
+    def end(self, status: str, error: BaseException | None = None) -> None:
+        """Send what is pending and close the run as FINISHED, FAILED or KILLED."""
+        if self._client is None:
+            return
+        self._buffer.flush()
+        if error is not None:
+            self.set_tags({ERROR: f"{type(error).__name__}: {error}"[:500]})
+        self._try(lambda: self._client.set_terminated(self.run_id, status))
+
+    def _send(self, metrics: list[Any]) -> bool:
+        return self._try(lambda: self._client.log_batch(self.run_id, metrics=metrics))
+
+    def _log_params(self, settings: Mapping[str, Any]) -> None:
+        values = {safe_name(name): value[:MAX_PARAM_CHARS] for name, value in flatten(settings)}
+        known = self._client.get_run(self.run_id).data.params
+        changed = sorted(name for name in values.keys() & known.keys() if values[name] != known[name])
+        if changed:
+            log.warning("MLflow run %s keeps the first values of %s", self.run_id, ", ".join(changed))
+            self.set_tags({f"stabn.changed.{name}": values[name] for name in changed})
+        self._log_batches(params={name: value for name, value in values.items() if name not in known})
+
+    def _log_batches(self, params: Mapping[str, str] = {}, tags: Mapping[str, str] = {}) -> None:
+        from mlflow.entities import Param, RunTag
+
+        items: list[Any] = [Param(*item) for item in params.items()] + [RunTag(*item) for item in tags.items()]
+        for start in range(0, len(items), MAX_PARAMS):
+            part = items[start : start + MAX_PARAMS]
+            self._client.log_batch(
+                self.run_id,
+                params=[item for item in part if isinstance(item, Param)],
+                tags=[item for item in part if isinstance(item, RunTag)],
+            )
+
+    def _try(self, action: Callable[[], Any]) -> bool:
+        if self._client is None:
+            return True
+        try:
+            action()
+        except Exception as error:  # MLflow, its HTTP client, the database and the artifact store raise many kinds
+            if not self._warned:
+                log.warning("MLflow run %s: %s; the stage goes on without", self.run_id, first_line(error))
+                self._warned = True
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def stage_run(
+    stage: str, *, settings: Mapping[str, Any], inputs: Mapping[str, str], parent_model: str = ""
+) -> Iterator[StageRun]:
+    """Record a stage as an MLflow run for as long as the block runs.
+
+    A stage that is run again in the same pipeline run, after a retry or a resume, continues its former run. An
+    exception closes the run as FAILED, SIGTERM and Ctrl+C as KILLED.
+
+    Args:
+        stage: the stage and what tells it from its sisters, `evaluate/validation/as_is/before`.
+        settings: everything that was chosen, nested dicts allowed.
+        inputs: fingerprints of what the stage reads, `{"manifest": …, "checkpoint": …}`.
+        parent_model: URI or name of the model that this stage starts from or evaluates.
+
+    Raises:
+        TrackingError: MLFLOW_TRACKING_URI cannot be used.
+        RetryableError: the tracking server does not answer.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        yield StageRun()
+        return
+    check_name(stage, "stage")
+    owner = os.getpid()
+    with exit_on_sigterm():
+        with start_errors():
+            run = _open(stage, inputs, parent_model)
+        status, failure = "FAILED", None  # type: str, BaseException | None
+        try:
+            run.log_params(settings)
+            yield run
+            status = "FINISHED"
+        except (KeyboardInterrupt, Terminated, Preempted) as error:
+            status, failure = "KILLED", error
+            raise
+        except SystemExit as error:
+            status, failure = ("FAILED", error) if error.code else ("FINISHED", None)
+            raise
+        except Exception as error:
+            failure = error
+            raise
+        finally:
+            if os.getpid() == owner:  # a forked worker that unwinds this stack must not close the run
+                run.end(status, failure)
+
+
+def end_parent(status: str) -> None:
+    """Close the pipeline's parent run as FINISHED, FAILED or KILLED; one that KFP made is left to KFP."""
+    if os.environ.get("MLFLOW_TRACKING_URI") and os.environ.get("STABN_RUN_ID") and not os.environ.get("MLFLOW_RUN_ID"):
+        with start_errors():
+            client = tracking_client()
+            parent = find_parent(client, find_experiment(client), os.environ["STABN_RUN_ID"])
+            if parent:
+                client.set_terminated(parent, status)
+
+
+def _open(stage: str, inputs: Mapping[str, str], parent_model: str) -> StageRun:
+    client = tracking_client()
+    experiment, parent = experiment_and_parent(client)
+    tags = {STAGE: stage.split("/")[0], STAGE_KEY: stage, PARENT_MODEL: parent_model} | common_tags()
+    tags |= {f"stabn.{safe_name(name)}_fingerprint": value for name, value in inputs.items()}
+    tags = {name: value[:MAX_TAG_CHARS] for name, value in tags.items() if value}
+    former = []
+    if parent:
+        tags[PARENT_RUN] = parent
+        query = f"tags.`{PARENT_RUN}` = '{parent}' and tags.`{STAGE_KEY}` = '{stage}'"
+        former = search(client, experiment, query)
+    if not former:
+        run_id = client.create_run(experiment, run_name=stage, tags=tags).info.run_id
+        return StageRun(client, run_id, experiment)
+    run = StageRun(client, former[0].info.run_id, experiment)
+    client.update_run(run.run_id, status="RUNNING")
+    if ERROR in former[0].data.tags:
+        client.delete_tag(run.run_id, ERROR)
+    run.set_tags(tags)
+    return run
