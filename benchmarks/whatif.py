@@ -17,7 +17,7 @@ import torch
 from stabn.data.transforms import to_input
 from stabn.editor.whatif import CachedClips
 from stabn.models import STABN
-from stabn.presets import PRESETS
+from stabn.presets import load
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -40,7 +40,7 @@ def main() -> None:
     print("| network, frames x crop | whole, s | once per video, s | each what-if, s | of the whole | MB per video |")
     print("|---|---|---|---|---|---|")
     for name in args.presets:
-        config = PRESETS[name]()
+        config = load(name)
         torch.manual_seed(0)
         model = STABN(config.model).eval().to(args.device)
         size, length = config.data.crop_size, config.data.num_frames

@@ -1,7 +1,6 @@
 """Named settings: the paper's runs, and a small one for two cores."""
 
 import dataclasses
-from collections.abc import Callable
 
 from stabn.config import (
     ConfigError,
@@ -30,11 +29,10 @@ def backbone(depth: int, **settings: object) -> ModelConfig:
     return ModelConfig(block=block, num_blocks=num_blocks, **settings)  # type: ignore[arg-type]
 
 
-def ssv2(depth: int, num_clips: int, name: str = "st_abn") -> RunConfig:
+def ssv2(name: str, depth: int, num_clips: int) -> RunConfig:
     """Return the paper's settings for Something-Something v2 (section 4.1, tables 1 to 3)."""
-    prefix = "baseline" if name == "resnet3d" else "ssv2"
     return RunConfig(
-        preset=f"{prefix}_r{depth}_32" + ("x2" if num_clips == 2 else ""),
+        preset="",
         data=DataConfig(num_frames=32, num_clips=num_clips),
         model=backbone(depth, name=name, num_frames=32),
     )
@@ -71,12 +69,17 @@ def mini() -> RunConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], RunConfig]] = {"mini": mini}
-for _depth in (50, 101):
-    for _clips in (1, 2):
-        for _name in ("st_abn", "resnet3d"):
-            _config = ssv2(_depth, _clips, _name)
-            PRESETS[_config.preset] = lambda _config=_config: _config  # type: ignore[misc]
+PRESETS = {
+    "mini": mini(),
+    "ssv2_r50_32": ssv2("st_abn", 50, num_clips=1),
+    "baseline_r50_32": ssv2("resnet3d", 50, num_clips=1),
+    "ssv2_r50_32x2": ssv2("st_abn", 50, num_clips=2),
+    "baseline_r50_32x2": ssv2("resnet3d", 50, num_clips=2),
+    "ssv2_r101_32": ssv2("st_abn", 101, num_clips=1),
+    "baseline_r101_32": ssv2("resnet3d", 101, num_clips=1),
+    "ssv2_r101_32x2": ssv2("st_abn", 101, num_clips=2),
+    "baseline_r101_32x2": ssv2("resnet3d", 101, num_clips=2),
+}
 
 
 def load(name: str) -> RunConfig:
@@ -87,7 +90,7 @@ def load(name: str) -> RunConfig:
     """
     if name not in PRESETS:
         raise ConfigError(f"preset {name!r}: choose one of {', '.join(PRESETS)}")
-    return dataclasses.replace(PRESETS[name](), preset=name)
+    return dataclasses.replace(PRESETS[name], preset=name)
 
 
 def resolve(preset: str, overrides: str = "", **changes: object) -> RunConfig:

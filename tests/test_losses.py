@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stabn.config import ModelConfig
 from stabn.models import STABN, Output, ResNet3D
-from stabn.models.resnet3d import ShapeError
+from stabn.models.output import ShapeError
 from stabn.training.losses import finetuning_loss, temporal_attention_loss, training_loss
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stabn.config import ModelConfig
 from stabn.models import STABN, Output, ResNet3D, build_model
-from stabn.models.resnet3d import ShapeError
+from stabn.models.output import ShapeError
 from stabn.models.st_abn import invert
 from stabn.presets import PRESETS, backbone, load
 

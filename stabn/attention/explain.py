@@ -12,7 +12,7 @@ from stabn.data.dataset import read_frames
 from stabn.data.manifest import Manifest
 from stabn.data.video import decode
 from stabn.storage import write_uri
-from stabn.training.checkpoint import CheckpointError, check_classes, load_model
+from stabn.training.checkpoint import check_classes, load_model, require_attention
 from stabn.training.device import choose_device, prepare
 
 
@@ -33,8 +33,7 @@ def explain(video: str, checkpoint_uri: str, manifest_uri: str = "", output_path
         CheckpointError: the network has no attention.
     """
     model, checkpoint = load_model(checkpoint_uri)
-    if checkpoint.model_config.name != "st_abn":
-        raise CheckpointError(f"{checkpoint_uri}: a {checkpoint.model_config.name} has no attention to show")
+    require_attention(checkpoint, checkpoint_uri, " to show")
     data, class_index = checkpoint.data_config, -1
     if manifest_uri:
         manifest = Manifest.load(manifest_uri)

@@ -35,7 +35,7 @@ from stabn.evaluation.selection import Selection, load_selection
 from stabn.progress import Progress
 from stabn.storage import Storage, check_id, open_storage, read_uri
 from stabn.tracking import stage_run
-from stabn.training.checkpoint import CheckpointError, check_classes, load_model
+from stabn.training.checkpoint import check_classes, load_model, require_attention
 from stabn.training.device import choose_device, choose_precision, prepare
 
 TOP = 5
@@ -127,8 +127,7 @@ def export_round(
     manifest = Manifest.load(manifest_uri)
     model, checkpoint = load_model(checkpoint_uri)
     check_classes(checkpoint, manifest.classes, manifest_uri)
-    if checkpoint.model_config.name != "st_abn":
-        raise CheckpointError(f"{checkpoint_uri}: a {checkpoint.model_config.name} has no attention to export")
+    require_attention(checkpoint, checkpoint_uri, " to export")
     selection = load_selection(selection_path)
     round_id = make_round_id(manifest.fingerprint, checkpoint.fingerprint, selection.video_ids)
     storage = open_storage(storage_uri).child(f"rounds/{round_id}")

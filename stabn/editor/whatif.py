@@ -105,14 +105,13 @@ class WhatIf:
         try:
             import torch
 
-            from stabn.training.checkpoint import CheckpointError, check_classes, load_model
+            from stabn.training.checkpoint import check_classes, load_model, require_attention
             from stabn.training.device import choose_device, choose_precision, prepare
 
             uri = self.round.storage.locate(CHECKPOINT_FILE)
             model, checkpoint = load_model(uri)
             check_classes(checkpoint, self.round.classes, uri)
-            if checkpoint.model_config.name != "st_abn":
-                raise CheckpointError(f"{uri}: a {checkpoint.model_config.name} has no attention")
+            require_attention(checkpoint, uri, "")
             device = choose_device(self._device)
             self._model, self._data = prepare(model, device).eval(), checkpoint.data_config
             self._precision = choose_precision("auto", device)

@@ -21,7 +21,7 @@ from stabn.models.st_abn import invert
 from stabn.progress import Progress
 from stabn.storage import fetch
 from stabn.tracking import StageRun, stage_run
-from stabn.training.checkpoint import CheckpointError, check_classes, load_model
+from stabn.training.checkpoint import check_classes, load_model, require_attention
 from stabn.training.device import (
     autocast,
     batch_input,
@@ -90,8 +90,8 @@ def evaluate(
     manifest = Manifest.load(manifest_uri)
     model, checkpoint = load_model(checkpoint_uri)
     check_classes(checkpoint, manifest.classes, manifest_uri)
-    if attention != "as_is" and checkpoint.model_config.name != "st_abn":
-        raise CheckpointError(f"{checkpoint_uri}: a {checkpoint.model_config.name} has no attention; use as_is")
+    if attention != "as_is":
+        require_attention(checkpoint, checkpoint_uri, "; use as_is")
     inputs = {"dataset": manifest.fingerprint, "checkpoint": checkpoint.fingerprint}
     settings = {"split": split, "attention": attention, "name": name}
     with contextlib.ExitStack() as stack:

@@ -1,36 +1,13 @@
 """The 3D ResNet of the SlowFast slow pathway: time is never strided (paper, section 4.1; baseline of table 1)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from stabn.config import ModelConfig
-from stabn.errors import StabnError
-
-
-class ShapeError(StabnError):
-    """A tensor does not fit the network."""
-
-
-class Output(NamedTuple):
-    """What a network returns.
-
-    Attributes:
-        logits: (B, K) of the perception branch, or of the baseline's classifier.
-        attention_logits: (B, K) of the attention branch; None for the baseline.
-        spatial_attention: (B, 1, T, h, w) in [0, 1], the network's own Ms; None for the baseline.
-        temporal_attention: (B, 1, T, 1, 1) in [0, 1], the network's own Mt; None for the baseline.
-    """
-
-    logits: Tensor
-    attention_logits: Tensor | None = None
-    spatial_attention: Tensor | None = None
-    temporal_attention: Tensor | None = None
+from stabn.models.checkpointing import run_blocks
+from stabn.models.output import Output, check_video
 
 
 class Block(nn.Module, ABC):
@@ -203,45 +180,6 @@ class ResNet3D(nn.Module):
         """
         check_video(video, self.config)
         return Output(self.classifier(self.feature_extractor(video)))
-
-
-def check_video(video: Tensor, config: ModelConfig) -> None:
-    """Raise ShapeError unless the tensor is (B, 3, T, H, W) with the config's T."""
-    if video.ndim != 5 or video.shape[1] != 3 or video.shape[2] != config.num_frames:
-        raise ShapeError(
-            f"video of shape {tuple(video.shape)}: the network wants (B, 3, T, H, W) with "
-            f"T = config.num_frames = {config.num_frames}; sample clips with data.num_frames of the network"
-        )
-
-
-def run_blocks(layer: nn.Sequential, x: Tensor, checkpointing: bool) -> Tensor:
-    """Run a layer's blocks, keeping only what goes in between when activations are checkpointed."""
-    for block in layer:
-        if checkpointing and torch.is_grad_enabled():
-            options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-            if not torch.compiler.is_compiling():  # what is compiled updates the statistics once, and takes no contexts
-                options["context_fn"] = _contexts(block)
-            x = checkpoint(block, x, **options)
-        else:
-            x = block(x)
-    return x
-
-
-def _contexts(block: nn.Module) -> Callable[[], tuple[AbstractContextManager, AbstractContextManager]]:
-    return lambda: (nullcontext(), _discarded_statistics(block))
-
-
-@contextmanager
-def _discarded_statistics(block: nn.Module) -> Iterator[None]:
-    """Let BatchNorm update copies of its statistics: a batch that is run twice counts once."""
-    kept = [(part, name, buffer) for part in block.modules() for name, buffer in part.named_buffers(recurse=False)]
-    for part, name, buffer in kept:
-        setattr(part, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for part, name, buffer in kept:
-            setattr(part, name, buffer)
 
 
 def initialize(modules: Iterable[nn.Module]) -> None:

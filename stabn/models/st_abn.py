@@ -19,18 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stabn.config import ModelConfig
-from stabn.models.resnet3d import (
-    Classifier,
-    FeatureExtractor,
-    Output,
-    ShapeError,
-    check_video,
-    conv,
-    initialize,
-    layer_channels,
-    make_layer,
-    run_blocks,
-)
+from stabn.models.checkpointing import run_blocks
+from stabn.models.output import Output, ShapeError, check_video
+from stabn.models.resnet3d import Classifier, FeatureExtractor, conv, initialize, layer_channels, make_layer
 
 # Of the last layer before Mt's sigmoid at the start: a normalised map after ReLU has mean 0.4, which becomes 0.5.
 TEMPORAL_GAIN, TEMPORAL_BIAS = 4.0, -1.6
@@ -46,7 +37,7 @@ class AttentionBranch(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        classes, frames, momentum = config.num_classes, config.num_frames, config.bn_momentum
+        classes, slots, momentum = config.num_classes, config.num_slots, config.bn_momentum
         channels = layer_channels(config, 4)
         self.head = config.attention_head
         self.checkpointing = False
@@ -59,12 +50,12 @@ class AttentionBranch(nn.Module):
         )
         self.logits = conv(classes, classes, (1, 1, 1))
         self.dropout = nn.Dropout(config.dropout)
-        self.fc = nn.Linear(classes * frames, classes) if self.head == "linear" else None
+        self.fc = nn.Linear(classes * slots, classes) if self.head == "linear" else None
         self.spatial = nn.Sequential(conv(classes, 1, (1, 1, 1)), nn.BatchNorm3d(1, momentum=momentum), nn.Sigmoid())
         kernel = (3, 3, 3) if config.temporal_kernel == "3x3x3" else (1, 3, 3)
         self.temporal_map = nn.Sequential(conv(classes, 1, kernel), nn.BatchNorm3d(1, momentum=momentum), nn.ReLU())
-        self.temporal_mix = nn.Sequential(nn.Conv2d(frames, frames, 1, bias=False), nn.ReLU())
-        self.temporal = nn.Sequential(nn.Linear(frames, frames), nn.ReLU(), nn.Linear(frames, frames), nn.Sigmoid())
+        self.temporal_mix = nn.Sequential(nn.Conv2d(slots, slots, 1, bias=False), nn.ReLU())
+        self.temporal = nn.Sequential(nn.Linear(slots, slots), nn.ReLU(), nn.Linear(slots, slots), nn.Sigmoid())
 
     def initialize_temporal(self) -> None:
         """Start the layers from frame to frame as identities: Mt of a frame rises with that frame's own activity.
@@ -215,11 +206,11 @@ class STABN(nn.Module):
             )
         used_temporal = temporal
         if temporal_attention is not None:
-            expected = (features.shape[0], self.config.num_frames)
+            expected = (features.shape[0], self.config.num_slots)
             if temporal_attention.shape != expected:
                 raise ShapeError(
                     f"temporal_attention of shape {tuple(temporal_attention.shape)}: expected (B, T) = {expected}, "
-                    f"with T = config.num_frames = {self.config.num_frames}"
+                    f"with T = config.num_slots = {self.config.num_slots}"
                 )
             used_temporal = temporal_attention.to(features)[:, None, :, None, None]
         return Output(self.perceive(features, used_spatial, used_temporal), attention_logits, spatial, temporal)

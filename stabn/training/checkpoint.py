@@ -192,6 +192,16 @@ def import_released(released: str, labels_uri: str, output_uri: str, data: DataC
     )
 
 
+def require_attention(checkpoint: Checkpoint, uri: str, purpose: str) -> None:
+    """Refuse a network without attention for what needs one, such as " to fine-tune".
+
+    Raises:
+        CheckpointError: names the network.
+    """
+    if not checkpoint.model_config.has_attention:
+        raise CheckpointError(f"{uri}: a {checkpoint.model_config.name} has no attention{purpose}")
+
+
 def check_classes(checkpoint: Checkpoint, classes: Sequence[str], what: str) -> None:
     """Refuse to use a network with a dataset of other classes.
 

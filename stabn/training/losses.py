@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stabn.models.resnet3d import Output, ShapeError
+from stabn.models.output import Output, ShapeError
 
 
 class Losses(NamedTuple):

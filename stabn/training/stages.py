@@ -9,7 +9,7 @@ from stabn.data.manifest import Manifest
 from stabn.models import STABN
 from stabn.storage import fetch, open_storage
 from stabn.tracking import StageRun, stage_run
-from stabn.training.checkpoint import CheckpointError, check_classes, describe, load_model, read_checkpoint
+from stabn.training.checkpoint import check_classes, describe, load_model, read_checkpoint, require_attention
 from stabn.training.distributed import World, is_main, join_world
 from stabn.training.launch import launch, must_launch
 from stabn.training.loop import Loop
@@ -55,7 +55,7 @@ def train(manifest_uri: str, config: RunConfig, output_uri: str, profile_path: s
         return read_result(output_uri)
     with join_world(settings.device, settings.timeout_seconds) as world:
         manifest = Manifest.load(manifest_uri)
-        recipe = (st_abn if config.model.name == "st_abn" else baseline)(manifest, config, world.say)
+        recipe = (st_abn if config.model.has_attention else baseline)(manifest, config, world.say)
         return _run(recipe, output_uri, world, profile_path, inputs={"dataset": manifest.fingerprint})
 
 
@@ -101,8 +101,8 @@ def finetune(
         manifest = Manifest.load(manifest_uri)
         model, checkpoint = load_model(checkpoint_uri)
         check_classes(checkpoint, manifest.classes, manifest_uri)
-        if not isinstance(model, STABN):
-            raise CheckpointError(f"{checkpoint_uri}: a {checkpoint.model_config.name} has no attention to fine-tune")
+        require_attention(checkpoint, checkpoint_uri, " to fine-tune")
+        assert isinstance(model, STABN)
         edits = load_edit_table(edits_path)
         recipe = finetuning(model, checkpoint, manifest, edits, config, name)
         inputs = {"dataset": manifest.fingerprint, "edits": edits.fingerprint}

@@ -1,64 +1,10 @@
-"""Every setting of the product, once: the CLI, the KFP forms, checkpoints and MLflow are made from these fields."""
+"""Every setting of the product, once, by owner; composed in one RunConfig."""
 
 import dataclasses
-import hashlib
 import ipaddress
-import json
-import math
-import typing
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from stabn.errors import StabnError
-
-
-class ConfigError(StabnError):
-    """A setting is unknown, has the wrong type or contradicts another one."""
-
-
-def setting(
-    default: Any, help: str, *, choices: Iterable[Any] = (), low: float | None = None, high: float | None = None
-) -> Any:
-    """Declare a dataclass field with its help text and the values it may have.
-
-    Args:
-        default: the paper's value, or the most useful one where the paper is silent.
-        help: one sentence with the unit and what special values mean; shown by `--help` and by KFP.
-        choices: the only values allowed, if any.
-        low: smallest value allowed, inclusive.
-        high: largest value allowed, inclusive.
-    """
-    return field(default=default, metadata={"help": help, "choices": tuple(choices), "low": low, "high": high})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Base of all settings: checks each field against its declared choices and range."""
-
-    def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            rules = {key: item.metadata[key] for key in ("choices", "low", "high") if key in item.metadata}
-            check_value(item.name, getattr(self, item.name), **rules)
-
-
-def check_value(
-    name: str, value: Any, choices: tuple[Any, ...] = (), low: float | None = None, high: float | None = None
-) -> None:
-    """Check a value, or each of a tuple, against what was declared; arguments as for `setting`.
-
-    Raises:
-        ConfigError: names the value and what is allowed.
-    """
-    numbers = value if isinstance(value, tuple) else (value,)
-    if any(isinstance(v, float) and not math.isfinite(v) for v in numbers):
-        raise ConfigError(f"{name} = {value!r}: must be a finite number")
-    if choices and value not in choices:
-        raise ConfigError(f"{name} = {value!r}: choose one of {', '.join(map(str, choices))}")
-    if low is not None and any(v < low for v in numbers):
-        raise ConfigError(f"{name} = {value!r}: must be at least {low}")
-    if high is not None and any(v > high for v in numbers):
-        raise ConfigError(f"{name} = {value!r}: must be at most {high}")
+from stabn.config.settings import ConfigError, Settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +86,16 @@ class ModelConfig(Settings):
         super().__post_init__()
         if len(self.num_blocks) != 4:
             raise ConfigError(f"num_blocks = {self.num_blocks}: give four numbers, for layer1 to layer4")
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the network returns an attention that can be corrected."""
+        return self.name == "st_abn"
+
+    @property
+    def num_slots(self) -> int:
+        """Values of the temporal attention of a clip: one per frame, as these networks never stride time."""
+        return self.num_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,100 +322,3 @@ LOADING = ("workers", "cache_mb", "cache_dir", "cache_gb")  # of DataConfig: whe
 def with_loading(data: DataConfig, here: DataConfig) -> DataConfig:
     """Return a network's own clip settings, to be loaded the way that suits this machine."""
     return dataclasses.replace(data, **{name: getattr(here, name) for name in LOADING})
-
-
-def parse_value(section: str, name: str, text: str) -> Any:
-    """Convert text from a command line or a form to the type of the setting `section.name`.
-
-    Raises:
-        ConfigError: no such setting, or text that is not of its type.
-    """
-    types = typing.get_type_hints(SECTIONS[section]) if section in SECTIONS else {}
-    known = {item.name for item in dataclasses.fields(SECTIONS[section])} if section in SECTIONS else set()
-    if name not in known:
-        where = f"settings of {section}: {', '.join(sorted(known))}" if known else f"sections: {', '.join(SECTIONS)}"
-        raise ConfigError(f"{section}.{name}: no such setting; {where}")
-    wanted = types[name]
-    try:
-        if wanted is bool:
-            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        if typing.get_origin(wanted) is tuple:
-            return tuple(typing.get_args(wanted)[0](part) for part in text.split(",") if part)
-        return wanted(text)
-    except (KeyError, ValueError):
-        kind = "true or false" if wanted is bool else getattr(wanted, "__name__", str(wanted))
-        raise ConfigError(f"{section}.{name} = {text!r}: expected {kind}") from None
-
-
-def override(config: RunConfig, changes: Mapping[str, str]) -> RunConfig:
-    """Return the config with settings replaced, `{"train.epochs": "20"}`.
-
-    `model.num_frames` follows `data.num_frames`.
-
-    Raises:
-        ConfigError: an unknown setting, a value of the wrong type, or settings that contradict each other.
-    """
-    values: dict[str, dict[str, Any]] = {}
-    for key, text in changes.items():
-        section, _, name = key.partition(".")
-        values.setdefault(section, {})[name] = parse_value(section, name, text)
-    frames = {
-        section: values[section]["num_frames"]
-        for section in ("data", "model")
-        if "num_frames" in values.get(section, {})
-    }
-    if len(set(frames.values())) > 1:
-        raise ConfigError(
-            f"model.num_frames = {frames['model']} but data.num_frames = {frames['data']}: set data.num_frames alone; "
-            "the model follows"
-        )
-    if "data" in frames:
-        values.setdefault("model", {})["num_frames"] = frames["data"]
-    sections: dict[str, Any] = {}
-    for section, changed in values.items():
-        try:
-            sections[section] = dataclasses.replace(getattr(config, section), **changed)
-        except ConfigError as error:
-            raise ConfigError(f"{section}.{error}") from None
-    return dataclasses.replace(config, **sections)
-
-
-def parse_overrides(text: str) -> dict[str, str]:
-    """Read `train.epochs=20 finetune.gamma=5`, the form's one line for every setting that has no field of its own.
-
-    Raises:
-        ConfigError: a part without `=`.
-    """
-    changes = {}
-    for part in text.split():
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ConfigError(f"overrides: {part!r}: write section.name=value, separated by spaces")
-        changes[key] = value
-    return changes
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Return a settings dataclass as plain JSON values (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_dict(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """Rebuild a settings dataclass from `to_dict`'s values.
-
-    Raises:
-        ConfigError: a name that this version does not know.
-    """
-    known = {item.name for item in dataclasses.fields(kind)}
-    unknown = set(values) - known
-    if unknown:
-        raise ConfigError(
-            f"{kind.__name__}: unknown settings {', '.join(sorted(unknown))}; was it written by a newer version?"
-        )
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-
-
-def fingerprint(*parts: Any) -> str:
-    """Return 16 hexadecimal digits that name the content of settings, strings or JSON values."""
-    plain = [to_dict(part) if dataclasses.is_dataclass(part) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,47 @@
+"""Every setting of the product, once: the CLI, the KFP forms, checkpoints and MLflow are made from these fields."""
+
+from stabn.config.overrides import override, parse_overrides, parse_value
+from stabn.config.sections import (
+    LOADING,
+    RUNNING,
+    SECTIONS,
+    DataConfig,
+    EditorConfig,
+    ExtractConfig,
+    FinetuneConfig,
+    FitConfig,
+    ModelConfig,
+    PromoteConfig,
+    RunConfig,
+    SelectConfig,
+    TrainConfig,
+    with_loading,
+)
+from stabn.config.settings import ConfigError, Settings, check_value, fingerprint, from_dict, setting, to_dict
+
+__all__ = [
+    "LOADING",
+    "RUNNING",
+    "SECTIONS",
+    "ConfigError",
+    "DataConfig",
+    "EditorConfig",
+    "ExtractConfig",
+    "FinetuneConfig",
+    "FitConfig",
+    "ModelConfig",
+    "PromoteConfig",
+    "RunConfig",
+    "SelectConfig",
+    "Settings",
+    "TrainConfig",
+    "check_value",
+    "fingerprint",
+    "from_dict",
+    "override",
+    "parse_overrides",
+    "parse_value",
+    "setting",
+    "to_dict",
+    "with_loading",
+]
