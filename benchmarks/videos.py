@@ -13,7 +13,8 @@ CRF = 22  # about 2 kB a frame at 427 x 240, as in Something-Something v2 (20 GB
 def ssv2_like(count: int) -> Iterator[tuple[Path, list[Path]]]:
     """Render up to 60 videos, about 2 kB a frame as in SSv2, and copy them under new names until there are `count`."""
     from stabn.data.mini import make_mini_dataset  # here, because worker processes import this file
-    from stabn.data.video import decode, encode
+    from stabn.data.video import decode
+    from stabn.data.video_encoding import encode
 
     with tempfile.TemporaryDirectory(prefix="stabn-benchmark-") as name:
         folder = Path(name)

@@ -16,9 +16,9 @@ from typing import Any
 from components.placement import Placement
 from stabn import presets
 from stabn.config import ConfigError, RunConfig, fingerprint
-from stabn.evaluation.metrics import Predictions
 from stabn.evaluation.predict import Evaluation, summarize
 from stabn.evaluation.predict import evaluate as evaluate_here
+from stabn.evaluation.prediction_table import Predictions
 from stabn.stages import STAGES
 from stabn.storage import fetch, open_storage, uri_exists
 from stabn.training.stages import (

@@ -11,7 +11,7 @@ def run(step: Step) -> str:
         selected, or nothing when no action qualifies. (KFP's local runner evaluates conditions on an output that has no
         name of its own, so this one has none.)
     """
-    from stabn.evaluation.selection import select_classes
+    from stabn.evaluation.select_classes import select_classes
 
     result = select_classes(
         step.train_predictions.path, step.validation_predictions.path, step.config.select, step.selection.path

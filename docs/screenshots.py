@@ -24,7 +24,8 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from stabn.attention.edits import Edit, Review, latest_edits, save_edit
+from stabn.attention.edit_document import Edit, Review
+from stabn.attention.edits import latest_edits, save_edit
 from stabn.attention.rounds import Round, load_round, model_attention
 from stabn.local_services import local_object_store
 from stabn.storage import open_storage

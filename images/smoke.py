@@ -35,7 +35,8 @@ def library() -> None:
     """The command line answers, and videos can be written and read."""
     import numpy as np
 
-    from stabn.data.video import encode, probe
+    from stabn.data.video import probe
+    from stabn.data.video_encoding import encode
 
     subprocess.run(["stabn", "--help"], check=True, stdout=subprocess.DEVNULL)
     with tempfile.TemporaryDirectory() as folder:

@@ -174,7 +174,7 @@ def _finish(folder: Path, storage_uri: str, seconds: float) -> None:
             f"the networks and predictions are in {folder}"
         )
         return
-    from stabn.attention.edits import load_edit_table
+    from stabn.data.edit_table import load_edit_table
 
     newest = pages[-1].parent
     shutil.copyfile(newest / "page", folder / "report.html")

@@ -17,7 +17,7 @@ from tiny_run import settings, write_dataset
 
 from stabn.attention.rounds import Round
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
-from stabn.data.video import encode
+from stabn.data.video_encoding import encode
 from stabn.local_services import LocalStore, local_object_store, prepare_mlflow
 
 

@@ -10,19 +10,12 @@ import simplejpeg
 import torch
 
 from stabn.attention.automatic import automatic_edits, wait_for_edits
-from stabn.attention.edits import (
-    Edit,
-    EditConflict,
-    EditError,
-    import_round,
-    load_edit_table,
-    parse_edit,
-    read_edits,
-    save_edit,
-)
+from stabn.attention.edit_document import Edit, parse_edit
+from stabn.attention.edits import EditConflict, import_round, read_edits, save_edit
 from stabn.attention.export import attend, export_round
 from stabn.attention.rounds import Round, RoundError, load_round, model_attention
 from stabn.config import DataConfig, ModelConfig
+from stabn.data.edit_table import EditError, load_edit_table
 from stabn.data.manifest import build_manifest
 from stabn.data.sampling import covering_samples
 from stabn.data.transforms import crop_clip, evaluation_crop, to_input

@@ -23,8 +23,8 @@ from stabn.config import ConfigError, DataConfig, ModelConfig, TrainConfig
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
 from stabn.errors import RetryableError, StabnError
-from stabn.evaluation.metrics import Predictions
 from stabn.evaluation.predict import evaluate
+from stabn.evaluation.prediction_table import Predictions
 from stabn.models import Output
 from stabn.storage import open_storage
 from stabn.training.checkpoint import read_checkpoint

@@ -27,10 +27,12 @@ import torch
 from round_factory import CLASSES, DATA, LENGTHS, copy_round, moving_square, network
 from starlette.testclient import TestClient
 
-from stabn.attention.edits import import_edits, load_edit_table, parse_edit, read_edits
+from stabn.attention.edit_document import parse_edit
+from stabn.attention.edits import import_edits, read_edits
 from stabn.attention.rounds import Round, model_attention
 from stabn.cli import main
 from stabn.config import ConfigError, EditorConfig
+from stabn.data.edit_table import load_edit_table
 from stabn.data.sampling import evaluation_sample
 from stabn.data.transforms import crop_clip, evaluation_crop, to_input
 from stabn.editor import auth

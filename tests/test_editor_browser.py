@@ -17,7 +17,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
 from round_factory import LENGTHS, copy_round
 
-from stabn.attention.edits import Edit, parse_edit, read_edits
+from stabn.attention.edit_document import Edit, parse_edit
+from stabn.attention.edits import read_edits
 from stabn.attention.rounds import Round, model_attention
 from stabn.local_services import LocalStore
 

@@ -28,7 +28,8 @@ from stabn.data.manifest import Manifest
 from stabn.data.mjpeg import unpack
 from stabn.data.sources import SourceError
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
-from stabn.data.video import Planes, encode
+from stabn.data.video import Planes
+from stabn.data.video_encoding import encode
 from stabn.storage import open_storage
 
 TEMPLATE = "Moving [something] up"

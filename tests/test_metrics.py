@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stabn.evaluation import metrics
-from stabn.evaluation.metrics import MetricsError, Predictions
+from stabn.evaluation import metrics, significance
+from stabn.evaluation.prediction_table import MetricsError, Predictions
 
 
 def make_predictions(num_videos=200, num_classes=7, seed=0, accuracy=0.4, attention_branch=True) -> Predictions:
@@ -115,7 +115,7 @@ def test_group_accuracy_equals_a_loop():
 
 def test_bootstrap_agrees_with_resampling_videos_one_by_one():
     before, after = make_predictions(seed=1, accuracy=0.4), make_predictions(seed=2, accuracy=0.55)
-    result = metrics.paired_bootstrap(before, after, seed=3, samples=20000)
+    result = significance.paired_bootstrap(before, after, seed=3, samples=20000)
     change = after.correct.astype(int) - before.correct.astype(int)
     rng = np.random.default_rng(4)
     slow = np.array([change[rng.integers(0, len(change), len(change))].mean() for _ in range(4000)])
@@ -123,33 +123,33 @@ def test_bootstrap_agrees_with_resampling_videos_one_by_one():
     assert result.low == pytest.approx(np.percentile(slow, 2.5), abs=0.012)
     assert result.high == pytest.approx(np.percentile(slow, 97.5), abs=0.012)
     assert result.p_not_better == pytest.approx((slow <= 0).mean(), abs=0.01)
-    assert result == metrics.paired_bootstrap(before, after, seed=3, samples=20000)
+    assert result == significance.paired_bootstrap(before, after, seed=3, samples=20000)
 
 
 def test_comparison_does_not_depend_on_the_order_of_the_videos():
     before, after = make_predictions(seed=1), make_predictions(seed=2, accuracy=0.6)
     shuffled = after.take(np.random.default_rng(0).permutation(len(after)))
     assert shuffled.video_ids != after.video_ids
-    assert metrics.paired_bootstrap(before, shuffled, 0) == metrics.paired_bootstrap(before, after, 0)
+    assert significance.paired_bootstrap(before, shuffled, 0) == significance.paired_bootstrap(before, after, 0)
     assert shuffled.fingerprint == after.fingerprint
 
 
 def test_no_difference_is_no_difference():
     table = make_predictions()
-    assert metrics.paired_bootstrap(table, table, 0) == (0, 0, 0, 1)
-    won, reason = metrics.wins(table, table)
+    assert significance.paired_bootstrap(table, table, 0) == (0, 0, 0, 1)
+    won, reason = significance.wins(table, table)
     assert not won and reason.startswith("Not better by more than noise: top-1 changed by 0.0 points")
 
 
 def test_tables_of_different_videos_or_classes_are_not_compared():
     before, after = make_predictions(), make_predictions(seed=1)
     with pytest.raises(MetricsError, match="1 videos are in only one of the tables \\(for example v0\\)"):
-        metrics.paired_bootstrap(before, after.take(range(1, len(after))), 0)
+        significance.paired_bootstrap(before, after.take(range(1, len(after))), 0)
     with pytest.raises(MetricsError, match="class 2 is 'class 2' and 'other'"):
         renamed = [*after.classes[:2], "other", *after.classes[3:]]
-        metrics.paired_bootstrap(before, replaced(after, metadata=after.metadata | {"classes": renamed}), 0)
+        significance.paired_bootstrap(before, replaced(after, metadata=after.metadata | {"classes": renamed}), 0)
     with pytest.raises(MetricsError, match="true class"):
-        metrics.paired_bootstrap(before, replaced(after, class_index=(after.class_index + 1) % 7), 0)
+        significance.paired_bootstrap(before, replaced(after, class_index=(after.class_index + 1) % 7), 0)
 
 
 def test_wins_needs_a_real_gain_without_a_ruined_class():
@@ -160,14 +160,14 @@ def test_wins_needs_a_real_gain_without_a_ruined_class():
     rank = np.arange(num_videos)
     before = with_first_guess(base, np.where(rank % 2 == 0, true, wrong))
     better = with_first_guess(base, np.where(rank % 5 < 4, true, wrong))
-    assert metrics.wins(before, better)[0]
-    won, reason = metrics.wins(better, before)
+    assert significance.wins(before, better)[0]
+    won, reason = significance.wins(better, before)
     assert not won and "Not better" in reason
     ruined = with_first_guess(base, np.where((rank % 5 < 4) & (true != 6), true, wrong))
-    won, reason = metrics.wins(before, ruined)
+    won, reason = significance.wins(before, ruined)
     assert not won and "'class 6' fell by" in reason and f"on {(true == 6).sum()} videos" in reason
-    assert metrics.wins(before, ruined, min_support=int((true == 6).sum()) + 1)[0]
-    assert metrics.wins(before, ruined, max_class_drop=1.0)[0]
+    assert significance.wins(before, ruined, min_support=int((true == 6).sum()) + 1)[0]
+    assert significance.wins(before, ruined, max_class_drop=1.0)[0]
 
 
 def test_numbers_that_cannot_be_computed_are_refused():

@@ -9,7 +9,7 @@ import pytest
 from test_metrics import make_predictions, replaced, with_first_guess
 
 from stabn.config import PromoteConfig
-from stabn.evaluation.metrics import Predictions
+from stabn.evaluation.prediction_table import Predictions
 from stabn.evaluation.promote import PromoteError, promote
 from stabn.tracking import find_champion
 

@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stabn.attention.selection import load_selection
 from stabn.config import SelectConfig
 from stabn.evaluation import charts
 from stabn.evaluation.examples import VideoFigure, choose_examples
-from stabn.evaluation.metrics import Difference, MetricsError, Predictions
+from stabn.evaluation.prediction_table import MetricsError, Predictions
 from stabn.evaluation.report import ReportInputs, make_report, tables_text
 from stabn.evaluation.sections import ReportError, most_confused, read_history
-from stabn.evaluation.selection import load_selection, select_classes
+from stabn.evaluation.select_classes import select_classes
+from stabn.evaluation.significance import Difference
 from stabn.evaluation.tables import compare
 from stabn.evaluation.verdict import CONTROL, EDITED, OF_EDITS, judge
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stabn.attention.selection import SelectionError, load_selection
 from stabn.config import SelectConfig
-from stabn.evaluation.metrics import Predictions
-from stabn.evaluation.selection import SelectionError, choose, load_selection, select_classes
+from stabn.evaluation.prediction_table import Predictions
+from stabn.evaluation.select_classes import choose, select_classes
 
 COUNTS = {"train": 20, "validation": 10}
 

@@ -14,8 +14,8 @@ import stabn.training.recipes as stage
 from stabn.config import ConfigError, TrainConfig
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
-from stabn.evaluation.metrics import Predictions
 from stabn.evaluation.predict import evaluate
+from stabn.evaluation.prediction_table import Predictions
 from stabn.training.checkpoint import CheckpointError, load_model, read_checkpoint
 from stabn.training.device import batch_input
 from stabn.training.recipes import TrainingError

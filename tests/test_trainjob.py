@@ -29,8 +29,8 @@ from components.cluster.logs import LogFollower, Overall
 from components.cluster.manifest import build_runtime, checked
 from components.cluster.pods import Pod, find_cause, without_launcher
 from components.trainjob import Work, build_trainjob, passed_on, run_trainjob
-from stabn.attention.edits import EDIT_SCHEMA
 from stabn.config import ConfigError
+from stabn.data.edit_table import EDIT_SCHEMA
 from stabn.errors import RetryableError, StabnError
 
 ROOT = Path(__file__).parent.parent
@@ -798,7 +798,7 @@ def test_stages_run_on_two_nodes_as_they_do_on_one(
 
     from components import nodes as stages
     from stabn.data.frames import extract_frames
-    from stabn.evaluation.metrics import Predictions
+    from stabn.evaluation.prediction_table import Predictions
     from stabn.presets import resolve
 
     for name, value in {

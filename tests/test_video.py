@@ -11,7 +11,9 @@ import numpy as np
 import psutil
 import pytest
 
-from stabn.data.video import DECODERS, VideoError, decode, encode, probe, scaled_size
+from stabn.data.video import DECODERS, decode, probe, scaled_size
+from stabn.data.video_encoding import encode
+from stabn.data.video_structure import VideoError
 
 
 def pictures(num_frames: int = 12, width: int = 427, height: int = 240) -> list[np.ndarray]:

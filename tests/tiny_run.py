@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import simplejpeg
 import torch
 
-from stabn.attention.edits import EDIT_SCHEMA
 from stabn.config import DataConfig, ExtractConfig, FinetuneConfig, ModelConfig, RunConfig, TrainConfig
+from stabn.data.edit_table import EDIT_SCHEMA
 from stabn.data.manifest import build_manifest
 from stabn.storage import open_storage
 from stabn.training.checkpoint import parse_checkpoint, read_checkpoint

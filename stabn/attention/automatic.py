@@ -8,7 +8,8 @@ from operator import index
 
 import numpy as np
 
-from stabn.attention.edits import DONE, Edit, EditSummary, latest_edits, read_edits, save_edit, summarize
+from stabn.attention.edit_document import DONE, Edit
+from stabn.attention.edits import EditSummary, latest_edits, read_edits, save_edit, summarize
 from stabn.attention.rounds import Round, RoundVideo, load_round, model_attention
 from stabn.config import ConfigError
 from stabn.errors import RetryableError, StabnError

@@ -25,13 +25,13 @@ from stabn.attention.rounds import (
     make_round_id,
     save_round,
 )
+from stabn.attention.selection import Selection, load_selection
 from stabn.config import DataConfig, RunConfig
 from stabn.data.dataset import FrameReader
 from stabn.data.manifest import Manifest
 from stabn.data.sampling import covering_samples, evaluation_sample
 from stabn.data.transforms import Crop, crop_clip, evaluation_crop, to_input
-from stabn.data.video import encode
-from stabn.evaluation.selection import Selection, load_selection
+from stabn.data.video_encoding import encode
 from stabn.progress import Progress
 from stabn.storage import Storage, check_id, open_storage, read_uri
 from stabn.tracking import stage_run

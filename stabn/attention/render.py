@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -297,8 +298,6 @@ def _text_block(
 @lru_cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """Return DejaVu Sans, which Matplotlib ships."""
-    import matplotlib
-
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
@@ -306,7 +305,5 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 @lru_cache
 def _palette(name: str) -> np.ndarray:
     """Return a colour map as uint8 (256, 3) RGB; turbo without its dark ends, that look like shadow on a frame."""
-    import matplotlib
-
     low, high = (0.06, 0.92) if name == "turbo" else (0.0, 1.0)
     return (matplotlib.colormaps[name](np.linspace(low, high, 256))[:, :3] * 255).round().astype(np.uint8)

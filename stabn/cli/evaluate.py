@@ -24,9 +24,9 @@ def select_classes(args: Namespace, config: RunConfig) -> None:
 
     Reads two prediction tables; writes the selection (JSON). That nothing is selected is a result, not a failure.
     """
-    from stabn.evaluation import selection
+    from stabn.evaluation import select_classes as stage
 
-    result = selection.select_classes(args.train_predictions, args.validation_predictions, config.select, args.output)
+    result = stage.select_classes(args.train_predictions, args.validation_predictions, config.select, args.output)
     for chosen in result.classes:
         print(f"{chosen.train_accuracy:6.1%} train {chosen.validation_accuracy:6.1%} validation  {chosen.name}")
     print(f"{len(result.classes)} actions, {len(result.video_ids)} videos to correct: {args.output}")

@@ -20,7 +20,8 @@ from stabn.config import ExtractConfig, fingerprint, to_dict
 from stabn.data.mjpeg import pack, unpack
 from stabn.data.records import Records
 from stabn.data.sources import SourceVideo, VideoSource
-from stabn.data.video import Planes, VideoError, open_video
+from stabn.data.video import Planes, open_video
+from stabn.data.video_structure import VideoError
 from stabn.progress import Progress
 from stabn.signals import end_with_parent, exit_on_sigterm
 from stabn.storage import ObjectNotFound, Storage

@@ -20,7 +20,7 @@ from stabn.config import fingerprint
 from stabn.data.mini_drawing import PHOTOGRAPHS, draw
 from stabn.data.mini_motion import ACTIONS, Action, MiniError, plan_video
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES, SPLITS, template_to_class
-from stabn.data.video import encode
+from stabn.data.video_encoding import encode
 
 DEMO_VIDEOS = 580
 SPLIT_SHARES = {"train": 420 / 580, "validation": 140 / 580, "test": 20 / 580}

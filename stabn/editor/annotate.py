@@ -7,7 +7,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from stabn.attention.edits import Edit, EditConflict, save_edit
+from stabn.attention.edit_document import Edit
+from stabn.attention.edits import EditConflict, save_edit
 from stabn.attention.rounds import RoundVideo
 from stabn.editor.auth import User
 from stabn.editor.exchange import now

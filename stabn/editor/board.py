@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stabn.attention.edits import READERS, Edit, EditError, edit_folder, edit_key, parse_edit, parse_edit_key
+from stabn.attention.edit_document import Edit, edit_folder, edit_key, parse_edit, parse_edit_key
+from stabn.attention.edits import READERS
 from stabn.attention.rounds import Round, RoundError, RoundVideo, model_attention
 from stabn.config import EditorConfig
+from stabn.data.edit_table import EditError
 from stabn.storage import ObjectNotFound, check_id
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 import numpy as np
 
 from stabn.attention.automatic import EDITOR as AUTOMATIC
-from stabn.attention.edits import Edit, EditConflict, EditError, check_edit, parse_edit, save_edit
+from stabn.attention.edit_document import Edit, parse_edit
+from stabn.attention.edits import EditConflict, check_edit, save_edit
 from stabn.attention.rounds import RoundError
+from stabn.data.edit_table import EditError
 from stabn.editor.board import Board
 
 MAX_ERRORS = 20

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stabn.attention.edits import EditError
 from stabn.attention.rounds import RoundError
+from stabn.data.edit_table import EditError
 from stabn.errors import RetryableError, StabnError
 
 log = logging.getLogger(__name__)

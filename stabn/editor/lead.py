@@ -7,7 +7,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from stabn.attention.edits import Edit, EditConflict, Review, save_edit
+from stabn.attention.edit_document import Edit, Review
+from stabn.attention.edits import EditConflict, save_edit
 from stabn.editor.annotate import MAX_SLOT, NUMBER, edit_json
 from stabn.editor.auth import User
 from stabn.editor.board import RoundSettings

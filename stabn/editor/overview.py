@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stabn.attention.automatic import EDITOR as AUTOMATIC
-from stabn.attention.edits import Edit
+from stabn.attention.edit_document import Edit
 from stabn.editor.board import Board
 from stabn.editor.queue import STATES, Queue, state_of
 

@@ -5,8 +5,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from stabn.attention.automatic import EDITOR as AUTOMATIC
-from stabn.attention.edits import Edit, EditError
+from stabn.attention.edit_document import Edit
 from stabn.attention.rounds import RoundError, RoundVideo
+from stabn.data.edit_table import EditError
 from stabn.editor.board import Board
 from stabn.editor.leases import Lease, LeaseHeld, Leases
 from stabn.storage import ObjectNotFound

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
+from PIL import Image
 
-from stabn.evaluation.metrics import Difference, points
+from stabn.evaluation.significance import Difference, points
 
 Matrix = npt.NDArray[np.int64]
 
@@ -218,8 +219,6 @@ def confusion_image(matrix: Matrix, caption: str) -> Markup:
 
 def png(pixels: npt.NDArray[np.uint8]) -> bytes:
     """Encode (height, width, 3 or 4) uint8 as PNG."""
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -16,7 +16,8 @@ from stabn.config import ConfigError, DataConfig, RunConfig, with_loading
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
 from stabn.data.sampler import shard
-from stabn.evaluation.metrics import ATTENTION_MODES, TOP, Predictions, confusion_matrix, topk_accuracy
+from stabn.evaluation.metrics import confusion_matrix, topk_accuracy
+from stabn.evaluation.prediction_table import ATTENTION_MODES, TOP, Predictions
 from stabn.models.st_abn import invert
 from stabn.progress import Progress
 from stabn.storage import fetch

@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 from stabn.config import PromoteConfig
 from stabn.errors import StabnError
-from stabn.evaluation.metrics import Predictions, topk_accuracy, wins
+from stabn.evaluation.metrics import topk_accuracy
 from stabn.evaluation.predict import summarize
+from stabn.evaluation.prediction_table import Predictions
+from stabn.evaluation.significance import wins
 from stabn.tracking import Champion, ChampionChanged, fetch_artifact, find_champion, register_if_better, stage_run
 
 CHECKPOINT_TAG, MANIFEST_TAG = "stabn.checkpoint_fingerprint", "stabn.manifest_fingerprint"

@@ -2,19 +2,21 @@
 
 import datetime
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 import stabn
+from stabn.attention.selection import Selection, load_selection
 from stabn.config import ModelConfig
+from stabn.data.edit_table import load_edit_table
 from stabn.evaluation import charts
 from stabn.evaluation.examples import (
     LISTED_VIDEOS,
@@ -25,9 +27,12 @@ from stabn.evaluation.examples import (
     choose_examples,
     shown,
 )
-from stabn.evaluation.metrics import Predictions, in_classes, points, topk_accuracy, wins
+from stabn.evaluation.figures import make_figure_maker
+from stabn.evaluation.headline import lead, metric_values, tiles
+from stabn.evaluation.metrics import topk_accuracy
+from stabn.evaluation.prediction_table import Predictions
 from stabn.evaluation.sections import JSON_LINES, class_changes, confusion, curves, read_history
-from stabn.evaluation.selection import Selection, load_selection
+from stabn.evaluation.significance import wins
 from stabn.evaluation.tables import (
     PAPER_RUN,
     PAPER_TABLE_1,
@@ -40,12 +45,13 @@ from stabn.evaluation.tables import (
     table_2,
     table_3,
 )
-from stabn.evaluation.verdict import CONTROL, EDITED, OF_EDITS, SAMPLES, Effects, judge, measure_effects, plural
+from stabn.evaluation.verdict import SAMPLES, judge, measure_effects
+from stabn.presets import BACKBONES
 from stabn.storage import write_uri
 from stabn.tracking import stage_run
+from stabn.training.checkpoint import describe, read_checkpoint
 
 HTML_FILE, METRICS_FILE, FIGURES_DIR = "report.html", "metrics.json", "figures"
-
 
 Location = str | os.PathLike[str]
 
@@ -149,16 +155,16 @@ def write_report(
         table2, table3 = table_2(comparison), table_3(comparison)
         effects = measure_effects(comparison)
         won, reason = wins(comparison.before, comparison.after)
-        metrics = _metrics(comparison, effects, table3) | {"wins": float(won)}
+        metrics = metric_values(comparison, effects, table3) | {"wins": float(won)}
         edited = _edited_curves(inputs)
         figures = _figures(figure_maker or _figure_maker(inputs, edited), comparison, edited)
         histories = {name: read_history(path) for name, path in _checkpoints(inputs).items()}
         page = _template().render(
             title="Fine-tuning with corrected temporal attention",
-            lead=_lead(comparison, len(edited)),
+            lead=lead(comparison, len(edited)),
             verdict=judge(effects),
             promotion=reason,
-            tiles=_tiles(table2, table3),
+            tiles=tiles(table2, table3),
             comparison=comparison,
             effects=charts.intervals([(name, list(rows.items())) for name, rows in effects.items()]),
             samples=SAMPLES,
@@ -196,78 +202,10 @@ def tables_text(result: ReportResult) -> str:
     return plain_text(result.table2, result.table3)
 
 
-def _lead(comparison: Comparison, num_edits: int) -> str:
-    """Say what was done and what came of it, in two sentences."""
-    table2 = table_2(comparison)
-    modified = str(table2.columns[0])
-    edits = f"the corrected temporal attention of {plural(num_edits, 'video')}" if num_edits else "corrected attention"
-    count = plural(len(comparison.selected), "action")
-    first = f"The network was fine-tuned with {edits}, taken from the {count} that it recognised worst."
-    before, after = _row(table2, "before"), _row(table2, "after")
-    second = (
-        f"On {plural(len(comparison.before), f'{comparison.before.split} video')} top-1 went from "
-        f"{percent(before['all'])}% to {percent(after['all'])}%"
-    )
-    if not math.isnan(before[modified]):
-        second += f", and on the {modified} from {percent(before[modified])}% to {percent(after[modified])}%"
-    if comparison.control is not None:
-        second += f"; the control run without the edits’ influence reached {percent(_row(table2, 'control')['all'])}%"
-    return f"{first} {second}."
-
-
-def _row(table: pd.DataFrame, name: str) -> dict[str, float]:
-    """Return a table's row as plain numbers by column."""
-    return {str(column): float(value) for column, value in table.to_dict("index")[name].items()}
-
-
-def _tiles(table2: pd.DataFrame, table3: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the numbers at the top of the page."""
-    tiles: list[dict[str, Any]] = []
-    rows = {str(name): _row(table2, str(name)) for name in table2.index}
-    modified, others, every = map(str, table2.columns)
-    for column in (every, modified, others):
-        numbers = {name: row[column] for name, row in rows.items()}
-        if not math.isnan(numbers["before"]):
-            change = points((numbers["after"] - numbers["before"]) / 100)
-            tiles.append({"name": f"{column}, top-1", "control": None, **numbers, "change": change})
-    drop = table3["drop"]["top-1"]
-    change = points((drop["after"] - drop["before"]) / 100)
-    tiles.append(
-        {"name": "drop when the spatial attention is inverted", "before": drop["before"], "after": drop["after"],
-         "change": change, "control": None}
-    )  # fmt: skip
-    return tiles
-
-
-def _metrics(comparison: Comparison, effects: Effects, table3: pd.DataFrame) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    tables = comparison.networks | {
-        "before_inverted": comparison.before_inverted,
-        "after_inverted": comparison.after_inverted,
-    }
-    chosen = in_classes(comparison.before, comparison.selected)
-    for name, table in tables.items():
-        metrics |= {f"{name}_top1": topk_accuracy(table, 1), f"{name}_top5": topk_accuracy(table, 5)}
-        for group, mask in (("modified", chosen), ("others", ~chosen)):
-            if mask.any() and not name.endswith("inverted"):
-                metrics[f"{name}_{group}_top1"] = float(table.correct[mask].mean())
-    for top, drops in table3["drop"].to_dict().items():
-        metrics |= {f"{name}_drop_{str(top).replace('-', '')}": drop / 100 for name, drop in drops.items()}
-    names = {EDITED: "gain", CONTROL: "control_gain", OF_EDITS: "edits_effect"}
-    for group, rows in zip(("", "modified_", "others_"), effects.values(), strict=False):
-        for label, difference in rows.items():
-            for part, value in difference._asdict().items():
-                suffix = "" if part == "mean" else f"_{part}"
-                metrics[f"{group}{names[label]}{suffix}"] = float(value)
-    return metrics
-
-
 def _table_1_rows(comparison: Comparison, inputs: ReportInputs) -> list[tuple[str, str, str, float, float]]:
     """Return this run's rows of Table 1: model, backbone, frames, top-1, top-5."""
     model, backbone, frames = "this run", "", ""
     if inputs.before_checkpoint and not os.fspath(inputs.before_checkpoint).endswith(JSON_LINES):
-        from stabn.training.checkpoint import describe, read_checkpoint
-
         checkpoint = describe(read_checkpoint(os.fspath(inputs.before_checkpoint)))
         backbone = describe_backbone(checkpoint.model_config)
         data = checkpoint.data_config
@@ -281,8 +219,6 @@ def _table_1_rows(comparison: Comparison, inputs: ReportInputs) -> list[tuple[st
 
 def describe_backbone(config: ModelConfig) -> str:
     """Return a backbone's usual name, `3D ResNet-50`, or what it is made of."""
-    from stabn.presets import BACKBONES
-
     for depth, shape in BACKBONES.items():
         if shape == (config.block, config.num_blocks) and config.width == 64:
             return f"3D ResNet-{depth}"
@@ -308,8 +244,6 @@ def _figure_maker(inputs: ReportInputs, edited: Mapping[str, npt.NDArray[np.floa
     paths = [str(path or "") for path in (inputs.manifest, inputs.before_checkpoint, inputs.after_checkpoint)]
     if not all(paths) or any(path.endswith(JSON_LINES) for path in paths):
         return None
-    from stabn.evaluation.figures import make_figure_maker
-
     return make_figure_maker(paths[0], paths[1], paths[2], edited)
 
 
@@ -317,8 +251,6 @@ def _edited_curves(inputs: ReportInputs) -> dict[str, npt.NDArray[np.float64]]:
     """Return the edited attention per source frame, by video."""
     if not inputs.edits:
         return {}
-    from stabn.attention.edits import load_edit_table
-
     return {video_id: np.asarray(curve, dtype=float) for video_id, curve in load_edit_table(inputs.edits).items()}
 
 
@@ -344,8 +276,6 @@ def _provenance(
         rows.append((f"predictions {name}", table.fingerprint, str(place)))
     rows.append(("selection", selection.fingerprint, str(inputs.selection)))
     if inputs.edits:
-        from stabn.attention.edits import load_edit_table
-
         rows.append(("edits", load_edit_table(inputs.edits).fingerprint, str(inputs.edits)))
     return rows
 
@@ -371,9 +301,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
     return rows
 
 
-def _template() -> Any:
-    import jinja2
-
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("stabn", "evaluation"),
         autoescape=True,

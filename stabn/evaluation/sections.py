@@ -15,6 +15,7 @@ from stabn.evaluation.charts import ClassChange, Series
 from stabn.evaluation.metrics import confusion_matrix, per_class_accuracy
 from stabn.evaluation.tables import Comparison
 from stabn.storage import read_uri
+from stabn.training.checkpoint import describe, read_checkpoint
 
 JSON_LINES = (".jsonl", ".json")
 History = Sequence[Mapping[str, float]]
@@ -157,6 +158,4 @@ def read_history(path: str | os.PathLike[str]) -> History:
             except (ValueError, KeyError, TypeError):
                 raise ReportError(f"{path}, line {number}: not the metrics of an epoch; train again") from None
         return rows
-    from stabn.training.checkpoint import describe, read_checkpoint
-
     return describe(read_checkpoint(os.fspath(path))).history

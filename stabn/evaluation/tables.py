@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from stabn.evaluation.metrics import MetricsError, Predictions, align, group_accuracy, topk_accuracy
+from stabn.evaluation.metrics import group_accuracy, topk_accuracy
+from stabn.evaluation.prediction_table import MetricsError, Predictions, align
 
 PAPER_RUN = "ST-ABN, 3D ResNet-50, 32 frames, Something-Something v.2"
 

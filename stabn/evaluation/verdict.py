@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabn.evaluation.metrics import Difference, in_classes, paired_bootstrap, points
+from stabn.evaluation.metrics import in_classes
+from stabn.evaluation.significance import Difference, paired_bootstrap, points
 from stabn.evaluation.tables import Comparison
 
 SAMPLES = 2000

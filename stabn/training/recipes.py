@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stabn.attention.edits import EditTable
 from stabn.config import FitConfig, RunConfig, with_loading
 from stabn.data.dataset import ClipDataset
+from stabn.data.edit_table import EditTable
 from stabn.data.manifest import Manifest
 from stabn.errors import StabnError
 from stabn.models import STABN, Output, ResNet3D

@@ -3,8 +3,8 @@
 import contextlib
 from dataclasses import dataclass
 
-from stabn.attention.edits import load_edit_table
 from stabn.config import FitConfig, RunConfig, fingerprint, to_dict
+from stabn.data.edit_table import load_edit_table
 from stabn.data.manifest import Manifest
 from stabn.models import STABN
 from stabn.storage import fetch, open_storage

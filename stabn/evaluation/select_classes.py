@@ -5,78 +5,17 @@ videos to edit come from the training split, because they are fine-tuned on; tho
 apart, for the figures of the report only.
 """
 
-import dataclasses
 import hashlib
 import itertools
-import json
 import os
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from stabn.config import SelectConfig, fingerprint, from_dict, to_dict
-from stabn.errors import StabnError
-from stabn.evaluation.metrics import Predictions, per_class_accuracy
-from stabn.storage import ObjectNotFound, read_uri, write_uri
+from stabn.attention.selection import SelectedClass, Selection, SelectionError, save_selection
+from stabn.config import SelectConfig, to_dict
+from stabn.evaluation.metrics import per_class_accuracy
+from stabn.evaluation.prediction_table import Predictions
 from stabn.tracking import stage_run
-
-FORMAT = 1
-
-
-class SelectionError(StabnError):
-    """The inputs of a selection do not belong together, or a selection file is unusable."""
-
-
-@dataclass(frozen=True)
-class SelectedClass:
-    """An action chosen for correction; accuracies are top-1, 0 to 1, supports are numbers of videos."""
-
-    class_index: int
-    name: str
-    train_accuracy: float
-    validation_accuracy: float
-    train_support: int
-    validation_support: int
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Hold the chosen actions, worst first, and their misclassified videos.
-
-    Attributes:
-        classes: the chosen actions, worst first.
-        video_ids: misclassified training videos, one action after the other in turn, so that people who stop
-            early have covered all actions evenly.
-        validation_video_ids: misclassified validation videos in the same order; never edited.
-        num_misclassified: misclassified training videos of the chosen actions before the limit.
-        reason: one sentence that says what was found.
-        settings: the settings that made this selection.
-        inputs: fingerprints of what it was made from.
-    """
-
-    classes: list[SelectedClass]
-    video_ids: list[str]
-    validation_video_ids: list[str]
-    num_misclassified: int = 0
-    reason: str = ""
-    settings: SelectConfig = field(default_factory=SelectConfig)
-    inputs: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def outcome(self) -> str:
-        """`selected`, or `nothing` when there is nothing to edit: no action, or none with a misclassified video."""
-        return "selected" if self.video_ids else "nothing"
-
-    @property
-    def class_indices(self) -> list[int]:
-        """Class indices of the chosen actions, worst first."""
-        return [item.class_index for item in self.classes]
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that name the content."""
-        return fingerprint(_document(self))
 
 
 def select_classes(
@@ -99,7 +38,7 @@ def select_classes(
     inputs = {"train_predictions": train.fingerprint, "validation_predictions": validation.fingerprint}
     with stage_run("select-classes", settings=to_dict(settings), inputs=inputs) as run:
         selection = choose(train, validation, settings)
-        write_uri(output_path, json.dumps(_document(selection), indent=1, ensure_ascii=False).encode())
+        save_selection(selection, output_path)
         run.log_metrics({"selected_classes": len(selection.classes), "selected_videos": len(selection.video_ids)})
         run.log_artifact(output_path)
     return selection
@@ -146,41 +85,6 @@ def choose(train: Predictions, validation: Predictions, settings: SelectConfig) 
             "manifest": train.metadata.get("manifest_fingerprint"),
         },
     )
-
-
-def load_selection(path: str | os.PathLike[str]) -> Selection:
-    """Read what `select_classes` wrote.
-
-    Raises:
-        SelectionError: the file is absent or not a selection of this format.
-    """
-    try:
-        document = json.loads(read_uri(path))
-    except ObjectNotFound:
-        raise SelectionError(f"{path}: no such selection; run select-classes first") from None
-    except ValueError as error:
-        raise SelectionError(f"{path}: not JSON ({error}); run select-classes again") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise SelectionError(f"{path}: not a selection of format {FORMAT}; run select-classes again")
-    try:
-        return Selection(
-            classes=[SelectedClass(**item) for item in document["classes"]],
-            video_ids=document["video_ids"],
-            validation_video_ids=document["validation_video_ids"],
-            num_misclassified=document["num_misclassified"],
-            reason=document["reason"],
-            settings=from_dict(SelectConfig, document["settings"]),
-            inputs=document["inputs"],
-        )
-    except (KeyError, TypeError) as error:
-        raise SelectionError(f"{path}: incomplete selection ({error}); run select-classes again") from None
-
-
-def _document(selection: Selection) -> dict[str, Any]:
-    document = {item.name: getattr(selection, item.name) for item in dataclasses.fields(selection)}
-    document["classes"] = [dataclasses.asdict(item) for item in selection.classes]
-    document["settings"] = to_dict(selection.settings)
-    return {"format": FORMAT, "outcome": selection.outcome, **document}
 
 
 def _misclassified(predictions: Predictions, classes: list[SelectedClass]) -> list[str]:
