@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from components.placement import Placement
+from components.placement import HERE, Placement
 from stabn import presets
 from stabn.config import ConfigError, RunConfig, fingerprint
 from stabn.evaluation.predict import Evaluation, summarize
@@ -21,14 +21,8 @@ from stabn.evaluation.predict import evaluate as evaluate_here
 from stabn.evaluation.prediction_table import Predictions
 from stabn.stages import STAGES
 from stabn.storage import fetch, open_storage, uri_exists
-from stabn.training.stages import (
-    TrainResult,
-    finetune_into,
-    finetune_output,
-    read_result,
-    train_into,
-    train_output,
-)
+from stabn.training import stage as training
+from stabn.training.stage import TrainResult, finetune_output, read_result, train_output
 
 LAUNCHED = ("processes", "restarts")  # settings of the launcher, which torchrun replaces
 REMEMBERED_SECONDS = 3600.0  # longer than KFP waits between two tries of a step
@@ -36,14 +30,18 @@ SECTIONS_WITH_PROCESSES = ("train", "finetune")
 
 
 def train(
-    manifest: str, config: RunConfig, storage_uri: str, checkpoint_path: str, placement: Placement
+    manifest: str, config: RunConfig, storage_uri: str, checkpoint_path: str, placement: Placement = HERE
 ) -> TrainResult:
-    """Train where the placement says, like `stabn.training.stages.train_into`."""
-    if placement.is_here:
-        return train_into(manifest, _with_processes(config, placement), storage_uri, checkpoint_path)
+    """Train in a folder of the storage that the same settings and data find again, and copy the best checkpoint.
+
+    A run that was interrupted goes on; one that is complete is not repeated.
+    """
     output = train_output(manifest, config, storage_uri)
-    arguments = {"manifest": _stage(manifest, storage_uri, "manifest.parquet"), "output": output}
-    _run("train", arguments, config, placement, storage_uri)
+    if placement.is_here:
+        training.train(manifest, _with_processes(config, placement), output)
+    else:
+        arguments = {"manifest": _stage(manifest, storage_uri, "manifest.parquet"), "output": output}
+        _run("train", arguments, config, placement, storage_uri)
     return _collect(output, checkpoint_path)
 
 
@@ -58,23 +56,23 @@ def finetune(
     placement: Placement,
     checkpoint_uri: str = "",
 ) -> TrainResult:
-    """Fine-tune where the placement says, like `stabn.training.stages.finetune_into`.
+    """Fine-tune in a folder of the storage that the same settings and inputs find again, like `train`.
 
     Args:
         checkpoint_uri: where the checkpoint is in object storage, if it is there; empty: not known.
     """
-    if placement.is_here:
-        own = _with_processes(config, placement)
-        return finetune_into(checkpoint, manifest, edits, own, storage_uri, finetuned_path, name=name)
     output = finetune_output(checkpoint, edits, config, storage_uri, name)
-    arguments = {
-        "checkpoint": _stage(checkpoint, storage_uri, "checkpoint.pt", checkpoint_uri),
-        "manifest": _stage(manifest, storage_uri, "manifest.parquet"),
-        "edits": _stage(edits, storage_uri, "edits.parquet"),
-        "output": output,
-        "name": name,
-    }
-    _run("finetune", arguments, config, placement, storage_uri)
+    if placement.is_here:
+        training.finetune(checkpoint, manifest, edits, _with_processes(config, placement), output, name)
+    else:
+        arguments = {
+            "checkpoint": _stage(checkpoint, storage_uri, "checkpoint.pt", checkpoint_uri),
+            "manifest": _stage(manifest, storage_uri, "manifest.parquet"),
+            "edits": _stage(edits, storage_uri, "edits.parquet"),
+            "output": output,
+            "name": name,
+        }
+        _run("finetune", arguments, config, placement, storage_uri)
     return _collect(output, finetuned_path)
 
 

@@ -44,3 +44,6 @@ class Placement:
                 "without one use num_nodes = 1 and procs_per_node"
             )
         return self.num_nodes == 1 and not (self.accelerator and has_cluster)
+
+
+HERE = Placement()

@@ -21,18 +21,7 @@ from stabn.stages import (
 )
 
 
-@form(
-    *DATASET,
-    STORAGE_URI,
-    *SETTINGS,
-    DATASET_VERSION,
-    NUM_PARTS,
-    *CHOICE,
-    *CORRECTION,
-    GAMMA,
-    *PROMOTION,
-    *NODES,
-)
+@form(*DATASET, STORAGE_URI, *SETTINGS, DATASET_VERSION, NUM_PARTS, *CHOICE, *CORRECTION, GAMMA, *PROMOTION, *NODES)
 def full(form: Form) -> None:
     """Train ST-ABN, have its attention corrected, fine-tune it with the corrections, and report before and after."""
     tasks = train_and_select(form)

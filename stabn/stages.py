@@ -152,10 +152,7 @@ NODES = (
     ),
     Parameter("procs_per_node", "processes of each node, one per accelerator", 1, low=1, flag=False),
     Parameter(
-        "accelerator",
-        "resource that each process gets one of, such as nvidia.com/gpu; empty: none",
-        "",
-        flag=False,
+        "accelerator", "resource that each process gets one of, such as nvidia.com/gpu; empty: none", "", flag=False
     ),
 )
 # What a stage on nodes takes besides; on the command line its output is named instead of the storage.
@@ -189,9 +186,7 @@ CORRECTION = (
 GAMMA = setting("gamma", "finetune.gamma")
 PROMOTION = (
     Parameter(
-        "model_name",
-        "name in MLflow's model registry whose alias champion may move; empty: register nothing",
-        "st-abn",
+        "model_name", "name in MLflow's model registry whose alias champion may move; empty: register nothing", "st-abn"
     ),
     setting("metric", "promote.metric"),
     setting("max_class_drop", "promote.max_class_drop"),
@@ -251,10 +246,7 @@ STAGES = {
         settings=COMPUTING,
         returns={"round_uri": str},
     ),
-    "edits": Stage(
-        takes=(ROUND_URI, *CORRECTION),
-        returns={"edited_round_uri": str, "edits_fingerprint": str},
-    ),
+    "edits": Stage(takes=(ROUND_URI, *CORRECTION), returns={"edited_round_uri": str, "edits_fingerprint": str}),
     "import-edits": Stage(
         takes=(
             ROUND_URI,
@@ -264,11 +256,7 @@ STAGES = {
     ),
     "finetune": Stage(
         reads=(CHECKPOINT, MANIFEST, EDITS),
-        takes=(
-            GAMMA,
-            Parameter("name", "name of the run in MLflow", "finetune"),
-            *ON_NODES,
-        ),
+        takes=(GAMMA, Parameter("name", "name of the run in MLflow", "finetune"), *ON_NODES),
         settings=(*LOADING_SETTINGS, "finetune"),
         writes=(File("finetuned", "Model", "the fine-tuned network"), METRICS),
     ),

@@ -47,7 +47,7 @@ def manifest_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def trained(manifest_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return a checkpoint of a tiny network trained for two epochs."""
-    from stabn.training.stages import train
+    from stabn.training.stage import train
 
     return train(manifest_path, settings(train__epochs=2), str(tmp_path_factory.mktemp("trained"))).best_uri
 

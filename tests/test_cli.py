@@ -104,7 +104,7 @@ def test_flags_name_real_settings() -> None:
 
 
 def test_flags_reach_the_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import stabn.training.stages as stage
+    import stabn.training.stage as stage
 
     given = {}
 
@@ -223,7 +223,7 @@ def test_local_needs_a_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_interrupting_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import stabn.training.stages as stage
+    import stabn.training.stage as stage
 
     def train(*args: object) -> None:
         raise KeyboardInterrupt

@@ -33,7 +33,7 @@ from stabn.training.launch import launch
 from stabn.training.loop import Loop
 from stabn.training.losses import training_loss
 from stabn.training.recipes import Recipe
-from stabn.training.stages import train
+from stabn.training.stage import train
 from stabn.training.step import Stepper
 
 DATA = DataConfig(num_frames=4, crop_size=32, scales=(1.0,), color_jitter=0.1, workers=0)
@@ -160,7 +160,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from tiny_run import settings
 from stabn.errors import StabnError
-from stabn.training.stages import train
+from stabn.training.stage import train
 
 if __name__ == "__main__":
     try:

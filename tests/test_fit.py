@@ -24,7 +24,7 @@ from stabn.training.launch import launch
 from stabn.training.losses import Losses
 from stabn.training.recipes import TrainingError
 from stabn.training.schedule import Schedule, plan_batches
-from stabn.training.stages import finetune, train
+from stabn.training.stage import finetune, train
 
 
 def broken_step(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:

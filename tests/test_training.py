@@ -11,6 +11,7 @@ import torch
 from tiny_run import CLASSES, EDITED, checkpoints, newest_state, same, settings, without_times, write_edits
 
 import stabn.training.recipes as stage
+from components.nodes import train as train_into
 from stabn.config import ConfigError, TrainConfig
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
@@ -20,7 +21,7 @@ from stabn.training.checkpoint import CheckpointError, load_model, read_checkpoi
 from stabn.training.device import batch_input
 from stabn.training.recipes import TrainingError
 from stabn.training.schedule import one_cycle
-from stabn.training.stages import TrainResult, finetune, train, train_into
+from stabn.training.stage import TrainResult, finetune, train
 
 
 class Interrupted(BaseException):

@@ -65,11 +65,6 @@ class Edit:
         content = asdict(self) | {"previous_revision": self.previous_revision}
         return json.dumps(content, indent=1, ensure_ascii=False).encode()
 
-    @classmethod
-    def from_json(cls, data: bytes, where: str) -> "Edit":
-        """Read a document; see `parse_edit`."""
-        return parse_edit(data, where)
-
 
 def edit_key(video_id: str, revision: int, slot: int = 1) -> str:
     """Return the key of a document in its round: slot 1 is what is learnt from, the others are second opinions."""

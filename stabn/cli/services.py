@@ -13,9 +13,7 @@ from stabn.errors import StabnError
 
 
 @command(
-    "editor",
-    argument("--round", metavar="URI", help="the editing round, of export-attention"),
-    sections=("editor",),
+    "editor", argument("--round", metavar="URI", help="the editing round, of export-attention"), sections=("editor",)
 )
 def editor(args: Namespace, config: RunConfig) -> None:
     """Serve the web page in which people correct a round's temporal attention.

@@ -20,9 +20,9 @@ def train(args: Namespace, config: RunConfig) -> None:
       torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m stabn.cli train ...
     A step has train.batch_size videos over all processes. docs/training.md: costs, settings, when it goes wrong.
     """
-    from stabn.training import stages
+    from stabn.training import stage
 
-    print(f"best checkpoint: {stages.train(args.manifest, config, args.output, args.profile).best_uri}")
+    print(f"best checkpoint: {stage.train(args.manifest, config, args.output, args.profile).best_uri}")
 
 
 @stage_command("finetune", OUTPUT, PROFILE)
@@ -31,9 +31,9 @@ def finetune(args: Namespace, config: RunConfig) -> None:
 
     `--finetune.gamma 0` is the control run: the same training without the corrections' influence.
     """
-    from stabn.training import stages
+    from stabn.training import stage
 
-    result = stages.finetune(args.checkpoint, args.manifest, args.edits, config, args.output, args.name, args.profile)
+    result = stage.finetune(args.checkpoint, args.manifest, args.edits, config, args.output, args.name, args.profile)
     print(f"best checkpoint: {result.best_uri}")
 
 

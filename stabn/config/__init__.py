@@ -18,30 +18,3 @@ from stabn.config.sections import (
     with_loading,
 )
 from stabn.config.settings import ConfigError, Settings, check_value, fingerprint, from_dict, setting, to_dict
-
-__all__ = [
-    "LOADING",
-    "RUNNING",
-    "SECTIONS",
-    "ConfigError",
-    "DataConfig",
-    "EditorConfig",
-    "ExtractConfig",
-    "FinetuneConfig",
-    "FitConfig",
-    "ModelConfig",
-    "PromoteConfig",
-    "RunConfig",
-    "SelectConfig",
-    "Settings",
-    "TrainConfig",
-    "check_value",
-    "fingerprint",
-    "from_dict",
-    "override",
-    "parse_overrides",
-    "parse_value",
-    "setting",
-    "to_dict",
-    "with_loading",
-]

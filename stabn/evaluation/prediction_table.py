@@ -14,10 +14,10 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from stabn.errors import StabnError
 from stabn.parquet import parse_table
+from stabn.stages import ATTENTION_MODES
 from stabn.storage import ObjectNotFound, read_uri, write_uri
 
 METADATA_KEY = b"stabn"
-ATTENTION_MODES = ("as_is", "spatial_inverted", "temporal_inverted")
 TOP = 5
 
 Floats = npt.NDArray[np.float32]

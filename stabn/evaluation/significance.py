@@ -18,12 +18,7 @@ class Difference(NamedTuple):
 
 
 def paired_bootstrap(
-    before: Predictions,
-    after: Predictions,
-    seed: int = 0,
-    samples: int = 2000,
-    k: int = 1,
-    confidence: float = 0.95,
+    before: Predictions, after: Predictions, seed: int = 0, samples: int = 2000, k: int = 1, confidence: float = 0.95
 ) -> Difference:
     """Estimate how certain a difference in top-k is by resampling the videos that both networks saw.
 

@@ -11,22 +11,3 @@ from stabn.tracking.names import CHAMPION, TrackingError, git_commit
 from stabn.tracking.registry import Champion, ChampionChanged, Registration, find_champion, register_if_better
 from stabn.tracking.results import Stage, compare_link, fetch_artifact, stages_of
 from stabn.tracking.stage import StageRun, end_parent, stage_run
-
-__all__ = [
-    "CHAMPION",
-    "Champion",
-    "ChampionChanged",
-    "Registration",
-    "Stage",
-    "StageRun",
-    "TrackingError",
-    "artifact_root",
-    "compare_link",
-    "end_parent",
-    "fetch_artifact",
-    "find_champion",
-    "git_commit",
-    "register_if_better",
-    "stage_run",
-    "stages_of",
-]

@@ -94,11 +94,6 @@ def is_main() -> bool:
     return int(os.environ.get("RANK") or 0) == 0
 
 
-def under_torchrun() -> bool:
-    """Tell whether a launcher started this process as one of several."""
-    return _number("WORLD_SIZE", 1) > 1
-
-
 @contextlib.contextmanager
 def join_world(device: str, timeout_seconds: float) -> Iterator[World]:
     """Meet the other processes of the run, for as long as the block runs.

@@ -152,10 +152,7 @@ class Loop:
             step, size = first + number, sampler.num_global(number)
             set_rate(self.optimizer, self.schedule.at(epoch + step / num_steps))
             measured = self.stepper.step(
-                batch,
-                num_real=sampler.num_real(number),
-                num_global=size,
-                seed=(settings.seed, epoch, step),
+                batch, num_real=sampler.num_real(number), num_global=size, seed=(settings.seed, epoch, step)
             )
             begin = number * settings.batch_size
             self._divergence.add(sampler.order[begin : begin + size].tolist(), measured)

@@ -96,21 +96,12 @@ def finetuning(
         model=model,
         settings=settings,
         videos=ClipDataset(
-            manifest,
-            np.concatenate([edited, others]),
-            clips,
-            train=settings.augment,
-            seed=settings.seed,
-            edits=edits,
+            manifest, np.concatenate([edited, others]), clips, train=settings.augment, seed=settings.seed, edits=edits
         ),
         validation=ClipDataset(manifest, manifest.indices("validation"), clips, train=False),
         epoch_rows=epoch_rows,
         loss=loss,
-        inputs={
-            "manifest": manifest.fingerprint,
-            "parent": checkpoint.fingerprint,
-            "edits": edits.fingerprint,
-        },
+        inputs={"manifest": manifest.fingerprint, "parent": checkpoint.fingerprint, "edits": edits.fingerprint},
         cache=FeatureCache(settings.feature_cache_mb) if settings.feature_cache_mb else None,
     )
 

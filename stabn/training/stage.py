@@ -7,10 +7,10 @@ from stabn.config import FitConfig, RunConfig, fingerprint, to_dict
 from stabn.data.edit_table import load_edit_table
 from stabn.data.manifest import Manifest
 from stabn.models import STABN
-from stabn.storage import fetch, open_storage
+from stabn.storage import open_storage
 from stabn.tracking import StageRun, stage_run
 from stabn.training.checkpoint import check_classes, describe, load_model, read_checkpoint, require_attention
-from stabn.training.distributed import World, is_main, join_world
+from stabn.training.distributed import World, join_world
 from stabn.training.launch import launch, must_launch
 from stabn.training.loop import Loop
 from stabn.training.recipes import Recipe, baseline, finetuning, st_abn
@@ -109,38 +109,10 @@ def finetune(
         return _run(recipe, output_uri, world, profile_path, inputs, parent_model=checkpoint.fingerprint)
 
 
-def train_into(manifest_uri: str, config: RunConfig, storage_uri: str, checkpoint_path: str) -> TrainResult:
-    """Train in a folder of the storage that the same settings and data find again, and copy the best checkpoint.
-
-    A run that was interrupted goes on; one that is complete is not repeated.
-    """
-    result = train(manifest_uri, config, train_output(manifest_uri, config, storage_uri))
-    if is_main():
-        fetch(result.best_uri, checkpoint_path)
-    return result
-
-
 def train_output(manifest_uri: str, config: RunConfig, storage_uri: str) -> str:
     """Return the folder of the storage that a training with these settings and data keeps its checkpoints in."""
     name = f"train-{_run_name(config.train, config, Manifest.load(manifest_uri).fingerprint)}"
     return open_storage(storage_uri).child(f"checkpoints/{name}").uri
-
-
-def finetune_into(
-    checkpoint_uri: str,
-    manifest_uri: str,
-    edits_path: str,
-    config: RunConfig,
-    storage_uri: str,
-    finetuned_path: str,
-    name: str = "finetune",
-) -> TrainResult:
-    """Fine-tune in a folder of the storage that the same settings and inputs find again, like `train_into`."""
-    output = finetune_output(checkpoint_uri, edits_path, config, storage_uri, name)
-    result = finetune(checkpoint_uri, manifest_uri, edits_path, config, output, name)
-    if is_main():
-        fetch(result.best_uri, finetuned_path)
-    return result
 
 
 def finetune_output(checkpoint_uri: str, edits_path: str, config: RunConfig, storage_uri: str, name: str) -> str:
@@ -155,12 +127,7 @@ def _run_name(settings: FitConfig, config: RunConfig, *inputs: str) -> str:
 
 
 def _run(
-    recipe: Recipe,
-    output_uri: str,
-    world: World,
-    profile_path: str,
-    inputs: dict[str, str],
-    parent_model: str = "",
+    recipe: Recipe, output_uri: str, world: World, profile_path: str, inputs: dict[str, str], parent_model: str = ""
 ) -> TrainResult:
     """Let the loop run a recipe into an output, and track it in MLflow."""
     loop = Loop(recipe, open_storage(output_uri), world, profile_path)
