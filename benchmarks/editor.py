@@ -27,6 +27,7 @@ from pathlib import Path
 import httpx2 as httpx
 import numpy as np
 import psutil
+import record
 import simplejpeg
 import torch
 
@@ -172,8 +173,8 @@ async def people(address: str, seconds: float) -> dict[str, object]:
     return {"times": times, "errors": errors}
 
 
-def measure(title: str, item: Round, seconds: float, folder: str) -> None:
-    """Serve a round to everybody and print what they waited for."""
+def measure(title: str, item: Round, seconds: float, folder: str) -> record.Table:
+    """Serve a round to everybody and return what they waited for."""
     result_path = Path(folder) / "result.json"
     with serving(item) as (address, server, start_seconds):
         time.sleep(5)  # the network is loaded
@@ -186,25 +187,26 @@ def measure(title: str, item: Round, seconds: float, folder: str) -> None:
         passed, used = time.monotonic() - started, server.cpu_times()
     result = json.loads(result_path.read_text())
     share = (used.user + used.system - cpu.user - cpu.system) / passed
-    print(f"\n{title}: {PEOPLE} people for {passed:.0f} s\n\n| request | count | median, ms | p95, ms | longest, ms |")
-    print("|---|---|---|---|---|")
+    rows = []
     for kind in KINDS:
         found = sorted(value * 1000 for value in result["times"].get(kind, []))
         if found:
             p95 = found[int(len(found) * 0.95)]
-            print(f"| {kind} | {len(found)} | {statistics.median(found):.0f} | {p95:.0f} | {found[-1]:.0f} |")
-    print(
-        f"\nServer: starts in {start_seconds:.1f} s, {before / 2**20:.0f} MB before anybody came, at most "
-        f"{peak / 2**20:.0f} MB, {share:.2f} cores; {len(result['errors'])} requests failed",
-        *sorted(set(result["errors"]))[:5],
-        sep="\n",
-        flush=True,
+            rows.append((kind, len(found), statistics.median(found), p95, found[-1]))
+    note = (
+        f"Server: starts in {start_seconds:.1f} s, {before / 2**20:.0f} MB before anybody came, at most "
+        f"{peak / 2**20:.0f} MB, {share:.2f} cores; {len(result['errors'])} requests failed"
+    )
+    print(*sorted(set(result["errors"]))[:5], sep="\n", file=sys.stderr)
+    columns = ("request", "count", "median, ms", "p95, ms", "longest, ms")
+    return record.Table(
+        f"{title}: {PEOPLE} people for {passed:.0f} s", columns, ("", "", ".0f", ".0f", ".0f"), rows, note
     )
 
 
 def main() -> None:
     """Measure both rounds, or play the people of an address."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = record.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=90, help="how long people go on (default: 90)")
     parser.add_argument("--people-of", default="", help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
@@ -214,9 +216,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="stabn-editor-") as folder, local_object_store(f"{folder}/store") as store:
         item = make_round(store.uri("data", "small"), SMALL, 0)
-        measure(f"{SMALL} videos", item, args.seconds, folder)
+        tables = [measure(f"{SMALL} videos", item, args.seconds, folder)]
         item = make_round(store.uri("data", "large"), LARGE, DATASET)
-        measure(f"{LARGE:,} videos of a dataset of {DATASET:,}", item, args.seconds, folder)
+        tables.append(measure(f"{LARGE:,} videos of a dataset of {DATASET:,}", item, args.seconds, folder))
+        record.report(tables, args.output)
 
 
 if __name__ == "__main__":

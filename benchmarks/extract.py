@@ -6,7 +6,6 @@ Renders a mini dataset, copies it until there are enough videos, runs every meth
 medians as a Markdown table. Processor time counts all processes; wall time is with two of them.
 """
 
-import argparse
 import concurrent.futures
 import os
 import resource
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import av
 import imageio_ffmpeg
+import record
 from videos import ssv2_like
 
 from stabn.config import ExtractConfig
@@ -77,7 +77,7 @@ def ffmpeg_files(folder: Path, videos: list[Path], workers: int, program: str = 
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = record.parser(__doc__)
     parser.add_argument("--videos", type=int, default=960, help="videos per method and round (default: 960)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; the medians are shown (default: 3)")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time (default: 2)")
@@ -115,12 +115,13 @@ def main() -> None:
     own = wall[f"this project to a folder, {args.workers} processes"]
     size_text = f"{size / count / 1000:.1f} kB a frame"
     cores = len(os.sched_getaffinity(0))
-    print(f"{args.videos} videos, {count} frames, {size_text}, {cores} cores, median of {args.rounds}\n")
-    print("| method | CPU ms per frame | over floor | videos/s | time over this project to a folder |")
-    print("|---|---|---|---|---|")
-    for name in methods:
-        rate = args.videos / wall[name]
-        print(f"| {name} | {cpu[name]:.2f} | {cpu[name] / floor:.2f} | {rate:.0f} | {wall[name] / own:.2f} |")
+    table = record.Table(
+        f"{args.videos} videos, {count} frames, {size_text}, {cores} cores, median of {args.rounds}",
+        ("method", "CPU ms per frame", "over floor", "videos/s", "time over this project to a folder"),
+        ("", ".2f", ".2f", ".0f", ".2f"),
+        [(name, cpu[name], cpu[name] / floor, args.videos / wall[name], wall[name] / own) for name in methods],
+    )
+    record.report([table], args.output)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ Extracts a mini dataset, loads the same clips (32 frames, 224 x 224) with every 
 the medians of the processor time per clip, and the wall time, as a Markdown table.
 """
 
-import argparse
 import io
-import os
 import statistics
 import sys
 import tempfile
@@ -19,6 +17,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+import record
 import simplejpeg
 import torch
 from PIL import Image
@@ -48,7 +47,7 @@ def extracted(videos: list[Path], target: str) -> Manifest:
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = record.parser(__doc__)
     parser.add_argument("--videos", type=int, default=60, help="clips per method and round (default: 60)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds; the medians are shown (default: 5)")
     args = parser.parse_args()
@@ -131,13 +130,13 @@ def main() -> None:
     cpu = {name: statistics.median(item[0] for item in values) * 1000 / args.videos for name, values in times.items()}
     wall = {name: statistics.median(item[1] for item in values) * 1000 / args.videos for name, values in times.items()}
     base, own = cpu["floor: libjpeg-turbo decodes the frames"], cpu["this project, objects in a folder"]
-    print(
-        f"{args.videos} clips of 32 frames, {len(os.sched_getaffinity(0))} cores, one used, median of {args.rounds}\n"
+    table = record.Table(
+        f"{args.videos} clips of 32 frames, one core used, median of {args.rounds}",
+        ("method", "CPU ms per clip", "over floor", "over this project", "wall ms per clip"),
+        ("", ".1f", ".2f", ".2f", ".1f"),
+        [(name, cpu[name], cpu[name] / base, cpu[name] / own, wall[name]) for name in methods],
     )
-    print("| method | CPU ms per clip | over floor | over this project | wall ms per clip |")
-    print("|---|---|---|---|---|")
-    for name in methods:
-        print(f"| {name} | {cpu[name]:.1f} | {cpu[name] / base:.2f} | {cpu[name] / own:.2f} | {wall[name]:.1f} |")
+    record.report([table], args.output)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ Writes label files and an (empty) file per video as Something-Something v2 has t
 distribution, runs each step in a process of its own, and prints a Markdown table.
 """
 
-import argparse
 import json
 import multiprocessing
-import os
 import resource
 import sys
 import tempfile
@@ -22,6 +20,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import record
 
 from stabn.config import ExtractConfig
 from stabn.data.frames import Part, _Plan
@@ -173,16 +172,14 @@ def measured(name: str, folder: Path, results: Any) -> None:
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = record.parser(__doc__)
     parser.add_argument("--videos", type=int, default=sum(SPLITS.values()), help="videos (default: 220847)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="stabn-scale-") as name:
         folder = Path(name)
         print("writing label files and empty videos", file=sys.stderr, flush=True)
         prepare(folder, args.videos)
-        print(f"{args.videos:,} videos, {len(os.sched_getaffinity(0))} cores\n")
-        print("| step | s | peak memory, MB | |")
-        print("|---|---|---|---|")
+        rows = []
         context = multiprocessing.get_context("spawn")
         for step in STEPS:
             results = context.Queue()
@@ -190,7 +187,10 @@ def main() -> None:
             process.start()
             seconds, memory, said = results.get()
             process.join()
-            print(f"| {step} | {seconds:.1f} | {memory:.0f} | {said} |", flush=True)
+            print(f"{step}: {seconds:.1f} s", file=sys.stderr, flush=True)
+            rows.append((step, seconds, memory, said))
+    table = record.Table(f"{args.videos:,} videos", ("step", "s", "peak memory, MB", ""), ("", ".1f", ".0f", ""), rows)
+    record.report([table], args.output)
 
 
 if __name__ == "__main__":

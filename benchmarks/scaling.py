@@ -28,6 +28,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
+import record
 import torch
 import torch.distributed as dist
 
@@ -36,7 +37,6 @@ from stabn.config import TrainConfig
 from stabn.models import build_model
 from stabn.training.device import choose_device, choose_precision, prepare
 from stabn.training.distributed import join_world
-from stabn.training.flops import matmul_rate
 from stabn.training.losses import training_loss
 from stabn.training.schedule import make_optimizer, plan_batches
 from stabn.training.step import Stepper
@@ -157,19 +157,21 @@ def two_nodes(mbit: int) -> Iterator[list[str]]:
             subprocess.run(["ip", "netns", "del", name], check=False, stderr=subprocess.DEVNULL)
 
 
-def predict(args: argparse.Namespace, overlap: float, gradient_bytes: float) -> None:
-    """Print what the model says of 8 and 64 GPUs."""
-    print("\n| GPUs | exchange of gradients, ms | step, ms | clips/s | efficiency |\n|---|---|---|---|---|")
+def predict(args: argparse.Namespace, overlap: float, gradient_bytes: float) -> record.Table:
+    """Return what the model says of 8 and 64 GPUs."""
+    rows = []
     for gpus, bandwidth in ((1, args.nvlink_gbyte), (8, args.nvlink_gbyte), (64, args.network_gbyte)):
         exchange = 2 * (gpus - 1) / gpus * gradient_bytes / (bandwidth * 1e9) * 1e3
         step = args.gpu_step_ms + (1 - overlap) * exchange
         rate = gpus * args.gpu_batch / step * 1e3
-        print(f"| {gpus} | {exchange:.2f} | {step:.1f} | {rate:.0f} | {args.gpu_step_ms / step:.1%} |")
+        rows.append((gpus, exchange, step, rate, args.gpu_step_ms / step))
+    columns = ("GPUs", "exchange, ms", "step, ms", "clips/s", "efficiency")
+    return record.Table("", columns, ("", ".2f", ".1f", ".0f", ".1%"), rows)
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = record.parser(__doc__)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--preset", default="ssv2_r50_32")
     parser.add_argument("--frames", type=int, default=8)
@@ -196,24 +198,21 @@ def main() -> None:
                     kinds.append((f"2 nodes, {args.mbit} Mbit/s", run(args, 2, names), 2))
         except (OSError, subprocess.CalledProcessError) as error:
             print(f"(no network namespaces here: {error})")
-    print(
+    title = (
         f"{args.preset}, {args.batch} x {args.frames} x {args.size} x {args.size} per process, one thread each, "
-        f"median of {args.rounds}, gradients {kinds[0][1]['bytes'] / 1e6:.0f} MB, "
-        f"matrix product {matmul_rate(torch.device('cpu'), torch.float32) / 1e9:.0f} GFLOP/s\n"
+        f"median of {args.rounds}; gradients {kinds[0][1]['bytes'] / 1e6:.0f} MB"
     )
-    print("| | step, s | without exchange, s | exchange alone, s | communication | clips/s | efficiency |")
-    print("|---|---|---|---|---|---|---|")
-    base = kinds[0][1]["step"]
+    base, rows = kinds[0][1]["step"], []
     for name, times, processes in kinds:
         share = 1 - times["alone"] / times["step"] if processes > 1 else 0.0
-        print(
-            f"| {name} | {times['step']:.2f} | {times['alone']:.2f} | {times['exchange']:.2f} | {share:.0%} | "
-            f"{processes * args.batch / times['step']:.2f} | {base / times['step']:.0%} |"
-        )
+        rate = processes * args.batch / times["step"]
+        rows.append((name, times["step"], times["alone"], times["exchange"], share, rate, base / times["step"]))
     slowest = kinds[-1][1]
     overlap = min(1.0, max(0.0, 1 - (slowest["step"] - slowest["alone"]) / slowest["exchange"]))
-    print(f"\noverlap of exchange and backward pass: {overlap:.0%}")
-    predict(args, overlap, slowest["bytes"])
+    columns = ("", "step, s", "without exchange, s", "exchange alone, s", "communication", "clips/s", "efficiency")
+    note = f"Overlap of the exchange and the backward pass: {overlap:.0%}."
+    table = record.Table(title, columns, ("", ".2f", ".2f", ".2f", ".0%", ".2f", ".0%"), rows, note)
+    record.report([table, predict(args, overlap, slowest["bytes"])], args.output)
 
 
 if __name__ == "__main__":

@@ -12,19 +12,18 @@ The floor is the counted arithmetic (forward, and twice that backward) over the 
 in the same run in the type that the method computes in.
 """
 
-import argparse
 import dataclasses
 import math
 import multiprocessing
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+import record
 import torch
 from torch import nn
 
@@ -214,43 +213,43 @@ def take_turns(methods: list[Any], shape: Shape, rounds: int) -> list[list[Any]]
     return results
 
 
-def measure(shape: Shape, rounds: int, compiled: bool) -> None:
-    """Print the table of one shape."""
+def measure(shape: Shape, rounds: int, compiled: bool) -> record.Table:
+    """Return the table of one shape."""
     device, clock = own_device()
     dtype = choose_precision("auto", device)
     rates = {d: matmul_rate(device, d, 1.0, clock) for d in {dtype, torch.float32}}
     shown = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {d}".replace("torch.", "") for d, rate in rates.items())
-    print(f"\nR{shape.depth}, {shape.batch} x {shape.frames} x {shape.size} x {shape.size}, matrix product {shown}\n")
     methods = [method for method in METHODS if compiled or "compiled" not in method[1]]
     if device.type == "cuda":  # each has the GPU's memory for itself
         results = [answers for method in methods for answers in take_turns([method], shape, rounds)]
     else:  # each meets the same neighbours
         results = take_turns(methods, shape, rounds)
-    print("| step | method | ms | clips/s | over floor | over this project | GB |")
-    print("|---|---|---|---|---|---|---|")
+    rows: list[tuple[Any, ...]] = []
     own: dict[str, float] = {}
     for (kind, how, name), answers in zip(methods, results, strict=True):
         if "out of memory" in answers:
             own.setdefault(kind, math.nan)
-            print(f"| {kind} | {how} | out of memory | | | | |")
+            rows.append((kind, how, "out of memory", None, None, None, None))
             continue
         seconds = statistics.median(answer[0] for answer in answers)
         own.setdefault(kind, seconds)
         rate = rates[torch.float32 if how.startswith("plain") else dtype]
         floor = floor_seconds(kind, how, name, shape, rate)
         memory = max(answer[1] for answer in answers) / 1e9
-        print(
-            f"| {kind} | {how} | {1e3 * seconds:.1f} | {shape.batch / seconds:.3g} | {seconds / floor:.2f} | "
-            f"{seconds / own[kind]:.2f} | {memory:.1f} |",
-            flush=True,
-        )
-    print(f"\nfrozen step over full step: {own['finetune'] / own['train']:.2f}")
+        rows.append((kind, how, 1e3 * seconds, shape.batch / seconds, seconds / floor, seconds / own[kind], memory))
+    clips = f"{shape.batch} x {shape.frames} x {shape.size} x {shape.size}"
+    return record.Table(
+        f"R{shape.depth}, {clips}, median of {rounds}, matrix product {shown}",
+        ("step", "method", "ms", "clips/s", "over floor", "over this project", "GB"),
+        ("", "", ".1f", ".3g", ".2f", ".2f", ".1f"),
+        rows,
+    )
 
 
 def main() -> None:
     """Run the command line."""
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = record.parser(__doc__)
     parser.add_argument("--depth", type=int, nargs="+", default=[50, 101], choices=(50, 101))
     parser.add_argument("--frames", type=int, default=32 if on_gpu else 16)
     parser.add_argument("--size", type=int, default=224 if on_gpu else 112, help="pixels")
@@ -258,10 +257,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20 if on_gpu else 5)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, which takes minutes")
     args = parser.parse_args()
-    name = torch.cuda.get_device_name() if on_gpu else "CPU, one thread"
-    print(f"{name}, torch {torch.__version__}, median of {args.rounds}; {' '.join(sys.argv)}")
-    for depth in args.depth:
-        measure(Shape(depth, args.frames, args.size, args.batch), args.rounds, args.compile)
+    shapes = [Shape(depth, args.frames, args.size, args.batch) for depth in args.depth]
+    record.report([measure(shape, args.rounds, args.compile) for shape in shapes], args.output)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ Runs the network of a preset with random weights on one clip, all three in turn,
 table. The second column is what the first what-if of a video waits for, the third every later one.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
+import record
 import torch
 
 from stabn.data.transforms import to_input
@@ -31,14 +31,12 @@ def timed(function: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = record.parser(__doc__)
     parser.add_argument("--presets", nargs="+", default=["ssv2_r50_32"], help="networks to measure")
     parser.add_argument("--rounds", type=int, default=5, help="rounds; the medians are shown (default: 5)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     args = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, {args.device}, median of {args.rounds}\n")
-    print("| network, frames x crop | whole, s | once per video, s | each what-if, s | of the whole | MB per video |")
-    print("|---|---|---|---|---|---|")
+    rows = []
     for name in args.presets:
         config = load(name)
         torch.manual_seed(0)
@@ -67,11 +65,14 @@ def main() -> None:
                 for kind, seconds in taken.items():
                     times[kind].append(seconds)
         all_, once, each = (statistics.median(times[kind]) for kind in ("whole", "once", "each"))
-        print(
-            f"| {name}, {length} x {size} | {all_:.2f} | {once:.2f} | {each:.2f} | {each / all_:.2f} | "
-            f"{cached.num_bytes / 2**20:.0f} |",
-            flush=True,
-        )
+        rows.append((f"{name}, {length} x {size}", all_, once, each, each / all_, cached.num_bytes / 2**20))
+    table = record.Table(
+        f"{torch.get_num_threads()} threads, {args.device}, median of {args.rounds}",
+        ("network, frames x crop", "whole, s", "once per video, s", "each what-if, s", "of the whole", "MB per video"),
+        ("", ".2f", ".2f", ".2f", ".2f", ".0f"),
+        rows,
+    )
+    record.report([table], args.output)
 
 
 if __name__ == "__main__":
