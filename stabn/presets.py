@@ -32,9 +32,7 @@ def backbone(depth: int, **settings: object) -> ModelConfig:
 def ssv2(name: str, depth: int, num_clips: int) -> RunConfig:
     """Return the paper's settings for Something-Something v2 (section 4.1, tables 1 to 3)."""
     return RunConfig(
-        preset="",
-        data=DataConfig(num_frames=32, num_clips=num_clips),
-        model=backbone(depth, name=name, num_frames=32),
+        preset="", data=DataConfig(num_frames=32, num_clips=num_clips), model=backbone(depth, name=name, num_frames=32)
     )
 
 

@@ -10,14 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from stabn.attention.edit_document import STATUSES, Edit, edit_key, parse_edit, parse_edit_key
-from stabn.attention.rounds import (
-    CHECKPOINT_FILE,
-    MANIFEST_FILE,
-    SELECTION_FILE,
-    Round,
-    load_round,
-    model_attention,
-)
+from stabn.attention.rounds import CHECKPOINT_FILE, MANIFEST_FILE, SELECTION_FILE, Round, load_round, model_attention
 from stabn.data.edit_table import EditError, save_edit_table
 from stabn.storage import ObjectExists, Storage
 from stabn.tracking import stage_run

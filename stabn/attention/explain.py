@@ -53,9 +53,7 @@ def explain(video: str, checkpoint_uri: str, manifest_uri: str = "", output_path
         print(f"  true  {checkpoint.classes[class_index]}")
     output = output_path or f"{re.sub(r'[^A-Za-z0-9._-]', '_', Path(video).stem)}.attention.png"
     figure = attention_figure(
-        frames,
-        [panel("prediction", attention, checkpoint.classes, class_index)],
-        heading=f"{Path(video).name}{true}",
+        frames, [panel("prediction", attention, checkpoint.classes, class_index)], heading=f"{Path(video).name}{true}"
     )
     write_uri(output, figure)
     print(f"figure: {output}")

@@ -47,12 +47,7 @@ class Panel:
 
 
 def attention_figure(
-    frames: np.ndarray,
-    panels: Sequence[Panel],
-    *,
-    heading: str,
-    edited: np.ndarray | None = None,
-    num_columns: int = 8,
+    frames: np.ndarray, panels: Sequence[Panel], *, heading: str, edited: np.ndarray | None = None, num_columns: int = 8
 ) -> bytes:
     """Draw frames with a colour bar of their temporal attention above and the spatial attention below.
 
@@ -78,10 +73,7 @@ def attention_figure(
     for panel in panels:
         mark = {True: "✓ ", False: "✗ ", None: ""}[panel.correct]
         color = {True: GOOD, False: BAD, None: INK}[panel.correct]
-        blocks += [
-            _text_block(mark + panel.title, width, 14, color=color),
-            _strip(frames, panel, columns, size, width),
-        ]
+        blocks += [_text_block(mark + panel.title, width, 14, color=color), _strip(frames, panel, columns, size, width)]
     blocks.append(_curves(panels, edited, columns, width))
     blocks.append(_keys(any(panel.spatial is not None for panel in panels), width))
     canvas = Image.new("RGB", (width, sum(block.height for block in blocks) + MARGIN), PAPER)

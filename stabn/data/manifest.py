@@ -183,10 +183,7 @@ class Manifest:
 
 
 def build_manifest(
-    rows: pa.Table | Iterable[Mapping[str, Any]],
-    classes: Iterable[str],
-    storage_uri: str,
-    settings: Mapping[str, Any],
+    rows: pa.Table | Iterable[Mapping[str, Any]], classes: Iterable[str], storage_uri: str, settings: Mapping[str, Any]
 ) -> Manifest:
     """Make a manifest from rows in any order; they are sorted by split and id, so the result does not depend on it."""
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=SCHEMA)

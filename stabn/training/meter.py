@@ -63,11 +63,7 @@ class Meter:
     def epoch(self) -> dict[str, float]:
         """Return what was measured since the beginning."""
         seconds = time.monotonic() - self.started
-        return {
-            "seconds": seconds,
-            "videos_per_second": self.videos / seconds,
-            "waiting_share": self.waited / seconds,
-        }
+        return {"seconds": seconds, "videos_per_second": self.videos / seconds, "waiting_share": self.waited / seconds}
 
 
 def memory_bytes(device: torch.device) -> int:
