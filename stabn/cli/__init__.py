@@ -45,7 +45,11 @@ def build_parser() -> argparse.ArgumentParser:
     for name, item in COMMANDS.items():
         text = inspect.cleandoc(item.run.__doc__ or "")
         sub = commands.add_parser(
-            name, help=text.split("\n\n")[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=text.split("\n\n")[0],
+            description=text,
+            epilog="URI: a path, or s3://bucket/key.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         for names, options in item.arguments:
             options = dict(options)
