@@ -22,6 +22,7 @@ def run(step: Step) -> None:
         step.storage_uri,
         step.placement,
         checkpoint_uri=step.checkpoint.metadata.get("uri", ""),
+        segments_uri=step.segments_uri,
     )
     write_metrics(step.metrics, result.metrics)
     names, counts = confusion_for_display(result.predictions)

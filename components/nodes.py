@@ -87,11 +87,13 @@ def evaluate(
     storage_uri: str,
     placement: Placement,
     checkpoint_uri: str = "",
+    segments_uri: str = "",
 ) -> Evaluation:
     """Evaluate where the placement says, like `stabn.evaluation.predict.evaluate`."""
     if placement.is_here:
         own = _with_processes(config, placement)
-        return evaluate_here(checkpoint, manifest, split, attention, predictions_path, own, name=name)
+        places = (checkpoint, manifest, split, attention, predictions_path)
+        return evaluate_here(*places, own, name=name, segments_uri=segments_uri)
     arguments = {
         "checkpoint": _stage(checkpoint, storage_uri, "checkpoint.pt", checkpoint_uri),
         "manifest": _stage(manifest, storage_uri, "manifest.parquet"),
@@ -99,6 +101,8 @@ def evaluate(
         "attention": attention,
         "name": name,
     }
+    if segments_uri:
+        arguments["segments"] = segments_uri
     key = hashlib.sha256(repr(sorted(arguments.items())).encode()).hexdigest()[:16]
     output = open_storage(storage_uri).locate(f"evaluations/{key}/predictions.parquet")
     _run("evaluate", {**arguments, "output": output}, config, placement, storage_uri)

@@ -46,6 +46,7 @@ def train_and_select(form: Form) -> TrainedTasks:
             split=split,
             attention="as_is",
             name="baseline",
+            segments_uri="",
             **form.of("evaluate"),
         )
         configure(evaluated, "evaluate").set_display_name(f"evaluate on {split}")

@@ -42,6 +42,7 @@ def finetune_and_report(imported: PipelineTask, form: Form) -> PipelineTask:
             split="validation",
             attention=attention,
             name=name,
+            segments_uri="",
             **form.of("evaluate"),
         )
         inverted = attention != "as_is"

@@ -12,8 +12,17 @@ from stabn import presets
 from stabn.config import LOADING, SECTIONS, ConfigError, check_value
 
 REQUIRED: Any = "required"
-ATTENTION_MODES = ("as_is", "spatial_inverted", "temporal_inverted")
-SPLITS = ("train", "validation", "test")
+ATTENTION_MODES = (
+    "as_is",
+    "spatial_inverted",
+    "temporal_inverted",
+    "temporal_mean",
+    "temporal_reversed",
+    "temporal_other",
+    "temporal_uniform",
+    "temporal_segments",
+)
+SPLITS = ("train", "validation", "test", "held_out")  # of all choices, held_out knows none
 
 
 @dataclass(frozen=True)
@@ -223,7 +232,14 @@ STAGES = {
         reads=(CHECKPOINT, MANIFEST),
         takes=(
             Parameter("split", "videos to recognise", "validation", SPLITS),
-            Parameter("attention", "use the attention as it is, or 1 - attention (eq. 7)", "as_is", ATTENTION_MODES),
+            Parameter(
+                "attention",
+                "as_is: the network's own; spatial_inverted: 1 - Ms (eq. 7); temporal_…: Mt inverted, its mean over "
+                "the video, reversed in time, another video's, 0.5 on every frame, or that of known segments",
+                "as_is",
+                ATTENTION_MODES,
+            ),
+            Parameter("segments_uri", "for temporal_segments: JSON of video id to [first, last) frame", ""),
             Parameter("name", "which network this is, in MLflow, such as before or after", "baseline"),
             *ON_NODES,
         ),

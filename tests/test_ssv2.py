@@ -66,9 +66,31 @@ def test_missing_and_malformed_files_are_named(tmp_path: Path, name: str) -> Non
             load_labels(tmp_path)
         assert name in str(error.value)
     (tmp_path / name).unlink()
+    if name == SPLIT_FILES["held_out"]:  # the dataset has none; ours may
+        load_labels(tmp_path)
+        return
     with pytest.raises(LabelsError, match="no such file") as error:
         load_labels(tmp_path)
     assert name in str(error.value)
+
+
+def test_videos_are_held_out_by_their_id_alone(tmp_path: Path) -> None:
+    rows = [{"id": str(number), "label": "x", "template": "Holding [something]"} for number in range(2000)]
+    files = {LABELS_FILE: {"Holding something": "0"}, SPLIT_FILES["train"]: rows}
+    files |= {SPLIT_FILES[split]: [] for split in ("validation", "test")}
+    (tmp_path / "all").mkdir()
+    (tmp_path / "half").mkdir()
+
+    def held(folder: Path, share: float) -> set[str]:
+        return {video.video_id for video in load_labels(folder, share).videos if video.split == "held_out"}
+
+    every = held(write(tmp_path / "all", files), 0.1)
+    assert 150 < len(every) < 250 and not held(tmp_path / "all", 0.0)
+    assert every < held(tmp_path / "all", 0.2), "a larger share keeps what is held out"
+    half = held(write(tmp_path / "half", files | {SPLIT_FILES["train"]: rows[::2]}), 0.1)
+    assert half == {name for name in every if int(name) % 2 == 0}
+    write(tmp_path / "half", {SPLIT_FILES["held_out"]: rows[1::2]})
+    assert len(held(tmp_path / "half", 0.0)) == 1000, "a dataset may have a file of its own"
 
 
 @pytest.mark.parametrize(

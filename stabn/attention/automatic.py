@@ -73,11 +73,7 @@ def automatic_edits(
     Raises:
         SegmentsError: the file is not JSON of [first, last) segments, or one lies outside its video.
     """
-    try:
-        segments = json.loads(read_uri(segments_uri))
-        known = {key: (index(first), index(last)) for key, (first, last) in segments.items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise SegmentsError(f'{segments_uri}: expected {{"video id": [first, last], …}} ({error})') from None
+    known = load_segments(segments_uri)
     before = read_edits(item)
     for video in item.videos:
         latest = before.get(video.video_id)
@@ -97,6 +93,18 @@ def automatic_edits(
     if unknown := [video.video_id for video in item.videos if video.video_id not in known]:
         print(f"edits: {segments_uri} has no segment for {len(unknown)} videos: {', '.join(unknown[:20])}", flush=True)
     return summary
+
+
+def load_segments(uri: str) -> dict[str, tuple[int, int]]:
+    """Read known action segments: by video id the first frame, and the one after the last.
+
+    Raises:
+        SegmentsError: the file is not JSON of [first, last) segments.
+    """
+    try:
+        return {key: (index(first), index(last)) for key, (first, last) in json.loads(read_uri(uri)).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SegmentsError(f'{uri}: expected {{"video id": [first, last], …}} ({error})') from None
 
 
 def segment_curve(num_frames: int, first: int, last: int, ramp_frames: int = RAMP_FRAMES) -> np.ndarray:

@@ -15,7 +15,8 @@ def evaluate(args: Namespace, config: RunConfig) -> None:
     """Recognise every video of a split once and write the prediction table (Parquet)."""
     from stabn.evaluation import predict
 
-    predict.evaluate(args.checkpoint, args.manifest, args.split, args.attention, args.output, config, name=args.name)
+    places = (args.checkpoint, args.manifest, args.split, args.attention, args.output)
+    predict.evaluate(*places, config, name=args.name, segments_uri=args.segments)
 
 
 @stage_command("select-classes", OUTPUT)

@@ -24,6 +24,13 @@ class ExtractConfig(Settings):
     max_mb: int = setting(256, "size of a video file, at most, in MB", low=1)
     time_limit: float = setting(60.0, "seconds that decoding one video may take", low=0.001)
     workers: int = setting(0, "processes that decode; 0: one per core", low=0)
+    held_out: float = setting(
+        0.0,
+        "share of the training videos that nothing looks at but the report and promotion: the split held_out; 0: none, "
+        "as in the paper, which reports on validation",
+        low=0.0,
+        high=0.9,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

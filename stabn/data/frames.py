@@ -19,9 +19,10 @@ from stabn.config import ExtractConfig, fingerprint, to_dict
 from stabn.data.extraction import extract_videos
 from stabn.data.manifest import SCHEMA, Manifest, build_manifest
 from stabn.data.sources import open_source
-from stabn.data.ssv2 import SPLITS, Reject, load_labels
+from stabn.data.ssv2 import Reject, load_labels
 from stabn.errors import StabnError
 from stabn.parquet import parse_table
+from stabn.stages import SPLITS
 from stabn.storage import ObjectNotFound, Storage, open_storage
 from stabn.tracking import stage_run
 
@@ -77,7 +78,7 @@ class _Plan:
 
     def __init__(self, videos_uri: str, labels_uri: str, storage_uri: str, config: ExtractConfig) -> None:
         self.videos_uri, self.config = videos_uri, config
-        self.labels = load_labels(labels_uri)
+        self.labels = load_labels(labels_uri, config.held_out)
         values = to_dict(config)
         self.settings = {name: values[name] for name in FRAME_SETTINGS}
         self.target: Storage = open_storage(storage_uri).child(f"frames-{fingerprint(self.settings)}")

@@ -1,5 +1,6 @@
 """Read and check the label files of Something-Something v2; say what a horizontal flip does to a class."""
 
+import hashlib
 import json
 import os
 import re
@@ -8,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from stabn.errors import StabnError
+from stabn.stages import SPLITS
 from stabn.storage import ObjectNotFound, Storage, StorageError, check_id, open_storage
 
-SPLITS = ("train", "validation", "test")
 LABELS_FILE = "something-something-v2-labels.json"
 SPLIT_FILES = {split: f"something-something-v2-{split}.json" for split in SPLITS}
 FILE_PREFIX = "something-something-v2-"  # the dataset's later packages leave it out: labels.json, train.json, …
@@ -27,7 +28,7 @@ class Video(NamedTuple):
 
     Attributes:
         video_id: the file is `<video_id>.webm`.
-        split: train, validation or test.
+        split: train, validation, test or held_out.
         class_index: index into Labels.classes, -1 in the test split.
         label: the action with its objects named, empty in the test split.
     """
@@ -61,11 +62,16 @@ class Labels:
     rejects: tuple[Reject, ...] = ()
 
 
-def load_labels(uri: str | os.PathLike[str]) -> Labels:
-    """Read the label file and the three split files of a folder or prefix.
+def load_labels(uri: str | os.PathLike[str], held_out: float = 0.0) -> Labels:
+    """Read the label file and the three split files of a folder or prefix, and a file of held-out videos if it has one.
 
     Entries that cannot be used are listed in `rejects`. Of an entry that is repeated as it is, one stays; entries of
     one id that contradict each other (two classes, two splits) are all left out.
+
+    Args:
+        uri: the folder or prefix.
+        held_out: share of the training videos that are moved to the split held_out, 0 to 1; which ones is decided by
+            each id alone, so that it stays the same when other videos come and go.
 
     Raises:
         LabelsError: a file is missing or is not one of Something-Something v2.
@@ -77,6 +83,8 @@ def load_labels(uri: str | os.PathLike[str]) -> Labels:
     entries: dict[str, list[Video]] = {}
     rejects: list[Reject] = []
     for split in SPLITS:
+        if split == "held_out" and not _is_there(storage, SPLIT_FILES[split]):
+            continue
         where, content = _read(storage, SPLIT_FILES[split])
         if not isinstance(content, list):
             raise LabelsError(
@@ -95,7 +103,13 @@ def load_labels(uri: str | os.PathLike[str]) -> Labels:
             videos.append(group[0])
             group = group[1:]
         rejects += [Reject(video.video_id, video.split, _duplicate(video, keys, classes)) for video in group]
-    return Labels(classes, tuple(videos), tuple(rejects))
+    return Labels(classes, tuple(_held_out(video, held_out) for video in videos), tuple(rejects))
+
+
+def _held_out(video: Video, share: float) -> Video:
+    """Return a training video as one of the held-out split, if its id is among that share of all ids."""
+    number = int.from_bytes(hashlib.sha256(f"held out {video.video_id}".encode()).digest()[:8])
+    return video._replace(split="held_out") if video.split == "train" and number < share * 2**64 else video
 
 
 def template_to_class(template: str) -> str:
@@ -119,6 +133,10 @@ def _other_side(match: re.Match[str]) -> str:
     if word.isupper():
         return other.upper()
     return other.capitalize() if word[0].isupper() else other
+
+
+def _is_there(storage: Storage, name: str) -> bool:
+    return storage.exists(name) or storage.exists(name.removeprefix(FILE_PREFIX))
 
 
 def _read(storage: Storage, name: str) -> tuple[str, Any]:

@@ -16,9 +16,9 @@ from stabn.config import ConfigError, DataConfig, RunConfig, with_loading
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
 from stabn.data.sampler import shard
+from stabn.evaluation.attention_modes import AttentionMode, known_curves
 from stabn.evaluation.metrics import confusion_matrix, topk_accuracy
-from stabn.evaluation.prediction_table import ATTENTION_MODES, TOP, Predictions
-from stabn.models.st_abn import invert
+from stabn.evaluation.prediction_table import TOP, Predictions
 from stabn.progress import Progress
 from stabn.storage import fetch
 from stabn.tracking import StageRun, stage_run
@@ -56,24 +56,27 @@ def evaluate(
     output_path: str | Path,
     config: RunConfig,
     name: str = "baseline",
+    segments_uri: str = "",
 ) -> Evaluation:
     """Recognise every video of a split once, and write the prediction table.
 
     Args:
         checkpoint_uri: the network; clips are sampled as it was trained.
         manifest_uri: the videos; their classes must be the network's.
-        split: train, validation or test.
-        attention: as_is, spatial_inverted (1 - Ms, eq. 7) or temporal_inverted (1 - Mt).
+        split: train, validation, test or held_out.
+        attention: how the attention is changed, one of ATTENTION_MODES; see attention_modes.py.
         output_path: Parquet file to write, a path or URI.
         config: batch size, loading processes, device and precision.
         name: which network this is, such as `before`; part of the run's name in MLflow.
+        segments_uri: for temporal_segments, JSON of video id to [first, last) frame of the action.
 
     Raises:
         CheckpointError: the classes differ, or the network has no attention to invert.
         ConfigError: no such attention mode.
     """
-    if attention not in ATTENTION_MODES:
-        raise ConfigError(f"attention = {attention!r}: choose one of {', '.join(ATTENTION_MODES)}")
+    AttentionMode(attention)
+    if (attention == "temporal_segments") != bool(segments_uri):
+        raise ConfigError(f"attention = {attention} with segments {segments_uri!r}: temporal_segments needs their file")
     if must_launch(config.train):
         launch(
             evaluate,
@@ -85,6 +88,7 @@ def evaluate(
             output_path=output_path,
             config=config,
             name=name,
+            segments_uri=segments_uri,
         )
         predictions = Predictions.load(output_path)
         return Evaluation(predictions, summarize(predictions))
@@ -103,7 +107,7 @@ def evaluate(
                 stage_run(f"evaluate/{name}/{split}/{attention}", settings=settings, inputs=inputs)
             )
         rows = manifest.indices(split)
-        columns = predict(model, manifest, rows, checkpoint.data_config, config, attention, world)
+        columns = predict(model, manifest, rows, checkpoint.data_config, config, attention, world, segments_uri)
         metadata: dict[str, Any] = {
             "classes": list(manifest.classes),
             "checkpoint_fingerprint": checkpoint.fingerprint,
@@ -141,6 +145,7 @@ def predict(
     config: RunConfig,
     attention: str = "as_is",
     world: World | None = None,
+    segments_uri: str = "",
 ) -> dict[str, Any]:
     """Return the columns of `Predictions` for some rows of a manifest, each row once.
 
@@ -152,13 +157,16 @@ def predict(
         config: batch size, loading processes, device and precision.
         attention: see `evaluate`.
         world: the processes that share the rows; all get the whole result.
+        segments_uri: see `evaluate`.
     """
     world = world or World()
     device = choose_device(config.train.device, world.local_rank, world.size)
     dtype = choose_precision(config.train.precision, device)
     model = prepare(model, device)
     mine = shard(rows, world.rank, world.size)
-    dataset = ClipDataset(manifest, mine, with_loading(data, config.data), train=False)
+    mode = AttentionMode(attention)
+    known = known_curves(manifest, rows, segments_uri) if segments_uri else None
+    dataset = ClipDataset(manifest, mine, with_loading(data, config.data), train=False, edits=known)
     parts: dict[str, list[Tensor]] = {}
     progress = Progress(len(mine), "evaluate", stream=None if world.is_main else io.StringIO())
     size = evaluation_batch(config.train, world.size)
@@ -172,13 +180,7 @@ def predict(
             continue
         clips = batch_input(batch, data, device)
         with autocast(device, dtype):
-            if attention == "temporal_inverted":
-                own = model(clips.flatten(0, 1)).temporal_attention.flatten(1)
-                output = forward_clips(model, clips, temporal_attention=invert(own))
-            elif attention == "spatial_inverted":
-                output = forward_clips(model, clips, spatial_transform=invert)
-            else:
-                output = forward_clips(model, clips)
+            output = forward_clips(model, clips, **mode.options(batch["temporal_target"].flatten(0, 1)))
         for branch, logits in (("", output.logits), ("attention_", output.attention_logits)):
             if logits is not None:
                 top = logits.float().softmax(1).topk(min(TOP, logits.shape[1]), dim=1)

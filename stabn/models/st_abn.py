@@ -176,6 +176,7 @@ class STABN(nn.Module):
         features: Tensor | None = None,
         temporal_attention: Tensor | None = None,
         spatial_transform: Callable[[Tensor], Tensor] | None = None,
+        temporal_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> Output:
         """Recognise clips, as they are or as if the attention were another.
 
@@ -184,6 +185,7 @@ class STABN(nn.Module):
             features: f of `extract_features`, to run again only what follows it.
             temporal_attention: (B, T) in [0, 1], replaces Mt in the attention mechanism: a person's edit.
             spatial_transform: applied to Ms before the attention mechanism: `invert` for eq. 7.
+            temporal_transform: applied to Mt as (B, T) before the attention mechanism, if nothing replaces it.
 
         Returns:
             Logits under the changed attention; the attention returned is the network's own.
@@ -205,6 +207,8 @@ class STABN(nn.Module):
                 f"(B, 1, T, h, w) = {tuple(spatial.shape)}"
             )
         used_temporal = temporal
+        if temporal_attention is None and temporal_transform is not None:
+            temporal_attention = temporal_transform(temporal.flatten(1))
         if temporal_attention is not None:
             expected = (features.shape[0], self.config.num_slots)
             if temporal_attention.shape != expected:
