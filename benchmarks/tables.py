@@ -12,7 +12,7 @@ from pathlib import Path
 from record import load
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "docs" / "performance.md",)
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "experiments.md")
 RESULTS = ROOT / "benchmarks" / "results"
 PLACE = re.compile(r"(<!-- table ([\w.-]+\.json) (\d+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 

@@ -5,7 +5,7 @@ from components.images import TRAINER_IMAGE
 
 
 def run(step: Step) -> None:
-    """Fine-tune with eq. 5 and 6; an interrupted run goes on from its last checkpoint."""
+    """Learn from the edits with eq. 5 and 6; an interrupted run goes on from its last checkpoint."""
     from components.nodes import finetune
 
     with ending_with_one_line(step.name):
@@ -18,6 +18,7 @@ def run(step: Step) -> None:
             step.finetuned.path,
             step.name,
             step.placement,
+            route=step.route,
             checkpoint_uri=step.checkpoint.metadata.get("uri", ""),
         )
     step.finetuned.metadata["uri"] = result.best_uri

@@ -54,13 +54,19 @@ def finetune(
     finetuned_path: str,
     name: str,
     placement: Placement,
+    route: str = "finetune",
     checkpoint_uri: str = "",
 ) -> TrainResult:
     """Fine-tune in a folder of the storage that the same settings and inputs find again, like `train`.
 
     Args:
+        route: finetune; or retrain: train a network anew with the edits.
         checkpoint_uri: where the checkpoint is in object storage, if it is there; empty: not known.
     """
+    if route == "retrain":
+        return _retrain(
+            manifest, edits, config, storage_uri, finetuned_path, name.replace("finetune", route), placement
+        )
     output = finetune_output(checkpoint, edits, config, storage_uri, name)
     if placement.is_here:
         training.finetune(checkpoint, manifest, edits, _with_processes(config, placement), output, name)
@@ -74,6 +80,26 @@ def finetune(
         }
         _run("finetune", arguments, config, placement, storage_uri)
     return _collect(output, finetuned_path)
+
+
+def _retrain(
+    manifest: str, edits: str, config: RunConfig, storage_uri: str, path: str, name: str, placement: Placement
+) -> TrainResult:
+    """Train anew with the edits, and another seed than before: with gamma 0 it would be the same network again."""
+    own = dataclasses.replace(config.train, gamma=config.finetune.gamma, seed=config.train.seed + 1)
+    config = dataclasses.replace(config, train=own)
+    output = train_output(manifest, config, storage_uri, edits, name)
+    if placement.is_here:
+        training.train(manifest, _with_processes(config, placement), output, edits_path=edits, name=name)
+    else:
+        arguments = {
+            "manifest": _stage(manifest, storage_uri, "manifest.parquet"),
+            "edits": _stage(edits, storage_uri, "edits.parquet"),
+            "output": output,
+            "name": name,
+        }
+        _run("train", arguments, config, placement, storage_uri)
+    return _collect(output, path)
 
 
 def evaluate(

@@ -9,8 +9,11 @@ from components.images import TRAINER_IMAGE
 def run(step: Step) -> tuple[bool, str]:
     """Move the alias champion only when the fine-tuned network beats the champion by more than noise."""
     from components.nodes import evaluate
+    from stabn.evaluation.prediction_table import Predictions
     from stabn.evaluation.promote import promote
     from stabn.storage import fetch
+
+    split = Predictions.load(step.after.path).split
 
     def evaluate_champion(uri: str, path: Path) -> None:
         local = f"{path}.checkpoint"
@@ -18,7 +21,7 @@ def run(step: Step) -> tuple[bool, str]:
         evaluate(
             local,
             step.manifest.path,
-            "validation",
+            split,
             "as_is",
             str(path),
             step.config,

@@ -9,7 +9,7 @@ def run(step: Step) -> None:
     from stabn.evaluation.report import ReportInputs, tables_text, write_report
 
     inputs = ReportInputs(**{item.name: getattr(step, item.name).path for item in step.declared.reads})
-    result = write_report(inputs, step.page.path, step.figures.path)
+    result = write_report(inputs, step.page.path, step.figures.path, promotion=step.config.promote)
     with open(step.tables.path, "w") as file:
         file.write(f"```\n{tables_text(result)}\n```\n")
     write_metrics(step.metrics, result.metrics)

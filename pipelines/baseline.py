@@ -43,11 +43,10 @@ def train_and_select(form: Form) -> TrainedTasks:
             evaluate,
             checkpoint=trained.outputs["checkpoint"],
             manifest=manifest,
-            split=split,
             attention="as_is",
             name="baseline",
             segments_uri="",
-            **form.of("evaluate"),
+            **{**form.of("evaluate"), "split": split},
         )
         configure(evaluated, "evaluate").set_display_name(f"evaluate on {split}")
         predictions[f"{split}_predictions"] = evaluated.outputs["predictions"]

@@ -16,12 +16,27 @@ from stabn.stages import (
     NODES,
     NUM_PARTS,
     PROMOTION,
+    ROUTE,
     SETTINGS,
+    SPLIT,
     STORAGE_URI,
 )
 
 
-@form(*DATASET, STORAGE_URI, *SETTINGS, DATASET_VERSION, NUM_PARTS, *CHOICE, *CORRECTION, GAMMA, *PROMOTION, *NODES)
+@form(
+    *DATASET,
+    STORAGE_URI,
+    *SETTINGS,
+    DATASET_VERSION,
+    NUM_PARTS,
+    *CHOICE,
+    *CORRECTION,
+    ROUTE,
+    GAMMA,
+    SPLIT,
+    *PROMOTION,
+    *NODES,
+)
 def full(form: Form) -> None:
     """Train ST-ABN, have its attention corrected, fine-tune it with the corrections, and report before and after."""
     tasks = train_and_select(form)

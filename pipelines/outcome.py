@@ -22,7 +22,7 @@ def summary(run_id: str, link: str, state: str = "", experiment: str = "") -> st
     evaluations = {name: _evaluation(stages, name) for name, _ in ROWS}
     rows = [(title, evaluations[name]) for name, title in ROWS]
     if any(stage for _, stage in rows):
-        lines += ["| validation | top-1, % | top-5, % |", "|---|---|---|"]
+        lines += [f"| {_split(stages)} | top-1, % | top-5, % |", "|---|---|---|"]
         lines += [f"| {title} | {_percent(stage, 'top1')} | {_percent(stage, 'top5')} |" for title, stage in rows]
         lines.append("")
     if promotion := stages.get("promote"):
@@ -36,7 +36,12 @@ def summary(run_id: str, link: str, state: str = "", experiment: str = "") -> st
 
 
 def _evaluation(stages: dict[str, Stage], name: str) -> Stage | None:
-    return stages.get(f"evaluate/{name}/validation/as_is")
+    return stages.get(f"evaluate/{name}/{_split(stages)}/as_is")
+
+
+def _split(stages: dict[str, Stage]) -> str:
+    """Return the split that the run reports on."""
+    return "held_out" if "evaluate/before/held_out/as_is" in stages else "validation"
 
 
 def _percent(stage: Stage | None, metric: str) -> str:

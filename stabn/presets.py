@@ -67,7 +67,7 @@ def mini() -> RunConfig:
         model=ModelConfig(
             block="basic", num_blocks=(1, 1, 1, 1), width=16, num_frames=frames, dropout=0.0, bn_momentum=0.2
         ),
-        train=TrainConfig(epochs=18, learning_rate=6e-3, **common),  # type: ignore[arg-type]
+        train=TrainConfig(epochs=18, learning_rate=6e-3, init_weights="random", **common),  # type: ignore[arg-type]
         finetune=FinetuneConfig(epochs=6, learning_rate=2e-3, unedited_share=0.5, **common),  # type: ignore[arg-type]
         select=SelectConfig(max_classes=4),
     )

@@ -22,7 +22,7 @@ ATTENTION_MODES = (
     "temporal_uniform",
     "temporal_segments",
 )
-SPLITS = ("train", "validation", "test", "held_out")  # of all choices, held_out knows none
+SPLITS = ("train", "validation", "test", "held_out")  # nothing is chosen on held_out
 
 
 @dataclass(frozen=True)
@@ -192,13 +192,29 @@ CORRECTION = (
     ),
     Parameter("timeout_hours", "with people: hours to wait at most", 168.0, low=0.0, form="edit_timeout_hours"),
 )
+SPLIT = Parameter(
+    "split",
+    "videos to recognise; auto: held_out, on which nothing was chosen, if there are any, else validation, on which "
+    "actions are chosen too, as in the paper",
+    "auto",
+    (*SPLITS, "auto"),
+    form="report_split",
+)
 GAMMA = setting("gamma", "finetune.gamma")
+ROUTE = Parameter(
+    "route",
+    "finetune: the trained network's branches, as in the paper; retrain: a new network that learns the corrections "
+    "from the first step on, with the settings of train and another seed",
+    "finetune",
+    ("finetune", "retrain"),
+    flag=False,
+)
+WINNING = (setting("metric", "promote.metric"), setting("class_fdr", "promote.class_fdr"))
 PROMOTION = (
     Parameter(
         "model_name", "name in MLflow's model registry whose alias champion may move; empty: register nothing", "st-abn"
     ),
-    setting("metric", "promote.metric"),
-    setting("max_class_drop", "promote.max_class_drop"),
+    *WINNING,
 )
 
 MANIFEST = File("manifest", "Dataset", "manifest of extract-frames")
@@ -231,7 +247,7 @@ STAGES = {
     "evaluate": Stage(
         reads=(CHECKPOINT, MANIFEST),
         takes=(
-            Parameter("split", "videos to recognise", "validation", SPLITS),
+            SPLIT,
             Parameter(
                 "attention",
                 "as_is: the network's own; spatial_inverted: 1 - Ms (eq. 7); temporal_…: Mt inverted, its mean over "
@@ -272,17 +288,17 @@ STAGES = {
     ),
     "finetune": Stage(
         reads=(CHECKPOINT, MANIFEST, EDITS),
-        takes=(GAMMA, Parameter("name", "name of the run in MLflow", "finetune"), *ON_NODES),
+        takes=(GAMMA, ROUTE, Parameter("name", "name of the run in MLflow", "finetune"), *ON_NODES),
         settings=(*LOADING_SETTINGS, "finetune"),
         writes=(File("finetuned", "Model", "the fine-tuned network"), METRICS),
     ),
     "report": Stage(
         reads=(
-            File("before", "Dataset", "validation predictions before fine-tuning"),
-            File("before_inverted", "Dataset", "validation predictions before, spatial attention inverted"),
-            File("after", "Dataset", "validation predictions after fine-tuning"),
-            File("after_inverted", "Dataset", "validation predictions after, spatial attention inverted"),
-            File("control", "Dataset", "validation predictions after fine-tuning with gamma 0"),
+            File("before", "Dataset", "predictions before fine-tuning"),
+            File("before_inverted", "Dataset", "predictions before, spatial attention inverted"),
+            File("after", "Dataset", "predictions after fine-tuning"),
+            File("after_inverted", "Dataset", "predictions after, spatial attention inverted"),
+            File("control", "Dataset", "predictions after fine-tuning with gamma 0"),
             File("before_checkpoint", "Model", "the network before"),
             File("after_checkpoint", "Model", "the network after"),
             File("control_checkpoint", "Model", "the network of the control run"),
@@ -290,6 +306,8 @@ STAGES = {
             SELECTION,
             EDITS,
         ),
+        takes=(*SETTINGS, *WINNING),
+        settings=("promote",),
         writes=(
             File("page", "HTML", "the page, one file"),
             File("tables", "Markdown", "tables 2 and 3 alone"),
@@ -299,8 +317,8 @@ STAGES = {
     ),
     "promote": Stage(
         reads=(
-            File("before", "Dataset", "validation predictions before fine-tuning"),
-            File("after", "Dataset", "validation predictions after fine-tuning"),
+            File("before", "Dataset", "predictions before fine-tuning"),
+            File("after", "Dataset", "predictions after fine-tuning"),
             File("checkpoint", "Model", "the fine-tuned network"),
             File("manifest", "Dataset", "the videos, to evaluate a champion on that never was", optional=True),
         ),

@@ -108,8 +108,8 @@ def test_flags_reach_the_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
     given = {}
 
-    def train(manifest: str, config: object, output: str, profile: str) -> stage.TrainResult:
-        given.update(manifest=manifest, config=config, output=output, profile=profile)
+    def train(*places: object) -> stage.TrainResult:
+        given.update(zip(("manifest", "config", "output", "profile", "edits", "name"), places, strict=True))
         return stage.TrainResult("out/best.pt", "out/states/parts/a.pt", [], {})
 
     monkeypatch.setattr(stage, "train", train)

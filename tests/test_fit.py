@@ -23,7 +23,7 @@ from stabn.training.flops import forward_flops, training_flops
 from stabn.training.launch import launch
 from stabn.training.losses import Losses
 from stabn.training.recipes import TrainingError
-from stabn.training.schedule import Schedule, plan_batches
+from stabn.training.schedule import Schedule, make_optimizer, plan_batches
 from stabn.training.stage import finetune, train
 
 
@@ -108,6 +108,27 @@ def test_warm_up_rises_and_the_plateau_follows() -> None:
     schedule.validated(1.0)
     schedule.validated(1.0)
     assert schedule.at(5.0) == pytest.approx(0.01)
+
+
+def test_cosine_falls_to_zero_after_warm_up() -> None:
+    schedule = Schedule(TrainConfig(schedule="cosine", warmup_epochs=2.0, epochs=10, plateau_patience=0), 0.1)
+    assert [schedule.at(epoch) for epoch in (1.0, 2.0, 6.0, 10.0)] == pytest.approx([0.05, 0.1, 0.05, 0.0])
+    for _ in range(3):
+        schedule.validated(1.0)
+    assert schedule.at(6.0) == pytest.approx(0.05), "a plateau changes nothing"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_decay_leaves_norms_and_biases_alone(optimizer: str) -> None:
+    parameters = [torch.nn.Parameter(torch.ones(3, 3)), torch.nn.Parameter(torch.ones(3))]
+    for decay_norms, expected in ((True, [True, True]), (False, [True, False])):
+        config = TrainConfig(optimizer=optimizer, weight_decay=0.5, decay_norms=decay_norms, learning_rate=0.1)
+        copies = [torch.nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+        made = make_optimizer(config, copies)
+        for parameter in copies:
+            parameter.grad = torch.zeros_like(parameter)
+        made.step()
+        assert [bool((parameter < 1).all()) for parameter in copies] == expected
 
 
 def test_early_stop_and_rarer_validation() -> None:

@@ -9,8 +9,9 @@ import av
 import numpy as np
 import pytest
 
-from stabn.data.mini import DEMO_VIDEOS, MiniDataset, _entries, make_mini_dataset
-from stabn.data.mini_motion import ACTIONS, HARD, HEIGHT, MiniError, plan_video
+from stabn.data.mini import DEMO_VIDEOS, VARIANTS, MiniDataset, _entries, _write_labels, make_mini_dataset
+from stabn.data.mini_motion import ACTIONS, HARD, HEIGHT, HELPED, HELPED_ACTIONS, MiniError, plan_video
+from stabn.data.sampling import evaluation_sample
 from stabn.data.ssv2 import flip_map, load_labels
 from stabn.data.video import decode
 
@@ -167,3 +168,31 @@ def test_pictures_change_where_the_action_is(dataset: MiniDataset) -> None:
         frames = np.stack(list(decode(dataset.videos_dir / f"{video.video_id}.webm", short_side=80))).astype(float)
         change = np.abs(frames[last - 1] - frames[first]).mean(axis=2)
         assert np.quantile(change, 0.99) > 40  # where the object was or is, far above noise and light
+
+
+def test_the_knowledge_variant_holds_many_videos_of_its_hard_actions_out(tmp_path: Path) -> None:
+    kind = VARIANTS["knowledge"]
+    entries = _entries(kind.size, 0, kind)
+    counts = Counter((entry.split, entry.action.around is HELPED) for entry in entries)
+    assert counts["held_out", True] >= 460 and counts["train", True] >= 60
+    assert len({entry.video_id for entry in entries}) == kind.size
+    made = MiniDataset(tmp_path, tmp_path / "videos", tmp_path, tmp_path / "segments.json", kind.size)
+    _write_labels(made, entries, 0)
+    held = [video for video in load_labels(made.labels_dir).videos if video.split == "held_out"]
+    assert len(held) == kind.videos["held_out"] and all(video.class_index >= 0 and video.label for video in held)
+    with pytest.raises(MiniError, match="40 videos leave none of some actions to train on"):
+        _entries(40, 0, kind)
+    with pytest.raises(MiniError, match="variant 'other': choose one of demo, knowledge"):
+        make_mini_dataset(tmp_path / "other", SIZE, variant="other")
+
+
+def test_of_eight_sampled_frames_three_show_an_action_that_knowledge_helps() -> None:
+    seen = []
+    for action in (action for action in HELPED_ACTIONS if action.around is HELPED):
+        for seed in range(40):
+            plan = plan_video(action, np.random.default_rng(seed))
+            frames = evaluation_sample(len(plan.path), 8, 1)[0]
+            seen.append(int(((frames >= plan.first) & (frames < plan.last)).sum()))
+            far = np.linalg.norm(plan.hand[:, :2] - plan.path[:, :2], axis=1)[: max(0, plan.first - 6)]
+            assert not len(far) or np.median(far) > 90, "the hand comes into view for the action"
+    assert np.mean(seen) >= 3 and min(seen) >= 2

@@ -11,15 +11,20 @@ import torch
 from tiny_run import CLASSES, EDITED, checkpoints, newest_state, same, settings, without_times, write_edits
 
 import stabn.training.recipes as stage
+from components.nodes import finetune as tune_somewhere
 from components.nodes import train as train_into
+from components.placement import Placement
 from stabn.config import ConfigError, TrainConfig
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
 from stabn.evaluation.predict import evaluate
 from stabn.evaluation.prediction_table import Predictions
+from stabn.models import STABN
+from stabn.training import loop
 from stabn.training.checkpoint import CheckpointError, load_model, read_checkpoint
 from stabn.training.device import batch_input
 from stabn.training.recipes import TrainingError
+from stabn.training.saving import run_identity
 from stabn.training.schedule import one_cycle
 from stabn.training.stage import TrainResult, finetune, train
 
@@ -381,3 +386,76 @@ def test_a_checkpoint_does_not_say_how_to_load_on_another_machine(manifest_path:
     here = settings(data__cache_dir=str(tmp_path / "here"))
     evaluate(best, manifest_path, "validation", "as_is", tmp_path / "p.parquet", here)
     assert not (tmp_path / "there").exists() and len(list((tmp_path / "here").glob("*/*"))) == 6
+
+
+def test_training_learns_from_edits_from_the_first_step(manifest_path: str, tmp_path: Path) -> None:
+    """The route of retraining: eq. 5 and 6 on the edited videos of all batches; without gamma it is plain training."""
+    edits = write_edits(tmp_path / "edits.parquet", EDITED)
+    config = settings(train__epochs=2)
+    plain = train(manifest_path, config, str(tmp_path / "plain"))
+    off = train(manifest_path, settings(train__epochs=2, train__gamma=0.0), str(tmp_path / "off"), edits_path=edits)
+    for row, expected in zip(off.history, plain.history, strict=True):
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-6) and row["train_temporal_loss"] > 0
+    learnt = train(manifest_path, config, str(tmp_path / "learnt"), edits_path=edits, name="retrain")
+    expected = learnt.history[0]
+    total = expected["train_perception_loss"] + expected["train_attention_loss"] + 10 * expected["train_temporal_loss"]
+    assert expected["train_loss"] == pytest.approx(total, rel=1e-5)
+    assert read_checkpoint(learnt.best_uri)["stage"] == "retrain"
+    other = write_edits(tmp_path / "other.parquet", EDITED, "e" * 16)
+    with pytest.raises(CheckpointError, match=r"edits: 'f{16}' there, 'e{16}' here"):
+        train(manifest_path, config, str(tmp_path / "learnt"), edits_path=other, name="retrain")
+    with pytest.raises(stage.TrainingError, match="a resnet3d, which has no attention to correct"):
+        train(manifest_path, settings(model__name="resnet3d"), str(tmp_path / "no"), edits_path=edits)
+
+
+def test_forced_attention_takes_the_place_of_the_networks_own(manifest_path: str, tmp_path: Path) -> None:
+    """With all videos edited and forced, CE says nothing to Mt: without gamma its layers stay as they began."""
+    manifest = Manifest.load(manifest_path)
+    videos = [manifest.video(int(row)) for row in manifest.indices("train")]
+    curves = {video.video_id: [1.0] * video.num_frames for video in videos}
+    edits = write_edits(tmp_path / "edits.parquet", curves)
+    config = settings(train__epochs=1, train__gamma=0.0, train__teacher_forcing=1.0, train__weight_decay=0.0)
+    result = train(manifest_path, config, str(tmp_path / "forced"), edits_path=edits)
+    weights = read_checkpoint(result.best_uri)["model"]
+    name = "attention_branch.temporal.2.weight"
+    torch.manual_seed(config.train.seed)
+    start = STABN(dataclasses.replace(config.model, num_classes=3)).state_dict()[name]
+    assert torch.equal(weights[name], start)
+    free = train(manifest_path, settings(train__epochs=1), str(tmp_path / "free"))
+    assert not torch.equal(read_checkpoint(free.best_uri)["model"][name], start)
+
+
+def test_retraining_is_another_route_of_the_same_stage(manifest_path: str, trained: str, tmp_path: Path) -> None:
+    """A new network, of another seed than the one before, also for the control, which else would be that one again."""
+    edits = write_edits(tmp_path / "edits.parquet", EDITED)
+    found = {}
+    for name, gamma in (("finetune", 10.0), ("finetune-control", 0.0)):
+        config = settings(train__epochs=1, finetune__gamma=gamma)
+        places = (trained, manifest_path, edits, config, str(tmp_path / "storage"), str(tmp_path / name), name)
+        result = tune_somewhere(*places, Placement(), route="retrain")
+        content = read_checkpoint(str(tmp_path / name))
+        assert content["stage"] == name.replace("finetune", "retrain") and content["stage"] in result.best_uri
+        found[name] = content["model"]["perception_branch.fc.weight"]
+    assert not torch.equal(found["finetune"], found["finetune-control"])
+
+
+def test_the_last_epoch_is_kept_where_nothing_may_be_chosen(
+    manifest_path: str, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "score", lambda row: -row["epoch"])  # the first epoch is the best
+    for keep, epoch in (("best", 1), ("last", 3)):
+        result = train(manifest_path, settings(train__keep=keep), str(tmp_path / keep))
+        assert read_checkpoint(result.best_uri)["epoch"] == epoch
+        assert result.metrics["validation_top1"] == result.history[epoch - 1]["validation_top1"]
+    edits = write_edits(tmp_path / "edits.parquet", EDITED)
+    tuned = finetune(trained, manifest_path, edits, settings(finetune__epochs=2), str(tmp_path / "tuned"))
+    assert read_checkpoint(tuned.best_uri)["epoch"] == 2
+
+
+def test_settings_that_came_later_do_not_part_a_run_from_its_states(manifest_path: str, tmp_path: Path) -> None:
+    config = settings()
+    identity = run_identity(config.train, config.data, config.model, manifest="m")
+    assert not {"keep", "gamma", "teacher_forcing"} & set(identity)
+    changed = dataclasses.replace(config.train, keep="last", gamma=5.0)
+    assert {"keep": "last", "gamma": 5.0}.items() <= run_identity(changed, config.data, config.model).items()
+    assert "gamma" in run_identity(config.finetune, config.data, config.model), "it was there from the beginning"

@@ -1,6 +1,7 @@
 """Initial weights: inflation against a 2D ResNet, released checkpoints against a network written from the table."""
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,9 @@ from torch.nn import functional as F
 from stabn.config import DataConfig, ModelConfig
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
 from stabn.models import STABN, build_model
+from stabn.models.sources import fetch_initial_weights
 from stabn.models.weights import WeightsError, convert_released, inflate, load_initial_weights, read_weights
+from stabn.presets import PRESETS, backbone, load
 from stabn.training.checkpoint import CheckpointError, import_released, load_model
 
 WIDTH = 4
@@ -420,3 +423,49 @@ def test_import_released_wants_the_labels_of_its_dataset(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match=r"knows 5 classes, .*labels names 6"):
         import_released(source, write_labels(tmp_path / "labels", 6), str(output), DataConfig())
     assert not output.exists()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let PyTorch keep what it fetches in a folder of the test."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path
+
+
+def test_imagenet_weights_come_from_a_mirror_and_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = backbone(18, num_classes=3, num_frames=4)
+    weights = {"conv1.weight": torch.full((64, 3, 7, 7), 0.5)}
+    mirror = cache / "mirror"
+    mirror.mkdir()
+    torch.save(weights, mirror / "resnet18-f37072fd.pth")
+    monkeypatch.setenv("STABN_WEIGHTS_MIRROR", f"file://{mirror}/")
+    found = fetch_initial_weights("imagenet", config)
+    assert found is not None and torch.equal(found[0]["conv1.weight"], weights["conv1.weight"])
+    (mirror / "resnet18-f37072fd.pth").unlink()
+    assert fetch_initial_weights("imagenet", config) is not None, "kept by PyTorch"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        (
+            "imagenet",
+            {},
+            r"resnet50-11ad3fa6\.pth cannot be had .*init_weights, or set STABN_WEIGHTS_MIRROR.*=random",
+        ),
+        ("imagenet", {"width": 16}, r"there is no such network of .* width 16; copy the file"),
+        ("timm:resnet50", {}, r"the package timm is not installed; copy the file"),
+    ],
+)
+def test_weights_that_cannot_be_had_are_an_error_and_never_random(
+    name: str, changes: dict[str, int], said: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STABN_WEIGHTS_MIRROR", f"file://{cache}/nowhere")
+    with pytest.raises(WeightsError, match=said):
+        fetch_initial_weights(name, dataclasses.replace(load("ssv2_r50_32").model, **changes))
+
+
+def test_random_weights_are_chosen_and_the_papers_runs_are_not_random() -> None:
+    assert fetch_initial_weights("random", load("mini").model) is None
+    for name in PRESETS:
+        assert load(name).train.init_weights == ("random" if name == "mini" else "imagenet")

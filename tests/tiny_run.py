@@ -75,7 +75,7 @@ def settings(**changes: Any) -> RunConfig:
         "extract": ExtractConfig(short_side=40),
         "data": DataConfig(num_frames=4, crop_size=32, scales=(1.0, 0.9), color_jitter=0.1, workers=0),
         "model": ModelConfig(block="basic", num_blocks=(1, 1, 1, 1), width=4, num_frames=4, dropout=0.5),
-        "train": TrainConfig(**COMMON, epochs=3, learning_rate=0.01),
+        "train": TrainConfig(**COMMON, epochs=3, learning_rate=0.01, init_weights="random"),
         "finetune": FinetuneConfig(**COMMON, epochs=6, learning_rate=0.01),
     }
     for name, value in changes.items():

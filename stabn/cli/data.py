@@ -16,16 +16,17 @@ OUTPUTS = (
 @command(
     "mini-dataset",
     argument("folder", help="folder to write videos, labels and segments.json to"),
-    argument("--size", default="demo", help="`demo`, or the number of videos"),
+    argument("--size", default="demo", help="`demo`: the variant's usual one; or the number of videos"),
     argument("--seed", type=int, default=0, help="the same seed gives the same videos"),
     argument("--workers", type=int, default=0, help="processes; 0: one per core"),
+    argument("--variant", default="demo", help="demo; or knowledge, on which knowing when an action happens helps"),
 )
 def mini_dataset(args: Namespace, config: RunConfig) -> None:
     """Render a small dataset of real WebM files in exactly Something-Something v2's layout."""
     from stabn.data.mini import make_mini_dataset
 
     size = int(args.size) if args.size.isdigit() else args.size
-    result = make_mini_dataset(args.folder, size, args.seed, args.workers)
+    result = make_mini_dataset(args.folder, size, args.seed, args.workers, variant=args.variant)
     print(f"{result.num_videos} videos in {result.videos_dir}, labels in {result.labels_dir}")
 
 

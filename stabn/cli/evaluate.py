@@ -40,19 +40,38 @@ def report(args: Namespace, config: RunConfig) -> None:
 
     inputs = ReportInputs(**{field.name: getattr(args, field.name) for field in dataclasses.fields(ReportInputs)})
     folder = Path(args.output)
-    result = write_report(inputs, folder / "report.html", folder / "figures")
+    result = write_report(inputs, folder / "report.html", folder / "figures", promotion=config.promote)
     print(tables_text(result))
     print(f"report: {folder / 'report.html'}")
+
+
+@command(
+    "compare",
+    argument("first", metavar="A", help="predictions of evaluate: a path, URI or runs:/ID; seeds parted by commas"),
+    argument("second", metavar="B", help="those of the other network, on the same split"),
+    argument("--output", metavar="DIR", default="", help="folder for compare.html and compare.json"),
+)
+def compare(args: Namespace, config: RunConfig) -> None:
+    """Say in what two networks differ and how certain that is: videos won and lost, per action, with intervals.
+
+    Reads prediction tables of the same videos; with several seeds of each, the intervals are over seeds and videos.
+    Prints the comparison, and writes it as a page and as JSON.
+    """
+    from stabn.evaluation.compare import compare
+
+    compare(args.first, args.second, args.output)
 
 
 @stage_command("promote")
 def promote(args: Namespace, config: RunConfig) -> None:
     """Register the fine-tuned network in MLflow; the alias champion moves only when it wins by more than noise."""
     from stabn.evaluation import predict
+    from stabn.evaluation.prediction_table import Predictions
     from stabn.evaluation.promote import promote
 
     def evaluate_champion(uri: str, path: Path) -> object:
-        return predict.evaluate(uri, args.manifest, "validation", "as_is", path, config, name="champion")
+        split = Predictions.load(args.after).split
+        return predict.evaluate(uri, args.manifest, split, "as_is", path, config, name="champion")
 
     evaluate = evaluate_champion if args.manifest else None
     promote(args.before, args.after, args.checkpoint, args.model_name, config.promote, evaluate)

@@ -9,12 +9,19 @@ OUTPUT = argument("--output", metavar="URI", help="folder or s3:// prefix for be
 PROFILE = argument("--profile", metavar="PATH", default="", help="trace of a few steps, opens in ui.perfetto.dev")
 
 
-@stage_command("train", OUTPUT, PROFILE)
+@stage_command(
+    "train",
+    OUTPUT,
+    PROFILE,
+    argument("--edits", metavar="URI", default="", help="edit table of import-edits, to learn from it from the start"),
+    argument("--name", default="train", help="name of the run in MLflow"),
+)
 def train(args: Namespace, config: RunConfig) -> None:
     """Train ST-ABN, or with a baseline preset the 3D ResNet, on the training split.
 
     Reads a manifest and the frames it names; writes best.pt (best validation top-1) and states/, from which the same
-    command goes on where it was stopped or killed, also with another number of processes.
+    command goes on where it was stopped or killed, also with another number of processes. With --edits people's
+    corrections are learnt from the first step on (train.gamma), as an alternative to fine-tuning with them afterwards.
 
     1 GPU: as it is. 8 GPUs: --train.processes 0. 2 machines of 8 GPUs: start on each
       torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m stabn.cli train ...
@@ -22,7 +29,8 @@ def train(args: Namespace, config: RunConfig) -> None:
     """
     from stabn.training import stage
 
-    print(f"best checkpoint: {stage.train(args.manifest, config, args.output, args.profile).best_uri}")
+    result = stage.train(args.manifest, config, args.output, args.profile, args.edits, args.name)
+    print(f"best checkpoint: {result.best_uri}")
 
 
 @stage_command("finetune", OUTPUT, PROFILE)

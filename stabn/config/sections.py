@@ -127,11 +127,14 @@ class FitConfig(Settings):
     momentum: float = setting(0.9, "momentum of SGD", low=0.0, high=1.0)
     nesterov: bool = setting(True, "Nesterov momentum, as in the released settings")
     weight_decay: float = setting(5e-4, "weight decay", low=0.0)
+    decay_norms: bool = setting(True, "weight decay of BatchNorm and biases too, as in the paper", later=True)
     clip_norm: float = setting(20.0, "largest norm of the gradient; 0: no clipping", low=0.0)
     schedule: str = setting(
-        "plateau", "plateau: times plateau_factor when the validation loss saturates", choices=("plateau", "one_cycle")
+        "plateau",
+        "plateau: times plateau_factor when the validation loss saturates; cosine: from the rate after warm-up to 0",
+        choices=("plateau", "one_cycle", "cosine"),
     )
-    warmup_epochs: float = setting(0.0, "epochs in which the rate of the plateau schedule rises from 0", low=0.0)
+    warmup_epochs: float = setting(0.0, "epochs in which the rate of plateau and cosine rises from 0", low=0.0)
     plateau_factor: float = setting(0.1, "what the learning rate is multiplied by on a plateau", low=0.0, high=1.0)
     plateau_patience: int = setting(5, "validations without a lower loss that make a plateau", low=0)
     min_learning_rate: float = setting(1e-6, "training stops when a plateau would lower the rate below this", low=0.0)
@@ -150,6 +153,7 @@ class FitConfig(Settings):
     activation_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
     compile: bool = setting(False, "compile the network with torch.compile; for GPUs, takes minutes at the start")
     seed: int = setting(0, "seed of weights, order and augmentation", low=0)
+    deterministic: bool = setting(False, "on GPUs, only kernels that repeat to the bit; slower", later=True)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     processes: int = setting(
         1, "processes on this machine, each with a GPU of its own; 0: one per GPU; torchrun's number goes before", low=0
@@ -161,6 +165,28 @@ class FitConfig(Settings):
         10.0, "minutes from one saved state to the next inside an epoch; 0: only after epochs", low=0.0
     )
     keep_states: int = setting(2, "newest saved states to keep", low=1)
+    keep: str = setting(
+        "best",
+        "epoch whose network is the one to use: best: of the highest validation top-1; last: no choice is made",
+        choices=("best", "last"),
+        later=True,
+    )
+    gamma: float = setting(
+        10.0, "weight of the temporal attention loss (eq. 6) of edited videos; 0: the control run", low=0.0, later=True
+    )
+    teacher_forcing: float = setting(
+        0.0,
+        "share of the edited clips in which the edit takes the place of Mt in the attention mechanism while learning, "
+        "0 to 1; with 1 the network never meets its own attention of these videos",
+        low=0.0,
+        high=1.0,
+        later=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.compile and self.teacher_forcing:
+            raise ConfigError(f"compile with teacher_forcing = {self.teacher_forcing}: choose one of them")
 
 
 # Of FitConfig: where and how fast it runs, what it saves and shows, never what is learnt.
@@ -181,7 +207,11 @@ RUNNING = (
 class TrainConfig(FitConfig):
     """Training of the whole network (paper, section 4.1; the released settings where it is silent)."""
 
-    init_weights: str = setting("", "path or URI of an ImageNet 2D ResNet or a checkpoint; empty: random weights")
+    init_weights: str = setting(
+        "imagenet",
+        "weights at the start: imagenet (torchvision's ResNet of this depth), timm:NAME, a path or URI of a 2D ResNet "
+        "or a checkpoint, or random",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +221,9 @@ class FinetuneConfig(FitConfig):
     epochs: int = setting(20, "passes over the fine-tuning videos", low=1)
     learning_rate: float = setting(1e-4, "initial learning rate, for reference_batch_size videos per step", low=0.0)
     gamma: float = setting(10.0, "weight of the temporal attention loss (eq. 6); 0: the control run", low=0.0)
+    keep: str = setting(
+        "last", "as in train; on the last epoch no choice was made", choices=("best", "last"), later=True
+    )
     unedited_share: float = setting(
         1.0, "share of the training videos without an edit that is mixed in every epoch, 0 to 1", low=0.0, high=1.0
     )
@@ -275,13 +308,18 @@ class EditorConfig(Settings):
 class PromoteConfig(Settings):
     """When the fine-tuned network takes the champion's place."""
 
-    metric: str = setting("top1", "what must rise by more than noise on the validation split", choices=("top1", "top5"))
+    metric: str = setting("top1", "what must rise by more than noise", choices=("top1", "top5"))
     confidence: float = setting(
         0.95, "confidence of the paired bootstrap interval that must lie above zero", low=0.5, high=0.999
     )
     samples: int = setting(2000, "resamples of the videos that the interval is taken from", low=100)
-    max_class_drop: float = setting(0.2, "how far a class's top-1 may fall, 0 to 1", low=0.0, high=1.0)
-    min_support: int = setting(10, "videos a class must have for its fall to count", low=1)
+    class_fdr: float = setting(
+        0.05,
+        "share of the classes called worse that may be so by chance; a class that is worse keeps the champion; 0: "
+        "classes do not count",
+        low=0.0,
+        high=1.0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,13 @@ class ConfigError(StabnError):
 
 
 def setting(
-    default: Any, help: str, *, choices: Iterable[Any] = (), low: float | None = None, high: float | None = None
+    default: Any,
+    help: str,
+    *,
+    choices: Iterable[Any] = (),
+    low: float | None = None,
+    high: float | None = None,
+    later: bool = False,
 ) -> Any:
     """Declare a dataclass field with its help text and the values it may have.
 
@@ -26,8 +32,11 @@ def setting(
         choices: the only values allowed, if any.
         low: smallest value allowed, inclusive.
         high: largest value allowed, inclusive.
+        later: the setting came after runs without it were saved: while it has its default, it is no part of a run's
+            identity, so that those runs are gone on with.
     """
-    return field(default=default, metadata={"help": help, "choices": tuple(choices), "low": low, "high": high})
+    metadata = {"help": help, "choices": tuple(choices), "low": low, "high": high, "later": later}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,6 +140,11 @@ class Manifest:
             raise ManifestError(f"split {split!r} has no videos in the manifest; it has {', '.join(sorted(present))}")
         return rows
 
+    @property
+    def reported_split(self) -> str:
+        """The split that results are reported on: held_out, on which nothing was chosen, or without one validation."""
+        return "held_out" if pc.any(pc.equal(self.table["split"], "held_out")).as_py() else "validation"
+
     def _fingerprint(self) -> str:
         """Hash what a network can see: ids, splits, classes, source bytes, and the stored frames' sizes."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())

@@ -6,7 +6,7 @@
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -18,14 +18,41 @@ import numpy as np
 
 from stabn.config import fingerprint
 from stabn.data.mini_drawing import PHOTOGRAPHS, draw
-from stabn.data.mini_motion import ACTIONS, Action, MiniError, plan_video
-from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES, SPLITS, template_to_class
+from stabn.data.mini_motion import ACTIONS, HELPED, HELPED_ACTIONS, Action, MiniError, plan_video
+from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES, template_to_class
 from stabn.data.video_encoding import encode
+from stabn.stages import SPLITS
 
-DEMO_VIDEOS = 580
-SPLIT_SHARES = {"train": 420 / 580, "validation": 140 / 580, "test": 20 / 580}
 FPS = 12
 RENDERER_VERSION = 1  # raise it when drawing changes; changes of the tables are noticed by themselves
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kind of mini dataset.
+
+    Attributes:
+        actions: its classes.
+        videos: of each split, at its usual size; other sizes have the same shares.
+        held_out_weight: how much more often the actions that knowledge helps are held out than they are trained on.
+    """
+
+    actions: tuple[Action, ...]
+    videos: dict[str, int]
+    held_out_weight: float = 1.0
+
+    @property
+    def size(self) -> int:
+        """The usual number of videos."""
+        return sum(self.videos.values())
+
+
+VARIANTS = {
+    "demo": Variant(ACTIONS, {"train": 420, "validation": 140, "test": 20, "held_out": 0}),
+    # Few training videos: that is where people's knowledge pays. Many held out: differences are small.
+    "knowledge": Variant(HELPED_ACTIONS, {"train": 300, "validation": 140, "test": 20, "held_out": 1020}, 4.0),
+}
+DEMO_VIDEOS = VARIANTS["demo"].size
 
 
 @dataclass(frozen=True)
@@ -55,26 +82,31 @@ def make_mini_dataset(
     seed: int = 0,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    variant: str = "demo",
 ) -> MiniDataset:
     """Render the dataset into a folder; videos that are there already are kept.
 
     Args:
         folder: gets `videos/<id>.webm`, `labels/*.json`, `segments.json` (id to [first, last) of the action).
-        size: number of videos of all splits, or "demo" for DEMO_VIDEOS.
+        size: number of videos of all splits, or "demo" for the variant's usual number.
         seed: the same seed and size give the same content, whatever the number of workers.
         workers: processes that render; 0: one per core.
         progress: called with (videos done, videos in all).
+        variant: demo; or knowledge, on which knowing the segments of the actions helps to tell them.
 
     Raises:
         MiniError: too small a size, or the folder holds something else.
     """
-    num_videos = DEMO_VIDEOS if size == "demo" else size
+    if variant not in VARIANTS:
+        raise MiniError(f"mini dataset of variant {variant!r}: choose one of {', '.join(VARIANTS)}")
+    kind = VARIANTS[variant]
+    num_videos = kind.size if size == "demo" else size
     if not isinstance(num_videos, int) or num_videos < 2 * len(ACTIONS) + 1:
         raise MiniError(f"mini dataset of size {size!r}: give 'demo' or a number of at least {2 * len(ACTIONS) + 1}")
     root = Path(folder)
     dataset = MiniDataset(root, root / "videos", root / "labels", root / "segments.json", num_videos)
-    _claim(dataset, seed)
-    entries = _entries(num_videos, seed)
+    _claim(dataset, seed, kind)
+    entries = _entries(num_videos, seed, kind)
     _write_labels(dataset, entries, seed)
     missing = [entry for entry in entries if not (dataset.videos_dir / f"{entry.video_id}.webm").exists()]
     done = num_videos - len(missing)
@@ -111,9 +143,9 @@ def _render_job(job: tuple[Entry, int, str]) -> None:
     encode(Path(videos_dir) / f"{entry.video_id}.webm", draw(plan, _photos(entry, seed), rng), FPS, crf=36)
 
 
-def _claim(dataset: MiniDataset, seed: int) -> None:
+def _claim(dataset: MiniDataset, seed: int, kind: Variant) -> None:
     """Mark the folder as this dataset's, or refuse it."""
-    wanted = {"seed": seed, "num_videos": dataset.num_videos, "version": _version()}
+    wanted = {"seed": seed, "num_videos": dataset.num_videos, "version": _version(kind)}
     marker = dataset.folder / "mini.json"
     if marker.exists():
         found = json.loads(marker.read_text())
@@ -129,9 +161,9 @@ def _claim(dataset: MiniDataset, seed: int) -> None:
     _write_json(marker, wanted)
 
 
-def _version() -> str:
+def _version(kind: Variant) -> str:
     """Name everything besides seed and size that the content depends on."""
-    return f"{RENDERER_VERSION}-{fingerprint([asdict(action) for action in ACTIONS], PHOTOGRAPHS, SPLIT_SHARES)}"
+    return f"{RENDERER_VERSION}-{fingerprint(asdict(kind), PHOTOGRAPHS)}"
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -144,26 +176,36 @@ def _write_json(path: Path, content: Any) -> None:
     os.replace(part, path)
 
 
-def _entries(num_videos: int, seed: int) -> list[Entry]:
-    """Divide the videos into splits and classes; every class is in both labelled splits."""
+def _entries(num_videos: int, seed: int, kind: Variant = VARIANTS["demo"]) -> list[Entry]:
+    """Divide the videos into splits and classes; every class is in each labelled split."""
     rng = np.random.default_rng((seed, num_videos, 0))
-    num_test = max(1, round(num_videos * SPLIT_SHARES["test"]))
-    num_validation = max(len(ACTIONS), round(num_videos * SPLIT_SHARES["validation"]))
-    sizes = {"train": num_videos - num_test - num_validation, "validation": num_validation, "test": num_test}
+    shares = {split: videos / kind.size for split, videos in kind.videos.items()}
+    sizes = {
+        "validation": max(len(ACTIONS), round(num_videos * shares["validation"])),
+        "test": max(1, round(num_videos * shares["test"])),
+        "held_out": round(num_videos * shares["held_out"]),
+    }
+    sizes["train"] = num_videos - sum(sizes.values())
+    if sizes["train"] < len(kind.actions):
+        raise MiniError(f"{num_videos} videos leave none of some actions to train on; make more")
     names = rng.choice(np.arange(1, max(220_848, 2 * num_videos)), num_videos, replace=False)
     entries: list[Entry] = []
     for split in SPLITS:
-        counts = _counts(sizes[split], at_least=0 if split == "test" else 1)
-        for action in rng.permutation(np.repeat(np.arange(len(ACTIONS)), counts)):
+        weights = [
+            action.weight * (kind.held_out_weight if split == "held_out" and action.around is HELPED else 1)
+            for action in kind.actions
+        ]
+        counts = _counts(sizes[split], weights, at_least=1 if split in ("train", "validation") else 0)
+        for action in rng.permutation(np.repeat(np.arange(len(kind.actions)), counts)):
             index = len(entries)
-            entries.append(Entry(index, str(names[index]), split, ACTIONS[action]))
+            entries.append(Entry(index, str(names[index]), split, kind.actions[action]))
     return entries
 
 
-def _counts(total: int, at_least: int) -> np.ndarray:
-    """Share out videos by the actions' weights: largest remainders, but at least so many each."""
-    weights = np.array([action.weight for action in ACTIONS])
-    exact = at_least + weights / weights.sum() * (total - at_least * len(ACTIONS))
+def _counts(total: int, weights: Sequence[float], at_least: int) -> np.ndarray:
+    """Share out videos by weights: largest remainders, but at least so many each."""
+    shares = np.array(weights) / np.sum(weights)
+    exact = at_least + shares * (total - at_least * len(shares))
     counts = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
     return counts
@@ -175,6 +217,8 @@ def _write_labels(dataset: MiniDataset, entries: list[Entry], seed: int) -> None
     _write_json(dataset.labels_dir / LABELS_FILE, {name: str(i) for i, name in enumerate(classes)})
     for split in SPLITS:
         rows = [_row(entry, seed) for entry in entries if entry.split == split]
+        if split == "held_out" and not rows:
+            continue  # the dataset's own layout has no such file
         _write_json(dataset.labels_dir / SPLIT_FILES[split], rows)
     plans = [plan_video(entry.action, np.random.default_rng((seed, entry.index))) for entry in entries]
     segments = {entry.video_id: [plan.first, plan.last] for entry, plan in zip(entries, plans, strict=True)}

@@ -6,7 +6,7 @@ What tells the action from the misleading motion is that the hand touches the ob
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -31,6 +31,8 @@ class Surroundings:
         amplitude: size of one misleading motion, as a share of the height; 0.35 is an action's own size.
         move_frames: shortest and longest misleading motion, in frames.
         shake: camera shake, in pixels.
+        kinds: probabilities of a misleading motion: of the object, of the camera, a zoom, a turn of the object.
+        hand_away: how far the hand rests from the object, shortest and longest, in pixels; from about 130 out of view.
     """
 
     action_frames: tuple[int, int]
@@ -38,10 +40,21 @@ class Surroundings:
     amplitude: tuple[float, float]
     move_frames: tuple[int, int]
     shake: float = 1.2
+    kinds: tuple[float, float, float, float] = (0.5, 0.25, 0.15, 0.1)
+    hand_away: tuple[float, float] = (70, 105)
 
 
 EASY = Surroundings(action_frames=(18, 28), idle_frames=(8, 18), amplitude=(0.02, 0.07), move_frames=(5, 10))
 HARD = Surroundings(action_frames=(8, 10), idle_frames=(44, 58), amplitude=(0.3, 0.45), move_frames=(6, 10))
+# Hard too, but with three or more of 8 sampled frames in the action: who knows the segment can tell the class.
+HELPED = Surroundings(
+    action_frames=(14, 16),
+    idle_frames=(20, 26),
+    amplitude=(0.3, 0.45),
+    move_frames=(8, 12),
+    kinds=(0.9, 0.04, 0.03, 0.03),
+    hand_away=(150, 190),
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,9 @@ ACTIONS = (
     Action("Moving [something] closer to [something]", 1.5, "approach", ANY, SHORT, "any", HARD),
     Action("Moving [something] away from [something]", 1.5, "depart", ANY, SHORT, "any", HARD),
 )
+
+
+HELPED_ACTIONS = tuple(replace(action, around=HELPED) if action.around is HARD else action for action in ACTIONS)
 
 
 @dataclass(frozen=True)
@@ -183,7 +199,7 @@ def _misleading_path(start: np.ndarray, num_frames: int, around: Surroundings, r
             move = np.zeros(6)
             size = rng.uniform(*around.amplitude)
             sign = rng.choice((-1, 1))
-            kind = rng.choice(4, p=(0.5, 0.25, 0.15, 0.1))
+            kind = rng.choice(4, p=around.kinds)
             if kind < 2:
                 move[2 * kind + int(rng.random() < 0.35)] = sign * size * HEIGHT
             else:
@@ -217,7 +233,7 @@ def _hand_path(
     angle += math.pi if action.hand == "behind" else 0.0
     side = np.array((math.cos(angle), math.sin(angle)))
     arm = angle + rng.uniform(-0.6, 0.6)
-    away = rng.uniform(70, 105)
+    away = rng.uniform(*action.around.hand_away)
     if not touches and rng.random() < 0.35:
         return None
     released = first + max(4, (last - first) // 3) if action.motion == "spin" else last

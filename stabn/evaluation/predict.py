@@ -63,7 +63,7 @@ def evaluate(
     Args:
         checkpoint_uri: the network; clips are sampled as it was trained.
         manifest_uri: the videos; their classes must be the network's.
-        split: train, validation, test or held_out.
+        split: one of SPLITS, or auto: see Manifest.reported_split.
         attention: how the attention is changed, one of ATTENTION_MODES; see attention_modes.py.
         output_path: Parquet file to write, a path or URI.
         config: batch size, loading processes, device and precision.
@@ -97,6 +97,7 @@ def evaluate(
     check_classes(checkpoint, manifest.classes, manifest_uri)
     if attention != "as_is":
         require_attention(checkpoint, checkpoint_uri, "; use as_is")
+    split = manifest.reported_split if split == "auto" else split
     inputs = {"dataset": manifest.fingerprint, "checkpoint": checkpoint.fingerprint}
     settings = {"split": split, "attention": attention, "name": name}
     with contextlib.ExitStack() as stack:

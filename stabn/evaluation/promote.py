@@ -56,8 +56,8 @@ def promote(
     another run changes the champion meanwhile, it is compared again.
 
     Args:
-        before_path: validation predictions before fine-tuning.
-        after_path: validation predictions after.
+        before_path: predictions before fine-tuning, best of videos on which nothing was chosen.
+        after_path: predictions after, of the same videos.
         checkpoint_uri: the fine-tuned network; the registry keeps this URI.
         model_name: name in the registry; empty: register nothing.
         config: what winning means; None: the defaults.
@@ -124,8 +124,8 @@ def _rival(champion: Champion | None, before: Predictions, after: Predictions, e
     with tempfile.TemporaryDirectory() as folder:
         if champion.run_id and champion.tags.get(MANIFEST_TAG) == wanted:
             stored = fetch_artifact(champion.run_id, PREDICTIONS, folder)
-            if stored is not None:
-                return _Rival(name, Predictions.load(stored))
+            if stored is not None and (predictions := Predictions.load(stored)).split == after.split:
+                return _Rival(name, predictions)
         if evaluate is None:
             raise PromoteError(
                 f"{name}, {champion.source}: no predictions of it on these videos (manifest {wanted}); "
@@ -141,7 +141,7 @@ def _table(before: Predictions, after: Predictions, rival: _Rival) -> str:
     rows = {"before": before, "after": after}
     if rival.predictions is not before:
         rows = {rival.name.removeprefix("the "): rival.predictions, **rows}
-    lines = [f"| validation, {len(after):,} videos | top-1, % | top-5, % |", "|---|---|---|"]
+    lines = [f"| {after.split}, {len(after):,} videos | top-1, % | top-5, % |", "|---|---|---|"]
     lines += [
         f"| {name} | {100 * topk_accuracy(item, 1):.1f} | {100 * topk_accuracy(item, 5):.1f} |"
         for name, item in rows.items()

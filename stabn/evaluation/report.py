@@ -1,5 +1,6 @@
 """Stage report: one HTML page that says what fine-tuning with edited attention did, in the paper's own tables."""
 
+import dataclasses
 import datetime
 import json
 import os
@@ -15,7 +16,7 @@ import pandas as pd
 
 import stabn
 from stabn.attention.selection import Selection, load_selection
-from stabn.config import ModelConfig
+from stabn.config import ModelConfig, PromoteConfig
 from stabn.data.edit_table import load_edit_table
 from stabn.evaluation import charts
 from stabn.evaluation.examples import (
@@ -61,7 +62,7 @@ class ReportInputs:
     """Paths (or URIs) of what a report is made from; what may be absent is None or empty.
 
     Attributes:
-        before: predictions before fine-tuning on the validation split, attention as is.
+        before: predictions before fine-tuning on the split that is reported, attention as is.
         after: predictions after fine-tuning with the edits.
         before_inverted: predictions before fine-tuning, spatial attention inverted.
         after_inverted: predictions after fine-tuning, spatial attention inverted.
@@ -126,6 +127,7 @@ def write_report(
     figure_maker: FigureMaker | None = None,
     settings: Mapping[str, Any] | None = None,
     created_at: datetime.datetime | None = None,
+    promotion: PromoteConfig | None = None,
 ) -> ReportResult:
     """Write the page as one HTML file, and its attention figures as PNG files too.
 
@@ -136,6 +138,7 @@ def write_report(
         figure_maker: draws one video, by its id; None: with the checkpoints and the manifest, if they are given.
         settings: settings of the run by section, shown at the end.
         created_at: when the report was made, as shown; None: now.
+        promotion: what winning means, as for promote; None: the defaults.
 
     Raises:
         MetricsError: the prediction tables are not of the same videos and classes, or of the wrong networks.
@@ -154,7 +157,7 @@ def write_report(
     with stage_run("report", settings={}, inputs={**fingerprints, "selection": selection.fingerprint}) as run:
         table2, table3 = table_2(comparison), table_3(comparison)
         effects = measure_effects(comparison)
-        won, reason = wins(comparison.before, comparison.after)
+        won, reason = wins(comparison.before, comparison.after, **dataclasses.asdict(promotion or PromoteConfig()))
         metrics = metric_values(comparison, effects, table3) | {"wins": float(won)}
         edited = _edited_curves(inputs)
         figures = _figures(figure_maker or _figure_maker(inputs, edited), comparison, edited)
@@ -228,7 +231,7 @@ def describe_backbone(config: ModelConfig) -> str:
 def _figures(
     maker: FigureMaker | None, comparison: Comparison, edited: Mapping[str, npt.NDArray[np.float64]]
 ) -> list[tuple[VideoFigure, dict[str, Any]]]:
-    """Draw a few validation videos of the modified actions, then a few edited training videos beside their edit."""
+    """Draw a few reported videos of the modified actions, then a few edited training videos beside their edit."""
     if maker is None:
         return []
     items = choose_examples(comparison, {"won": 3, "lost": 2, "still wrong": 1})

@@ -78,11 +78,10 @@ class AttentionBranch(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (B, K), Ms (B, 1, T, h, w), Mt (B, 1, T, 1, 1)."""
         maps = self.class_maps(run_blocks(self.trunk, features, self.checkpointing))
-        scores = self.logits(maps)
-        if self.fc is None:
-            logits = self.dropout(scores.mean((2, 3, 4)))
+        if self.fc is None:  # dropped before the K->K maps: of the K logits none may be missing from the loss
+            logits = self.logits(self.dropout(maps)).mean((2, 3, 4))
         else:
-            logits = self.fc(self.dropout(scores.mean((3, 4)).flatten(1)))
+            logits = self.fc(self.dropout(self.logits(maps).mean((3, 4)).flatten(1)))
         mixed = self.temporal_mix(self.temporal_map(maps).squeeze(1))
         temporal = self.temporal(mixed.mean((2, 3)))
         return logits, self.spatial(maps), temporal[:, None, :, None, None]

@@ -98,17 +98,18 @@ def read_weights(uri: str) -> dict[str, Tensor]:
     return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
 
 
-def load_initial_weights(model: STABN | ResNet3D, uri: str) -> LoadReport:
+def load_initial_weights(model: STABN | ResNet3D, uri: str, weights: Mapping[str, Tensor] | None = None) -> LoadReport:
     """Fill a network from an ImageNet 2D ResNet, or from a checkpoint of the same network.
 
     Args:
         model: STABN or ResNet3D.
         uri: path or URI of a torchvision-format state dict, or of a checkpoint of this product.
+        weights: what is there, if it was read before; `uri` then names it in messages.
 
     Raises:
         WeightsError: a shape does not fit; names the key and both shapes.
     """
-    weights = read_weights(uri)
+    weights = read_weights(uri) if weights is None else weights
     if any(name.startswith("feature_extractor.") for name in weights):
         return _copy(model, [(name, name, value) for name, value in weights.items()], LoadReport(uri))
     if any(name.startswith("layer_att_common.") for name in weights):

@@ -120,10 +120,15 @@ class Loop:
         self.history.append(row)
         self._seen = 0
         self.stepper.load_totals(dict.fromkeys(COLUMNS, 0.0))
-        validated = [score(one) for one in self.history if "validation_top1" in one]
-        self._save(best="validation_top1" in row and score(row) == max(validated))
+        self._save(best=self._is_the_one(row))
         if self.world.is_main:
             self.on_epoch(row)
+
+    def _is_the_one(self, row: dict[str, float]) -> bool:
+        """Tell whether the network of this epoch, the newest, is so far the one to use."""
+        if "validation_top1" not in row or self.settings.keep == "last":
+            return self.settings.keep == "last"
+        return score(row) == max(score(one) for one in self.history if "validation_top1" in one)
 
     def _train(self, epoch: int) -> dict[str, float]:
         """Take the epoch's steps that are still to take; return what they took."""
@@ -250,7 +255,10 @@ def _place(recipe: Recipe, device: torch.device, world: World) -> nn.Module:
     model.set_activation_checkpointing(recipe.settings.activation_checkpointing)
     if recipe.settings.sync_batch_norm and world.size > 1:
         model = synchronize_batch_norm(model, device)
-    return prepare(model, device)
+    model = prepare(model, device)
+    if recipe.settings.deterministic:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    return model
 
 
 def _losses(prefix: str, sums: dict[str, float], videos: float) -> dict[str, float]:

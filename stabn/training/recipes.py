@@ -13,6 +13,7 @@ from stabn.data.edit_table import EditTable
 from stabn.data.manifest import Manifest
 from stabn.errors import StabnError
 from stabn.models import STABN, Output, ResNet3D
+from stabn.models.sources import fetch_initial_weights
 from stabn.models.weights import load_initial_weights
 from stabn.training.checkpoint import Checkpoint
 from stabn.training.device import Batch
@@ -56,9 +57,24 @@ def baseline(manifest: Manifest, config: RunConfig, say: Callable[[str], None] =
     return _train(ResNet3D, manifest, config, say)
 
 
-def st_abn(manifest: Manifest, config: RunConfig, say: Callable[[str], None] = print) -> Recipe:
-    """Train ST-ABN, with the cross-entropies of both branches (paper, section 4.1; eq. 4)."""
-    return _train(STABN, manifest, config, say)
+def st_abn(
+    manifest: Manifest, config: RunConfig, say: Callable[[str], None] = print, edits: EditTable | None = None
+) -> Recipe:
+    """Train ST-ABN, with the cross-entropies of both branches (paper, section 4.1; eq. 4).
+
+    With edits the network is trained anew with people's knowledge from the first step on (eq. 5 and 6); the paper does
+    not try this.
+
+    Raises:
+        TrainingError: the edits do not fit the manifest.
+    """
+    recipe = _train(STABN, manifest, config, say)
+    if edits is None:
+        return recipe
+    _edited_rows(edits, manifest)
+    recipe.videos.edits = edits
+    inputs = {**recipe.inputs, "edits": edits.fingerprint}
+    return dataclasses.replace(recipe, loss=_edited_loss(config.train.gamma), inputs=inputs)
 
 
 def finetuning(
@@ -77,7 +93,7 @@ def finetuning(
     Raises:
         TrainingError: the edits do not fit the manifest.
     """
-    settings, gamma = config.finetune, config.finetune.gamma
+    settings = config.finetune
     edited = _edited_rows(edits, manifest)
     others = np.setdiff1d(manifest.indices("train"), edited)
     clips = with_loading(checkpoint.data_config, config.data)
@@ -88,9 +104,6 @@ def finetuning(
         drawn = rng.choice(others, round(len(others) * settings.unedited_share), replace=False)
         return np.concatenate([edited, drawn])
 
-    def loss(output: Output, batch: Batch) -> Losses:
-        return finetuning_loss(output, batch["target"], batch["temporal_target"].flatten(0, 1), gamma=gamma)
-
     return Recipe(
         name=name,
         model=model,
@@ -100,9 +113,16 @@ def finetuning(
         ),
         validation=ClipDataset(manifest, manifest.indices("validation"), clips, train=False),
         epoch_rows=epoch_rows,
-        loss=loss,
+        loss=_edited_loss(settings.gamma),
         inputs={"manifest": manifest.fingerprint, "parent": checkpoint.fingerprint, "edits": edits.fingerprint},
         cache=FeatureCache(settings.feature_cache_mb) if settings.feature_cache_mb else None,
+    )
+
+
+def _edited_loss(gamma: float) -> Callable[[Output, Batch], Losses]:
+    """Return the loss of eq. 5: that of eq. 4, and the distance of Mt from the edits of those videos that have one."""
+    return lambda output, batch: finetuning_loss(
+        output, batch["target"], batch["temporal_target"].flatten(0, 1), gamma=gamma
     )
 
 
@@ -113,8 +133,11 @@ def _train(
     settings, clips, rows = config.train, config.data, manifest.indices("train")
     torch.manual_seed(settings.seed)
     model = network(dataclasses.replace(config.model, num_classes=len(manifest.classes)))
-    if settings.init_weights:
-        say(str(load_initial_weights(model, settings.init_weights)))
+    if found := fetch_initial_weights(settings.init_weights, config.model):
+        weights, source = found
+        say(str(load_initial_weights(model, source, weights)))
+    else:
+        say(f"{network.__name__} starts with random weights")
     return Recipe(
         name="train",
         model=model,

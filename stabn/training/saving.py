@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any, Self
 
 from stabn.config import LOADING, RUNNING, DataConfig, FitConfig, ModelConfig, to_dict
@@ -133,6 +134,11 @@ def run_identity(settings: FitConfig, data: DataConfig, model: ModelConfig, **in
     neutral = {*LOADING, *RUNNING}
     sections = {"": settings, "data.": data, "model.": model}
     values = {
-        prefix + name: v for prefix, s in sections.items() for name, v in to_dict(s).items() if name not in neutral
+        prefix + item.name: value
+        for prefix, section in sections.items()
+        for item, value in zip(fields(section), to_dict(section).values(), strict=True)
+        if item.name not in neutral and not (item.metadata["later"] and getattr(section, item.name) == item.default)
     }
+    if values.get("init_weights") == "random":
+        values["init_weights"] = ""  # its former name
     return {**values, **inputs}

@@ -68,10 +68,15 @@ def make_optimizer(
     SGD's momentum is there, as zeros, from the start: a first step that is skipped would leave it undefined.
     """
     rate = settings.learning_rate if learning_rate is None else learning_rate
+    groups: Any = parameters
+    if not settings.decay_norms:
+        plain = [parameter for parameter in parameters if parameter.ndim <= 1]  # of BatchNorm, and biases
+        others = [parameter for parameter in parameters if parameter.ndim > 1]
+        groups = [{"params": others}, {"params": plain, "weight_decay": 0.0}]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, rate, weight_decay=settings.weight_decay, fused=True)
+        return torch.optim.AdamW(groups, rate, weight_decay=settings.weight_decay, fused=True)
     optimizer = torch.optim.SGD(
-        parameters,
+        groups,
         rate,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
@@ -101,8 +106,12 @@ class Schedule:
         """Return the rate at a time in epochs, 0 to `epochs`."""
         if self.settings.schedule == "one_cycle":
             return one_cycle(self.peak, epoch / self.settings.epochs)
-        if epoch < self.settings.warmup_epochs:
-            return self.rate * max(0.01, epoch / self.settings.warmup_epochs)
+        warmup = self.settings.warmup_epochs
+        if epoch < warmup:
+            return self.rate * max(0.01, epoch / warmup)
+        if self.settings.schedule == "cosine":
+            share = (epoch - warmup) / max(1e-9, self.settings.epochs - warmup)
+            return self.peak * (0.5 + 0.5 * math.cos(math.pi * min(1.0, share)))
         return self.rate
 
     def validated(self, loss: float) -> None:
@@ -111,7 +120,7 @@ class Schedule:
             self.best_loss, self.waited = loss, 0
         else:
             self.waited += 1
-        if self.waited > self.settings.plateau_patience:
+        if self.settings.schedule == "plateau" and self.waited > self.settings.plateau_patience:
             self.rate *= self.settings.plateau_factor
             self.waited = 0
 

@@ -1,6 +1,7 @@
 """Stages train and finetune: they read their inputs, let the loop run a recipe, and leave the result in an output."""
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 
 from stabn.config import FitConfig, RunConfig, fingerprint, to_dict
@@ -13,7 +14,7 @@ from stabn.training.checkpoint import check_classes, describe, load_model, read_
 from stabn.training.distributed import World, join_world
 from stabn.training.launch import launch, must_launch
 from stabn.training.loop import Loop
-from stabn.training.recipes import Recipe, baseline, finetuning, st_abn
+from stabn.training.recipes import Recipe, TrainingError, baseline, finetuning, st_abn
 from stabn.training.saving import BEST, run_identity
 from stabn.training.states import StateStore
 
@@ -35,7 +36,14 @@ class TrainResult:
     metrics: dict[str, float]
 
 
-def train(manifest_uri: str, config: RunConfig, output_uri: str, profile_path: str = "") -> TrainResult:
+def train(
+    manifest_uri: str,
+    config: RunConfig,
+    output_uri: str,
+    profile_path: str = "",
+    edits_path: str = "",
+    name: str = "train",
+) -> TrainResult:
     """Train ST-ABN or the 3D ResNet baseline on the training split.
 
     Under torchrun this is one of the run's processes; with `train.processes` it starts them. An output that holds an
@@ -46,17 +54,38 @@ def train(manifest_uri: str, config: RunConfig, output_uri: str, profile_path: s
         config: all settings; the number of classes is the manifest's.
         output_uri: folder or prefix for checkpoints and the history.
         profile_path: file for a trace of a few steps; empty: none.
+        edits_path: edit table of import-edits to learn from besides the labels, for ST-ABN; empty: none.
+        name: what the run is called in logs and in MLflow, such as `train` or `retrain`.
+
+    Raises:
+        TrainingError: the edits do not fit the manifest, or the network has no attention.
     """
     settings = config.train
     if must_launch(settings):
         launch(
-            train, settings, manifest_uri=manifest_uri, config=config, output_uri=output_uri, profile_path=profile_path
+            train,
+            settings,
+            manifest_uri=manifest_uri,
+            config=config,
+            output_uri=output_uri,
+            profile_path=profile_path,
+            edits_path=edits_path,
+            name=name,
         )
         return read_result(output_uri)
     with join_world(settings.device, settings.timeout_seconds) as world:
         manifest = Manifest.load(manifest_uri)
-        recipe = (st_abn if config.model.has_attention else baseline)(manifest, config, world.say)
-        return _run(recipe, output_uri, world, profile_path, inputs={"dataset": manifest.fingerprint})
+        inputs = {"dataset": manifest.fingerprint}
+        if config.model.has_attention:
+            edits = load_edit_table(edits_path) if edits_path else None
+            recipe = st_abn(manifest, config, world.say, edits)
+            inputs |= {"edits": edits.fingerprint} if edits else {}
+        elif edits_path:
+            raise TrainingError(f"edits {edits_path} for a {config.model.name}, which has no attention to correct")
+        else:
+            recipe = baseline(manifest, config, world.say)
+        recipe = dataclasses.replace(recipe, name=name)
+        return _run(recipe, output_uri, world, profile_path, inputs)
 
 
 def finetune(
@@ -109,10 +138,15 @@ def finetune(
         return _run(recipe, output_uri, world, profile_path, inputs, parent_model=checkpoint.fingerprint)
 
 
-def train_output(manifest_uri: str, config: RunConfig, storage_uri: str) -> str:
+def train_output(
+    manifest_uri: str, config: RunConfig, storage_uri: str, edits_path: str = "", name: str = "train"
+) -> str:
     """Return the folder of the storage that a training with these settings and data keeps its checkpoints in."""
-    name = f"train-{_run_name(config.train, config, Manifest.load(manifest_uri).fingerprint)}"
-    return open_storage(storage_uri).child(f"checkpoints/{name}").uri
+    inputs = [Manifest.load(manifest_uri).fingerprint]
+    if edits_path:
+        inputs.append(load_edit_table(edits_path).fingerprint)
+    folder = f"{name}-{_run_name(config.train, config, *inputs)}"
+    return open_storage(storage_uri).child(f"checkpoints/{folder}").uri
 
 
 def finetune_output(checkpoint_uri: str, edits_path: str, config: RunConfig, storage_uri: str, name: str) -> str:

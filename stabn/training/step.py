@@ -158,6 +158,12 @@ class Stepper:
             options = {"features": features}
         else:
             options = {"video": batch_input(group, self.data_config, self.device).flatten(0, 1)}
+        if self.settings.teacher_forcing:
+            edited = group["temporal_target"].flatten(0, 1)
+            edited = torch.where(
+                torch.rand(len(edited), 1, device=edited.device) < self.settings.teacher_forcing, edited, torch.nan
+            )
+            options["temporal_transform"] = lambda own: torch.where(torch.isnan(edited), own, edited.to(own))
         network, stance = self._compiled(num_videos)
         with stance, autocast(self.device, self.dtype):
             output = network(**options)

@@ -1,0 +1,300 @@
+"""Whether people's corrections improve the recognition: rows, controls, intervals, on videos that no choice looks at.
+
+    python benchmarks/knowledge.py --gate      # does the dataset ask the question at all?
+    python benchmarks/knowledge.py             # every row, five seeds; goes on where it was stopped
+
+Renders the variant `knowledge` of the mini dataset and trains, with each seed, the 3D ResNet, ST-ABN, ST-ABN fine-tuned
+with the corrections of all training videos of the hard actions (the paper's route), and ST-ABN trained anew with them
+from the first step on; each with controls that differ in the curves alone: none (gamma 0), the same curves shifted by a
+random time, another video's, the network's own. The corrections are known segments. Every network is that of the last
+epoch, and every number is of the split held_out. The gate replaces Mt by the true segments in training and evaluation:
+what a perfect attention would bring.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import record
+
+from stabn.attention.automatic import load_segments, segment_curve
+from stabn.config import fingerprint
+from stabn.data.edit_table import save_edit_table
+from stabn.data.frames import extract_frames
+from stabn.data.manifest import Manifest
+from stabn.data.mini import VARIANTS, make_mini_dataset
+from stabn.data.mini_motion import HELPED
+from stabn.data.ssv2 import template_to_class
+from stabn.evaluation.crossed import Interval, crossed_bootstrap
+from stabn.evaluation.prediction_table import Predictions
+from stabn.presets import resolve
+
+SETTINGS = (
+    "data.num_frames=8 train.epochs=40 train.keep=last train.validate_every=40 train.device=auto train.log_steps=0 "
+    "finetune.epochs=12 finetune.validate_every=12 finetune.unedited_share=0.5"
+)
+BEFORE, EDITED = "ST-ABN", "edits"
+CURVES = ("edits", "gamma 0", "random curves", "another video's", "its own attention")
+MODES = ("as_is", "temporal_mean", "temporal_reversed", "temporal_other", "spatial_inverted")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One network of each seed: what it is called, and how it is made."""
+
+    name: str
+    route: str = "train"
+    curves: str = ""
+
+
+ROWS = (
+    Row("3D ResNet"),
+    Row(BEFORE),
+    *(Row(f"fine-tuned, {curves}", "finetune", curves) for curves in CURVES),
+    *(Row(f"trained with them, {curves}", "retrain", curves) for curves in (EDITED, *CURVES[2:4])),
+)
+GATE = (Row(BEFORE), Row("true attention", "gate", "all"))
+
+
+class Bench:
+    """The dataset, and where each network and its predictions lie."""
+
+    def __init__(self, folder: Path, size: int, overrides: str) -> None:
+        self.folder, self.size, self.overrides = folder, size, overrides
+        self.config = resolve("mini", f"{SETTINGS} {overrides}")
+        self.dataset, self.manifest_path = folder / "dataset", folder / "manifest.parquet"
+        self.segments_path = self.dataset / "segments.json"
+
+    def prepare(self) -> None:
+        """Render the videos and extract their frames, unless they are there."""
+        made = make_mini_dataset(self.dataset, self.size or "demo", variant="knowledge")
+        places = (str(made.videos_dir), str(made.labels_dir), str(self.folder / "storage"))
+        extract_frames(*places, self.manifest_path, self.folder / "rejects.parquet", self.config.extract)
+
+    @property
+    def helped(self) -> list[int]:
+        """Classes whose videos are corrected."""
+        names = {template_to_class(a.template) for a in VARIANTS["knowledge"].actions if a.around is HELPED}
+        classes = Manifest.load(self.manifest_path).classes
+        return [index for index, name in enumerate(classes) if name in names]
+
+    def predictions(self, row: Row, seed: int, mode: str = "as_is") -> Path:
+        """Return where the predictions of a row's network lie."""
+        return self.folder / f"seed-{seed}" / f"{row.name} {mode}.parquet"
+
+    def edits(self, curves: str, seed: int, checkpoint: str) -> str:
+        """Write the edit table of a row, unless it is there: the curves by video id."""
+        path = self.folder / f"seed-{seed}" / f"{curves}.edits.parquet"
+        if not path.exists():
+            manifest, helped = Manifest.load(self.manifest_path), set(self.helped)
+            rows = manifest.indices("train")
+            if curves != "all":
+                rows = [row for row in rows if manifest.video(row).class_index in helped]
+            made = self._curves(curves, manifest, rows, np.random.default_rng(seed), checkpoint)
+            table = [
+                {"video_id": name, "edited_attention": curve, "editor": "segments", "revision": 1, "status": "edited"}
+                for name, curve in made.items()
+            ]
+            content = fingerprint({name: np.round(curve, 4).tolist() for name, curve in made.items()})
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_edit_table(path, table, {"fingerprint": content, "round_id": "knowledge"})
+        return str(path)
+
+    def _curves(
+        self, curves: str, manifest: Manifest, rows: list[int], rng: np.random.Generator, checkpoint: str
+    ) -> dict[str, np.ndarray]:
+        videos = [manifest.video(row) for row in rows]
+        segments = load_segments(str(self.segments_path))
+        true = [segment_curve(video.num_frames, *segments[video.video_id]) for video in videos]
+        if curves == "random curves":
+            true = [np.roll(curve, rng.integers(len(curve))) for curve in true]
+        elif curves == "another video's":
+            order = rng.permutation(len(true))
+            partner = dict(zip(order, np.roll(order, 1)))
+            true = [stretched(true[partner[number]], len(curve)) for number, curve in enumerate(true)]
+        elif curves == "its own attention":
+            true = own_attention(checkpoint, manifest, rows)
+        return {video.video_id: curve.astype(np.float32) for video, curve in zip(videos, true, strict=True)}
+
+
+def stretched(curve: np.ndarray, length: int) -> np.ndarray:
+    """Return a curve on another number of frames."""
+    return np.interp(np.linspace(0, 1, length), np.linspace(0, 1, len(curve)), curve)
+
+
+def slug(name: str) -> str:
+    """Return a row's name as MLflow takes it."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name)
+
+
+def own_attention(checkpoint: str, manifest: Manifest, rows: list[int]) -> list[np.ndarray]:
+    """Return a network's temporal attention per source frame of some videos."""
+    from stabn.attention.export import attend
+    from stabn.data.dataset import FrameReader
+    from stabn.training.checkpoint import load_model
+    from stabn.training.device import choose_device, prepare
+
+    model, description = load_model(checkpoint)
+    model, reader = prepare(model, choose_device("auto")), FrameReader(manifest)
+    return [attend(model, reader.frames(row), description.data_config).temporal for row in rows]
+
+
+def run_seed(bench: Bench, rows: tuple[Row, ...], seed: int, threads: int) -> None:
+    """Make the networks of one seed and their predictions, those that are not there yet."""
+    import torch
+
+    from stabn.evaluation.predict import evaluate
+    from stabn.training.stage import finetune, train
+
+    torch.set_num_threads(threads)
+    os.environ["STABN_RUN_ID"] = f"knowledge-{fingerprint(bench.overrides, bench.size)}-{seed}"
+    os.environ["STABN_PIPELINE"] = "knowledge"
+    manifest, folder = str(bench.manifest_path), bench.folder / f"seed-{seed}"
+    settings, late = (dataclasses.replace(part, seed=seed) for part in (bench.config.train, bench.config.finetune))
+    config = dataclasses.replace(bench.config, train=settings, finetune=late)
+    before = str(folder / BEFORE / "best.pt")
+    for row in rows:
+        output = str(folder / row.name)
+        own, path = config, bench.edits(row.curves, seed, before) if row.curves and row.curves != "gamma 0" else ""
+        if row.curves == "gamma 0":
+            path = bench.edits(EDITED, seed, before)
+            own = dataclasses.replace(config, finetune=dataclasses.replace(late, gamma=0.0))
+        if row.name == "3D ResNet":
+            own = dataclasses.replace(config, model=dataclasses.replace(config.model, name="resnet3d"))
+        if row.route == "gate":
+            own = dataclasses.replace(config, train=dataclasses.replace(settings, gamma=0.0, teacher_forcing=1.0))
+        modes = MODES[:1] if row.name == "3D ResNet" else ("temporal_segments",) if row.route == "gate" else MODES
+        if all(bench.predictions(row, seed, mode).exists() for mode in modes):
+            continue
+        if row.route == "finetune":
+            result = finetune(before, manifest, path, own, output, name=slug(row.name))
+        else:
+            result = train(manifest, own, output, edits_path=path, name=slug(row.name))
+        for mode in modes:
+            where = str(bench.segments_path) if mode == "temporal_segments" else ""
+            target = bench.predictions(row, seed, mode)
+            evaluate(result.best_uri, manifest, "held_out", mode, target, own, name=slug(row.name), segments_uri=where)
+
+
+def work(bench: Bench, rows: tuple[Row, ...], seeds: list[int], workers: int) -> None:
+    """Run the seeds, some at a time, each in a process of its own."""
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers, maxtasksperchild=1) as pool:
+        jobs = [pool.apply_async(run_seed, (bench, rows, seed, threads)) for seed in seeds]
+        for number, job in enumerate(jobs, start=1):
+            job.get()
+            print(f"{number} of {len(seeds)} seeds are done", file=sys.stderr, flush=True)
+
+
+class Results:
+    """Who was right, by row, mode, seed and video."""
+
+    def __init__(self, bench: Bench, seeds: list[int]) -> None:
+        self._bench, self._seeds = bench, seeds
+        example = Predictions.load(bench.predictions(Row(BEFORE), seeds[0]))
+        edited = np.isin(example.class_index, bench.helped)
+        self.groups = {"edited actions": edited, "others": ~edited, "all": np.ones_like(edited)}
+
+    def right(self, name: str, mode: str = "as_is", k: int = 1) -> np.ndarray:
+        """Return (num_seeds, num_videos) float: 1 where the true class is among the k best."""
+        tables = [Predictions.load(self._bench.predictions(Row(name), seed, mode)) for seed in self._seeds]
+        return np.array([(t.top5[:, :k] == t.class_index[:, None]).any(1) for t in tables], dtype=float)
+
+    def difference(
+        self, one: str, other: str, videos: np.ndarray, modes: tuple[str, str] = ("as_is", "as_is")
+    ) -> Interval:
+        """Return how many more videos are right with one row's network than with another's."""
+        return crossed_bootstrap(self.right(one, modes[0]) - self.right(other, modes[1]), videos)
+
+
+def cells(interval: Interval) -> tuple[float, float, str]:
+    """Return mean, standard deviation over seeds and interval in points."""
+    return 100 * interval.mean, 100 * interval.deviation, f"{100 * interval.low:+.1f} to {100 * interval.high:+.1f}"
+
+
+def gate_table(bench: Bench, seeds: list[int]) -> record.Table:
+    """Return what a perfect attention would bring."""
+    results, rows = Results(bench, seeds), []
+    forced, modes = GATE[1].name, ("temporal_segments", "as_is")
+    for name, videos in results.groups.items():
+        plain = 100 * results.right(BEFORE)[:, videos].mean()
+        oracle = 100 * results.right(forced, modes[0])[:, videos].mean()
+        rows.append((name, int(videos.sum()), plain, oracle, *cells(results.difference(forced, BEFORE, videos, modes))))
+    passed = "open" if rows[0][4] >= 10 else "closed"
+    columns = (
+        "held-out videos",
+        "number",
+        "plain",
+        "true segments as Mt",
+        "difference",
+        "sd over seeds",
+        "95% interval",
+    )
+    note = f"The gate is {passed}: true attention must bring at least 10 points on the edited actions."
+    return record.Table(f"Top-1, %, {len(seeds)} seeds", columns, ("", "", ".1f", ".1f", "+.1f", ".1f", ""), rows, note)
+
+
+def accuracy_table(bench: Bench, seeds: list[int]) -> record.Table:
+    """Return Tables 1 and 2 over seeds: top-1 of the edited actions, the others and all, and top-5."""
+    results, rows = Results(bench, seeds), []
+    for row in ROWS:
+        right = results.right(row.name)
+        values = [100 * right[:, videos].mean() for videos in results.groups.values()]
+        deviation = 100 * crossed_bootstrap(right, results.groups["edited actions"]).deviation
+        rows.append((row.name, *values, deviation, 100 * results.right(row.name, k=5).mean()))
+    counts = ", ".join(f"{int(videos.sum())} of {name}" for name, videos in results.groups.items())
+    columns = ("network", *(f"top-1, {name}" for name in results.groups), "sd over seeds, edited actions", "top-5, all")
+    return record.Table(f"%, {len(seeds)} seeds, held-out videos: {counts}", columns, ("", *[".1f"] * 5), rows)
+
+
+def difference_table(bench: Bench, seeds: list[int]) -> record.Table:
+    """Return what each route brings over the network before and over its controls."""
+    results, rows = Results(bench, seeds), []
+    for route, controls in (("fine-tuned", CURVES[1:]), ("trained with them", CURVES[2:4])):
+        for other in (BEFORE, *(f"{route}, {curves}" for curves in controls)):
+            for group, videos in list(results.groups.items())[:2]:
+                found = results.difference(f"{route}, {EDITED}", other, videos)
+                rows.append((f"{route}, {EDITED}", other, group, *cells(found)))
+    columns = ("network", "over", "held-out videos", "difference of top-1", "sd over seeds", "95% interval")
+    title = "Points; intervals by a crossed bootstrap over seeds and videos"
+    return record.Table(title, columns, ("", "", "", "+.1f", ".1f", ""), rows)
+
+
+def attention_table(bench: Bench, seeds: list[int]) -> record.Table:
+    """Return Table 3 with controls: how much top-1 of the edited actions drops under other attention."""
+    results, rows = Results(bench, seeds), []
+    edited = results.groups["edited actions"]
+    for row in ROWS[1:]:
+        drops = [results.difference(row.name, row.name, edited, ("as_is", mode)) for mode in MODES[1:]]
+        rows.append((row.name, 100 * results.right(row.name)[:, edited].mean(), *(100 * drop.mean for drop in drops)))
+    columns = ("network", "as is", *(mode.replace("_", " ") for mode in MODES[1:]))
+    title = "Top-1 of the edited actions, %, and how many points it drops under other attention"
+    return record.Table(title, columns, ("", *[".1f"] * 5), rows)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = record.parser(__doc__)
+    parser.add_argument("--gate", action="store_true", help="only whether true attention would help")
+    parser.add_argument("--dir", type=Path, default=Path("build/knowledge"), metavar="D", help="default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="trainings of each row; default: %(default)s")
+    parser.add_argument("--size", type=int, default=0, metavar="N", help="videos of the dataset; 0: the usual number")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="seeds at a time; default: %(default)s")
+    parser.add_argument("--overrides", default="", help="settings that differ, section.name=value")
+    args = parser.parse_args()
+    bench = Bench(args.dir.absolute(), args.size, args.overrides)
+    bench.prepare()
+    seeds = list(range(args.seeds))
+    work(bench, GATE if args.gate else ROWS, seeds, args.workers)
+    tables: list[Callable[[Bench, list[int]], record.Table]] = [accuracy_table, difference_table, attention_table]
+    record.report([make(bench, seeds) for make in ([gate_table] if args.gate else tables)], args.output)
+
+
+if __name__ == "__main__":
+    main()
