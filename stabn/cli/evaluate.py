@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stabn.commands import argument, command, stage_command
 from stabn.config import RunConfig
+from stabn.stages import COMPUTING, SPLIT
 
 OUTPUT = argument("--output", metavar="PATH", help="file to write")
 
@@ -60,6 +61,25 @@ def compare(args: Namespace, config: RunConfig) -> None:
     from stabn.evaluation.compare import compare
 
     compare(args.first, args.second, args.output)
+
+
+@command(
+    "agreement",
+    argument("--checkpoint", metavar="URI", help="checkpoint of train, finetune or import-checkpoint"),
+    argument("--manifest", metavar="URI", help="manifest of extract-frames"),
+    argument("--truth", metavar="URI", help="JSON of video id to [first, last) frame of the action, or an edit table"),
+    argument("--split", default="auto", choices=SPLIT.choices, help="videos to compare on"),
+    argument("--output", metavar="PATH", default="", help="JSON to write"),
+    sections=COMPUTING,
+)
+def agreement(args: Namespace, config: RunConfig) -> None:
+    """Say whether the temporal attention lies where the action is: AP, AUC, IoU and pointing game, by action.
+
+    Reads a network and known segments, or people's corrections of videos that it was not trained with.
+    """
+    from stabn.evaluation.agreement import measure_agreement
+
+    measure_agreement(args.checkpoint, args.manifest, args.split, args.truth, config, args.output)
 
 
 @stage_command("promote")
