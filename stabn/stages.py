@@ -22,6 +22,7 @@ ATTENTION_MODES = (
     "temporal_uniform",
     "temporal_segments",
 )
+FRAME_MODES = ("temporal_mean", "temporal_reversed", "temporal_other")  # they keep the level, or the shape, of Mt
 SPLITS = ("train", "validation", "test", "held_out")  # nothing is chosen on held_out
 
 

@@ -12,8 +12,9 @@ from stabn.config import ConfigError
 from stabn.data.manifest import Manifest
 from stabn.evaluation.attention_modes import AttentionMode, known_curves
 from stabn.evaluation.predict import evaluate
+from stabn.evaluation.prediction_table import Predictions
 from stabn.models import STABN
-from stabn.stages import ATTENTION_MODES
+from stabn.stages import ATTENTION_MODES, FRAME_MODES
 
 OWN = torch.tensor([[0.1, 0.2, 0.6], [0.5, 0.7, 0.9]])
 
@@ -78,3 +79,13 @@ def test_every_mode_is_evaluated(manifest_path: str, trained: str, tmp_path: Pat
     segments.write_text("[1, 2]")
     with pytest.raises(SegmentsError, match=r"segments\.json"):
         known_curves(manifest, manifest.indices("validation"), str(segments))
+
+
+def test_one_evaluation_also_says_what_other_attention_would(manifest_path: str, trained: str, tmp_path: Path) -> None:
+    config = settings(train__batch_size=16)  # all in one batch: whose attention another video gets depends on it
+    own = evaluate(trained, manifest_path, "validation", "as_is", tmp_path / "own.parquet", config).predictions
+    kept = Predictions.load(tmp_path / "own.parquet")
+    for mode in FRAME_MODES:
+        alone = evaluate(trained, manifest_path, "validation", mode, tmp_path / "p.parquet", config).predictions
+        assert own.under[mode].tolist() == alone.predicted.tolist() == kept.under[mode].tolist(), mode
+        assert not alone.under

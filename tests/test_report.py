@@ -1,5 +1,6 @@
 """The report: exact numbers in its tables, one file without outside resources, claims no stronger than the numbers."""
 
+import dataclasses
 import datetime
 import html
 import json
@@ -21,9 +22,17 @@ from stabn.evaluation.select_classes import select_classes
 from stabn.evaluation.significance import Difference
 from stabn.evaluation.tables import compare
 from stabn.evaluation.verdict import CONTROL, EDITED, OF_EDITS, judge
+from stabn.stages import FRAME_MODES
 
 HOSTILE = '<script>alert(1)</script> & "quoted"'
 PER_CLASS = 40
+
+
+def with_other_attention(table: Predictions, kept: float) -> Predictions:
+    """Let a share of the right videos stay right under each other attention, and no wrong one become right."""
+    stay = np.arange(len(table)) % 100 < 100 * kept
+    best = np.where(table.correct & ~stay, (table.class_index + 1) % len(table.classes), table.predicted)
+    return dataclasses.replace(table, under=dict.fromkeys(FRAME_MODES, best))
 
 
 def make_table(accuracies, names, *, split="validation", attention="as_is", checkpoint="c") -> Predictions:
@@ -314,3 +323,21 @@ def test_a_history_that_is_none_is_named_with_its_line(tmp_path):
     (tmp_path / "history.jsonl").write_text('{"epoch": 1}\n{"loss": 2}\n')
     with pytest.raises(ReportError, match=r"history\.jsonl, line 2: not the metrics of an epoch"):
         read_history(tmp_path / "history.jsonl")
+
+
+def test_the_page_says_which_frames_matter(tmp_path: Path) -> None:
+    """A network that reads its attention frame by frame is worse under another; tables of before do not say."""
+    inputs = write_inputs(tmp_path)
+    make_report(inputs, tmp_path / "without")
+    assert "Which frames matter" not in (tmp_path / "without" / "report.html").read_text()
+    for name, kept in (("before", 1.0), ("after", 0.5)):
+        table = with_other_attention(Predictions.load(tmp_path / f"{name}.parquet"), kept)
+        table.save(tmp_path / f"{name}.parquet")
+        assert Predictions.load(tmp_path / f"{name}.parquet").under.keys() == set(FRAME_MODES)
+    make_report(inputs, tmp_path / "with")
+    page = (tmp_path / "with" / "report.html").read_text()
+    section = page.split("Which frames matter")[1].split("</table>")[0]
+    cells = re.findall(r"<td>([^<]*)</td>", section)
+    assert (
+        len(cells) == 8 and cells[1] == "0.0 (0.0 to 0.0)" and re.fullmatch(r"−[\d.]+ \(−[\d.]+ to −[\d.]+\)", cells[5])
+    )

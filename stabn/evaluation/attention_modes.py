@@ -46,10 +46,10 @@ class AttentionMode:
             return {}
         if self.name == "spatial_inverted":
             return {"spatial_transform": invert}
-        return {"temporal_transform": lambda own: self._temporal(own, known)}
+        return {"temporal_transform": lambda own: self.replace(own, known)}
 
-    def _temporal(self, own: Tensor, known: Tensor | None) -> Tensor:
-        """Return what takes the place of Mt, (B, T)."""
+    def replace(self, own: Tensor, known: Tensor | None = None) -> Tensor:
+        """Return what takes the place of Mt, both (B, T); for the temporal modes."""
         if self.name == "temporal_inverted":
             return invert(own)
         if self.name == "temporal_mean":

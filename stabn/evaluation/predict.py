@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ from stabn.data.manifest import Manifest
 from stabn.data.sampler import shard
 from stabn.evaluation.attention_modes import AttentionMode, known_curves
 from stabn.evaluation.metrics import confusion_matrix, topk_accuracy
-from stabn.evaluation.prediction_table import TOP, Predictions
+from stabn.evaluation.prediction_table import TOP, UNDER, Predictions
+from stabn.models import STABN, Output
 from stabn.progress import Progress
+from stabn.stages import FRAME_MODES
 from stabn.storage import fetch
 from stabn.tracking import StageRun, stage_run
 from stabn.training.checkpoint import check_classes, load_model, require_attention
 from stabn.training.device import (
     autocast,
+    average_clips,
     batch_input,
     choose_device,
     choose_precision,
@@ -150,6 +154,8 @@ def predict(
 ) -> dict[str, Any]:
     """Return the columns of `Predictions` for some rows of a manifest, each row once.
 
+    Of ST-ABN as it is they have the best class under each of FRAME_MODES too, which costs only the perception branch.
+
     Args:
         model: the network, in evaluation mode.
         manifest: the videos.
@@ -166,6 +172,7 @@ def predict(
     model = prepare(model, device)
     mine = shard(rows, world.rank, world.size)
     mode = AttentionMode(attention)
+    other = [AttentionMode(name) for name in FRAME_MODES] if attention == "as_is" else []
     known = known_curves(manifest, rows, segments_uri) if segments_uri else None
     dataset = ClipDataset(manifest, mine, with_loading(data, config.data), train=False, edits=known)
     parts: dict[str, list[Tensor]] = {}
@@ -181,7 +188,12 @@ def predict(
             continue
         clips = batch_input(batch, data, device)
         with autocast(device, dtype):
-            output = forward_clips(model, clips, **mode.options(batch["temporal_target"].flatten(0, 1)))
+            if other and isinstance(model, STABN):
+                output, best = _with_other_attention(model, clips, other)
+                for name, classes in best.items():
+                    parts.setdefault(f"{UNDER}{name}", []).append(classes.cpu())
+            else:
+                output = forward_clips(model, clips, **mode.options(batch["temporal_target"].flatten(0, 1)))
         for branch, logits in (("", output.logits), ("attention_", output.attention_logits)):
             if logits is not None:
                 top = logits.float().softmax(1).topk(min(TOP, logits.shape[1]), dim=1)
@@ -200,7 +212,23 @@ def predict(
     columns: dict[str, Any] = {
         name: np.concatenate([share[name] for share in shares if share])[order] for name in names
     }
-    return {"video_ids": tuple(manifest.video_id(row) for row in rows), **columns}
+    under = {name.removeprefix(UNDER): columns.pop(name) for name in list(columns) if name.startswith(UNDER)}
+    return {"video_ids": tuple(manifest.video_id(row) for row in rows), "under": under, **columns}
+
+
+def _with_other_attention(
+    model: STABN, clips: Tensor, modes: Sequence[AttentionMode]
+) -> tuple[Output, dict[str, Tensor]]:
+    """Recognise clips (B, num_clips, 3, T, H, W), and return the best class (B,) under other Mt too, by mode."""
+    features = model.extract_features(clips.flatten(0, 1))
+    own = model(features=features)
+    assert own.spatial_attention is not None and own.temporal_attention is not None
+    best = {}
+    for mode in modes:
+        replaced = mode.replace(own.temporal_attention.flatten(1))[:, None, :, None, None]
+        logits = model.perceive(features, own.spatial_attention, replaced)
+        best[mode.name] = logits.unflatten(0, clips.shape[:2]).mean(1).argmax(1)
+    return average_clips(own, *clips.shape[:2]), best
 
 
 def summarize(predictions: Predictions) -> dict[str, float]:

@@ -18,6 +18,7 @@ from stabn.stages import ATTENTION_MODES
 from stabn.storage import ObjectNotFound, read_uri, write_uri
 
 METADATA_KEY = b"stabn"
+UNDER = "under_"  # how the columns of other attention begin
 TOP = 5
 
 Floats = npt.NDArray[np.float32]
@@ -40,6 +41,7 @@ class Predictions:
         loss: (N,) float32, cross-entropy of the perception branch; NaN where there is no label.
         attention_top5: (N, k) int32, the same of the attention branch; None for a network without one.
         attention_scores: (N, k) float32, their probabilities; None for a network without one.
+        under: by name of FRAME_MODES the best class under that attention, (N,) int32; where it was asked for.
         metadata: JSON values; `classes`, `split` and `attention` (how the attention was changed) are required,
             `checkpoint_fingerprint`, `manifest_fingerprint`, `top1`, `top5` are usual.
     """
@@ -51,6 +53,7 @@ class Predictions:
     loss: Floats
     attention_top5: Ints | None = None
     attention_scores: Floats | None = None
+    under: dict[str, Ints] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -140,6 +143,7 @@ class Predictions:
             loss=self.loss[rows],
             attention_top5=self.attention_top5[rows] if has_attention else None,  # type: ignore[index]
             attention_scores=self.attention_scores[rows] if has_attention else None,  # type: ignore[index]
+            under={name: best[rows] for name, best in self.under.items()},
             metadata=self.metadata,
         )
 
@@ -157,6 +161,7 @@ class Predictions:
                 "attention_scores": _lists(self.attention_scores),
             }
         columns["loss"] = pa.array(self.loss)
+        columns |= {f"{UNDER}{name}": pa.array(best.astype(np.int32)) for name, best in self.under.items()}
         table = pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(self.metadata).encode()})
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
@@ -193,6 +198,11 @@ class Predictions:
                 loss=table["loss"].to_numpy(),
                 attention_top5=_matrix(table["attention_top5"]) if has_attention else None,
                 attention_scores=_matrix(table["attention_scores"]) if has_attention else None,
+                under={
+                    name.removeprefix(UNDER): table[name].to_numpy()
+                    for name in table.column_names
+                    if name.startswith(UNDER)
+                },
                 metadata=json.loads(metadata),
             )
         except (MetricsError, ValueError) as error:

@@ -41,6 +41,7 @@ from stabn.evaluation.tables import (
     PAPER_TABLE_3,
     Comparison,
     compare,
+    frames_table,
     percent,
     plain_text,
     table_2,
@@ -53,6 +54,12 @@ from stabn.tracking import stage_run
 from stabn.training.checkpoint import describe, read_checkpoint
 
 HTML_FILE, METRICS_FILE, FIGURES_DIR = "report.html", "metrics.json", "figures"
+
+OTHER_ATTENTION = {
+    "temporal_mean": "its mean over the video",
+    "temporal_reversed": "reversed in time",
+    "temporal_other": "another video’s",
+}
 
 Location = str | os.PathLike[str]
 
@@ -174,6 +181,7 @@ def write_report(
             table1=_table_1_rows(comparison, inputs),
             table2=table2,
             table3=table3,
+            frames=frames_table(comparison, OTHER_ATTENTION),
             paper_table1=PAPER_TABLE_1,
             paper_table2=PAPER_TABLE_2,
             paper_table3=PAPER_TABLE_3,

@@ -1,12 +1,14 @@
 """Tables 1 to 3 in the paper's columns, beside the paper's own numbers (percent, one decimal)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
+from stabn.evaluation.crossed import crossed_bootstrap
 from stabn.evaluation.metrics import group_accuracy, topk_accuracy
 from stabn.evaluation.prediction_table import MetricsError, Predictions, align
+from stabn.evaluation.significance import points
 
 PAPER_RUN = "ST-ABN, 3D ResNet-50, 32 frames, Something-Something v.2"
 
@@ -130,6 +132,25 @@ def table_3(comparison: Comparison) -> pd.DataFrame:
     groups = ("as is", "inverted", "drop")
     columns = pd.MultiIndex.from_product([groups, ("top-1", "top-5")])
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def frames_table(comparison: Comparison, mode_names: Mapping[str, str]) -> pd.DataFrame:
+    """Return top-1 in percent as is, and the change under other temporal attention with its interval, as text.
+
+    Args:
+        comparison: the predictions; networks whose other attention was not evaluated are left out.
+        mode_names: what each of FRAME_MODES is called.
+    """
+    rows = {}
+    for name, table in comparison.networks.items():
+        if set(mode_names) <= set(table.under):
+            cells = [percent(100 * topk_accuracy(table, 1))]
+            for mode in mode_names:
+                right = table.under[mode] == table.class_index
+                change = crossed_bootstrap((right.astype(float) - table.correct)[None])
+                cells.append(f"{points(change.mean)} ({points(change.low)} to {points(change.high)})")
+            rows[name] = cells
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["as is", *mode_names.values()])
 
 
 def percent(value: float | None) -> str:
