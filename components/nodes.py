@@ -36,8 +36,8 @@ def train(
 
     A run that was interrupted goes on; one that is complete is not repeated.
     """
-    output = train_output(manifest, config, storage_uri)
-    if placement.is_here:
+    here, output = placement.is_here, train_output(manifest, config, storage_uri)
+    if here:
         training.train(manifest, _with_processes(config, placement), output)
     else:
         arguments = {"manifest": _stage(manifest, storage_uri, "manifest.parquet"), "output": output}
@@ -67,8 +67,8 @@ def finetune(
         return _retrain(
             manifest, edits, config, storage_uri, finetuned_path, name.replace("finetune", route), placement
         )
-    output = finetune_output(checkpoint, edits, config, storage_uri, name)
-    if placement.is_here:
+    here, output = placement.is_here, finetune_output(checkpoint, edits, config, storage_uri, name)
+    if here:
         training.finetune(checkpoint, manifest, edits, _with_processes(config, placement), output, name)
     else:
         arguments = {
@@ -88,8 +88,8 @@ def _retrain(
     """Train anew with the edits, and another seed than before: with gamma 0 it would be the same network again."""
     own = dataclasses.replace(config.train, gamma=config.finetune.gamma, seed=config.train.seed + 1)
     config = dataclasses.replace(config, train=own)
-    output = train_output(manifest, config, storage_uri, edits, name)
-    if placement.is_here:
+    here, output = placement.is_here, train_output(manifest, config, storage_uri, edits, name)
+    if here:
         training.train(manifest, _with_processes(config, placement), output, edits_path=edits, name=name)
     else:
         arguments = {
