@@ -183,3 +183,14 @@ def test_training_loss_trains_the_baseline() -> None:
     losses = training_loss(model(torch.randn(2, 3, 6, 32, 32, dtype=torch.float64)), torch.tensor([0, 1]))
     losses.total.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_smoothed_labels_leave_a_share_to_every_class() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.1, 0.3]])
+    target = torch.tensor([0, 2])
+    shares = torch.full((2, 3), 0.3 / 3)
+    shares[[0, 1], target] += 0.7
+    expected = -(shares * logits.log_softmax(1)).sum(1).mean()
+    found = training_loss(Output(logits, logits), target, 0.3)
+    torch.testing.assert_close(found.perception, expected)
+    torch.testing.assert_close(found.total, 2 * expected)

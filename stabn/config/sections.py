@@ -127,6 +127,9 @@ class FitConfig(Settings):
     momentum: float = setting(0.9, "momentum of SGD", low=0.0, high=1.0)
     nesterov: bool = setting(True, "Nesterov momentum, as in the released settings")
     weight_decay: float = setting(5e-4, "weight decay", low=0.0)
+    label_smoothing: float = setting(
+        0.0, "share of each label that is spread evenly over all classes, 0 to 1", low=0.0, high=1.0, later=True
+    )
     decay_norms: bool = setting(True, "weight decay of BatchNorm and biases too, as in the paper", later=True)
     clip_norm: float = setting(20.0, "largest norm of the gradient; 0: no clipping", low=0.0)
     schedule: str = setting(

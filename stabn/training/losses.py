@@ -18,18 +18,19 @@ class Losses(NamedTuple):
     temporal: Tensor
 
 
-def training_loss(output: Output, target: Tensor) -> Losses:
+def training_loss(output: Output, target: Tensor, smoothing: float = 0.0) -> Losses:
     """Return the cross-entropy of the perception branch plus that of the attention branch (eq. 4).
 
     Args:
         output: of the network; the baseline has no attention branch, whose part is then 0.
         target: int64 (B,), true classes.
+        smoothing: share of each label that is spread evenly over all classes, 0 to 1.
     """
-    perception = F.cross_entropy(_at_least_float32(output.logits), target)
+    perception = F.cross_entropy(_at_least_float32(output.logits), target, label_smoothing=smoothing)
     if output.attention_logits is None:
         attention = torch.zeros_like(perception)
     else:
-        attention = F.cross_entropy(_at_least_float32(output.attention_logits), target)
+        attention = F.cross_entropy(_at_least_float32(output.attention_logits), target, label_smoothing=smoothing)
     return Losses(perception + attention, perception, attention, torch.zeros_like(perception))
 
 
@@ -59,7 +60,7 @@ def temporal_attention_loss(temporal_attention: Tensor, edited: Tensor) -> Tenso
     return per_video.sum() / len(edited)
 
 
-def finetuning_loss(output: Output, target: Tensor, edited: Tensor, gamma: float) -> Losses:
+def finetuning_loss(output: Output, target: Tensor, edited: Tensor, gamma: float, smoothing: float = 0.0) -> Losses:
     """Return L + gamma * L_temp (eq. 5 and 6).
 
     Args:
@@ -67,13 +68,14 @@ def finetuning_loss(output: Output, target: Tensor, edited: Tensor, gamma: float
         target: int64 (B,), true classes.
         edited: float (B, T), see `temporal_attention_loss`.
         gamma: weight of the temporal part; the paper's is 10.
+        smoothing: see `training_loss`.
 
     Raises:
         ShapeError: the network has no temporal attention, or the edits do not have its shape.
     """
     if output.temporal_attention is None:
         raise ShapeError("the network has no temporal attention to fine-tune; use model.name = st_abn")
-    base = training_loss(output, target)
+    base = training_loss(output, target, smoothing)
     temporal = temporal_attention_loss(output.temporal_attention, edited)
     return base._replace(total=base.total + gamma * temporal, temporal=temporal)
 

@@ -74,7 +74,7 @@ def st_abn(
     _edited_rows(edits, manifest)
     recipe.videos.edits = edits
     inputs = {**recipe.inputs, "edits": edits.fingerprint}
-    return dataclasses.replace(recipe, loss=_edited_loss(config.train.gamma), inputs=inputs)
+    return dataclasses.replace(recipe, loss=_edited_loss(config.train), inputs=inputs)
 
 
 def finetuning(
@@ -113,17 +113,22 @@ def finetuning(
         ),
         validation=ClipDataset(manifest, manifest.indices("validation"), clips, train=False),
         epoch_rows=epoch_rows,
-        loss=_edited_loss(settings.gamma),
+        loss=_edited_loss(settings),
         inputs={"manifest": manifest.fingerprint, "parent": checkpoint.fingerprint, "edits": edits.fingerprint},
         cache=FeatureCache(settings.feature_cache_mb) if settings.feature_cache_mb else None,
     )
 
 
-def _edited_loss(gamma: float) -> Callable[[Output, Batch], Losses]:
+def _edited_loss(settings: FitConfig) -> Callable[[Output, Batch], Losses]:
     """Return the loss of eq. 5: that of eq. 4, and the distance of Mt from the edits of those videos that have one."""
+    options = {"gamma": settings.gamma, **_smoothing(settings)}
     return lambda output, batch: finetuning_loss(
-        output, batch["target"], batch["temporal_target"].flatten(0, 1), gamma=gamma
+        output, batch["target"], batch["temporal_target"].flatten(0, 1), **options
     )
+
+
+def _smoothing(settings: FitConfig) -> dict[str, float]:
+    return {"smoothing": settings.label_smoothing} if settings.label_smoothing else {}
 
 
 def _train(
@@ -145,7 +150,7 @@ def _train(
         videos=ClipDataset(manifest, rows, clips, train=True, seed=settings.seed),
         validation=ClipDataset(manifest, manifest.indices("validation"), clips, train=False),
         epoch_rows=lambda epoch: rows,
-        loss=lambda output, batch: training_loss(output, batch["target"]),
+        loss=lambda output, batch: training_loss(output, batch["target"], **_smoothing(settings)),
         inputs={"manifest": manifest.fingerprint},
     )
 
