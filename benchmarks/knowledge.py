@@ -35,7 +35,7 @@ from stabn.evaluation.prediction_table import Predictions
 from stabn.presets import resolve
 
 SETTINGS = (
-    "data.num_frames=8 train.epochs=40 train.keep=last train.validate_every=40 train.device=auto train.log_steps=0 "
+    "data.num_frames=10 train.epochs=40 train.keep=last train.validate_every=40 train.device=auto train.log_steps=0 "
     "finetune.epochs=12 finetune.validate_every=12 finetune.unedited_share=0.5"
 )
 BEFORE, EDITED = "ST-ABN", "edits"

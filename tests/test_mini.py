@@ -186,13 +186,14 @@ def test_the_knowledge_variant_holds_many_videos_of_its_hard_actions_out(tmp_pat
         make_mini_dataset(tmp_path / "other", SIZE, variant="other")
 
 
-def test_of_eight_sampled_frames_three_show_an_action_that_knowledge_helps() -> None:
-    seen = []
+def test_of_ten_sampled_frames_three_show_an_action_that_knowledge_helps() -> None:
+    seen, away = [], []
     for action in (action for action in HELPED_ACTIONS if action.around is HELPED):
         for seed in range(40):
             plan = plan_video(action, np.random.default_rng(seed))
-            frames = evaluation_sample(len(plan.path), 8, 1)[0]
+            frames = evaluation_sample(len(plan.path), 10, 1)[0]
             seen.append(int(((frames >= plan.first) & (frames < plan.last)).sum()))
             far = np.linalg.norm(plan.hand[:, :2] - plan.path[:, :2], axis=1)[: max(0, plan.first - 6)]
-            assert not len(far) or np.median(far) > 90, "the hand comes into view for the action"
+            away.extend(far)
     assert np.mean(seen) >= 3 and min(seen) >= 2
+    assert np.mean(away) > 130, "the hand comes into view for the action"

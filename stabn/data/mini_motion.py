@@ -46,10 +46,10 @@ class Surroundings:
 
 EASY = Surroundings(action_frames=(18, 28), idle_frames=(8, 18), amplitude=(0.02, 0.07), move_frames=(5, 10))
 HARD = Surroundings(action_frames=(8, 10), idle_frames=(44, 58), amplitude=(0.3, 0.45), move_frames=(6, 10))
-# Hard too, but with three or more of 8 sampled frames in the action: who knows the segment can tell the class.
+# Hard too, but with three or more of 10 sampled frames in the action: who knows the segment can tell the class.
 HELPED = Surroundings(
-    action_frames=(14, 16),
-    idle_frames=(20, 26),
+    action_frames=(15, 17),
+    idle_frames=(26, 34),
     amplitude=(0.3, 0.45),
     move_frames=(8, 12),
     kinds=(0.9, 0.04, 0.03, 0.03),
