@@ -199,6 +199,15 @@ def test_resources_have_one_accelerator_for_each_process() -> None:
     assert resources["limits"] == resources["requests"] == {"cpu": "32", "memory": "256Gi", "nvidia.com/gpu": "8"}
 
 
+@pytest.mark.parametrize(
+    ("processes", "cpu", "memory", "shared"), [(1, "4", "16Gi", "4Gi"), (8, "32", "128Gi", "32Gi")]
+)
+def test_a_node_grows_with_its_processes_unless_told(processes: int, cpu: str, memory: str, shared: str) -> None:
+    manifest = build_trainjob(Work(stage="train", command=COMMAND, num_nodes=2, procs_per_node=processes), config())
+    assert manifest["spec"]["trainer"]["resourcesPerNode"]["limits"] == {"cpu": cpu, "memory": memory}
+    assert f"'sizeLimit': '{shared}'" in str(manifest["spec"]["runtimePatches"])
+
+
 def test_a_dollar_in_a_command_is_not_a_variable() -> None:
     work = Work(stage="train", command=("stabn", "--name=$(HOME)"), num_nodes=1)
     assert build_trainjob(work, config())["spec"]["trainer"]["command"][1] == "--name=$$(HOME)"

@@ -20,6 +20,7 @@ PREFIX = "STABN_TRAINJOB_"
 CONFIG_MAP = "stabn-trainjob"
 CONFIG_DIR = Path("/etc/stabn-trainjob")
 QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
+PROCESS_CORES, PROCESS_GIB, PROCESS_SHM_GIB = 4, 16, 4  # of a node for each of its processes, where nothing is set
 LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?")
 ENV_NAME = re.compile(r"[A-Za-z_]\w*")
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
@@ -43,9 +44,11 @@ class ClusterConfig(Settings):
         "environment variables from secrets, VARIABLE=secret/key, with ? at the end one that may be missing",
     )
     env: tuple[str, ...] = setting((), "further environment variables, VARIABLE=value; nothing secret")
-    cpu: str = setting("4", "processor cores of a node")
-    memory: str = setting("16Gi", "memory of a node, with its /dev/shm")
-    shm_size: str = setting("4Gi", "size of /dev/shm, which the loading processes use, at most")
+    cpu: str = setting("", f"processor cores of a node; empty: {PROCESS_CORES} for each of its processes")
+    memory: str = setting("", f"memory of a node, with its /dev/shm; empty: {PROCESS_GIB}Gi for each of its processes")
+    shm_size: str = setting(
+        "", f"size of /dev/shm, which the loaders use, at most; empty: {PROCESS_SHM_GIB}Gi for each process of the node"
+    )
     tmp_size: str = setting("20Gi", "size of /tmp, with data.cache_dir below it, at most")
     node_selector: tuple[str, ...] = setting((), "labels that the machines must have, key=value")
     tolerations: tuple[str, ...] = setting((), "taints of the machines that do not matter, key[=value][:effect]")
@@ -72,8 +75,9 @@ class ClusterConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("cpu", "memory", "shm_size", "tmp_size"):
-            if not QUANTITY.fullmatch(getattr(self, name)):
-                raise ConfigError(f"{name} = {getattr(self, name)!r}: write an amount such as 4, 500m or 16Gi")
+            amount = getattr(self, name)
+            if not QUANTITY.fullmatch(amount) and (amount or name == "tmp_size"):
+                raise ConfigError(f"{name} = {amount!r}: write an amount such as 4, 500m or 16Gi")
         for name in ("node_selector", "env", "secrets"):
             for item in getattr(self, name):
                 key, equals, value = item.partition("=")

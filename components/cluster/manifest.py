@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.cluster.api import GROUP, VERSION
-from components.cluster.config import ClusterConfig, toleration
+from components.cluster.config import PROCESS_CORES, PROCESS_GIB, PROCESS_SHM_GIB, ClusterConfig, toleration
 from components.cluster.pods import CONTAINER, JOB_LABEL
 from stabn.config import ConfigError, fingerprint
 
@@ -101,7 +101,7 @@ def build_trainjob(work: Work, cluster: ClusterConfig, namespace: str = "") -> d
             "numProcPerNode": work.procs_per_node,
             "resourcesPerNode": _resources(work, cluster),
         },
-        "runtimePatches": [_patch(cluster, labels)],
+        "runtimePatches": [_patch(work, cluster, labels)],
     }
     if needs_own_runtime(cluster):
         spec["runtimeRef"] = {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": work.name}
@@ -188,17 +188,22 @@ def _environment(work: Work, cluster: ClusterConfig) -> list[dict[str, Any]]:
 
 
 def _resources(work: Work, cluster: ClusterConfig) -> dict[str, Any]:
-    amounts = {"cpu": cluster.cpu, "memory": cluster.memory}
+    processes = work.procs_per_node
+    amounts = {
+        "cpu": cluster.cpu or f"{PROCESS_CORES * processes}",
+        "memory": cluster.memory or f"{PROCESS_GIB * processes}Gi",
+    }
     if work.accelerator:
-        amounts[work.accelerator] = str(work.procs_per_node)
+        amounts[work.accelerator] = str(processes)
     return {"requests": dict(amounts), "limits": amounts}
 
 
-def _patch(cluster: ClusterConfig, labels: dict[str, str]) -> dict[str, Any]:
+def _patch(work: Work, cluster: ClusterConfig, labels: dict[str, str]) -> dict[str, Any]:
     """Return what the job changes in its runtime's pods."""
     user = {"runAsUser": cluster.run_as_user} if cluster.run_as_user else {}
+    shared = cluster.shm_size or f"{PROCESS_SHM_GIB * work.procs_per_node}Gi"
     folders = {
-        "dshm": ("/dev/shm", {"medium": "Memory", "sizeLimit": cluster.shm_size}),
+        "dshm": ("/dev/shm", {"medium": "Memory", "sizeLimit": shared}),
         "home": (HOME, {}),  # as large as the runtime says
         "tmp": ("/tmp", {"sizeLimit": cluster.tmp_size}),
     }
