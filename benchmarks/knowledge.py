@@ -11,6 +11,7 @@ epoch, and every number is of the split held_out. The gate replaces Mt by the tr
 what a perfect attention would bring.
 """
 
+import argparse
 import dataclasses
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ import numpy as np
 import record
 
 from stabn.attention.automatic import load_segments, segment_curve
+from stabn.attention.control_curves import correction_curves
 from stabn.config import fingerprint
 from stabn.data.edit_table import save_edit_table
 from stabn.data.frames import extract_frames
@@ -34,29 +36,46 @@ from stabn.evaluation.crossed import Interval, crossed_bootstrap
 from stabn.evaluation.prediction_table import Predictions
 from stabn.presets import resolve
 
-SETTINGS = (
-    "data.num_frames=10 train.epochs=40 train.keep=last train.validate_every=40 train.device=auto train.log_steps=0 "
-    "finetune.epochs=12 finetune.validate_every=12 finetune.unedited_share=0.5"
-)
 BEFORE, EDITED = "ST-ABN", "edits"
-CURVES = ("edits", "gamma 0", "random curves", "another video's", "its own attention")
+CURVES = {
+    "edits": "segments",
+    "gamma 0": "segments",
+    "random curves": "segments_shifted",
+    "another video's": "segments_other",
+    "its own attention": "network",
+}
 MODES = ("as_is", "temporal_mean", "temporal_reversed", "temporal_other", "spatial_inverted")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One network of each seed: what it is called, and how it is made."""
+    """One network of each seed: what it is called, and how it is made.
+
+    Attributes:
+        route: train: without edits; finetune, retrain: with them; gate: with the true segments in place of Mt.
+        curves: which edits, one of `CURVES`; all: the true segments of all videos.
+        share: of the edits that are used, 0 to 1, drawn at random.
+        noise: standard deviation of each border's error, in frames.
+        wrong: share of the curves that are shifted by a random time, 0 to 1.
+        misclassified: which of the videos are edited: only those that the network before gets wrong, or None: any;
+            False: as many at random.
+    """
 
     name: str
     route: str = "train"
     curves: str = ""
+    share: float = 1.0
+    noise: float = 0.0
+    wrong: float = 0.0
+    misclassified: bool | None = None
 
 
+RETRAINED = (EDITED, "random curves", "another video's")  # without edits it is ST-ABN itself
 ROWS = (
     Row("3D ResNet"),
     Row(BEFORE),
     *(Row(f"fine-tuned, {curves}", "finetune", curves) for curves in CURVES),
-    *(Row(f"trained with them, {curves}", "retrain", curves) for curves in (EDITED, *CURVES[2:4])),
+    *(Row(f"trained with them, {curves}", "retrain", curves) for curves in RETRAINED),
 )
 GATE = (Row(BEFORE), Row("true attention", "gate", "all"))
 
@@ -66,7 +85,7 @@ class Bench:
 
     def __init__(self, folder: Path, size: int, overrides: str) -> None:
         self.folder, self.size, self.overrides = folder, size, overrides
-        self.config = resolve("mini", f"{SETTINGS} {overrides}")
+        self.config = resolve("knowledge", overrides)
         self.dataset, self.manifest_path = folder / "dataset", folder / "manifest.parquet"
         self.segments_path = self.dataset / "segments.json"
 
@@ -87,15 +106,11 @@ class Bench:
         """Return where the predictions of a row's network lie."""
         return self.folder / f"seed-{seed}" / f"{row.name} {mode}.parquet"
 
-    def edits(self, curves: str, seed: int, checkpoint: str) -> str:
+    def edits(self, row: Row, seed: int, checkpoint: str) -> str:
         """Write the edit table of a row, unless it is there: the curves by video id."""
-        path = self.folder / f"seed-{seed}" / f"{curves}.edits.parquet"
+        path = self.folder / f"seed-{seed}" / f"{row.name}.edits.parquet"
         if not path.exists():
-            manifest, helped = Manifest.load(self.manifest_path), set(self.helped)
-            rows = manifest.indices("train")
-            if curves != "all":
-                rows = [row for row in rows if manifest.video(row).class_index in helped]
-            made = self._curves(curves, manifest, rows, np.random.default_rng(seed), checkpoint)
+            made = self._curves(row, seed, checkpoint)
             table = [
                 {"video_id": name, "edited_attention": curve, "editor": "segments", "revision": 1, "status": "edited"}
                 for name, curve in made.items()
@@ -105,26 +120,44 @@ class Bench:
             save_edit_table(path, table, {"fingerprint": content, "round_id": "knowledge"})
         return str(path)
 
-    def _curves(
-        self, curves: str, manifest: Manifest, rows: list[int], rng: np.random.Generator, checkpoint: str
-    ) -> dict[str, np.ndarray]:
-        videos = [manifest.video(row) for row in rows]
-        segments = load_segments(str(self.segments_path))
-        true = [segment_curve(video.num_frames, *segments[video.video_id]) for video in videos]
-        if curves == "random curves":
-            true = [np.roll(curve, rng.integers(len(curve))) for curve in true]
-        elif curves == "another video's":
-            order = rng.permutation(len(true))
-            partner = dict(zip(order, np.roll(order, 1)))
-            true = [stretched(true[partner[number]], len(curve)) for number, curve in enumerate(true)]
-        elif curves == "its own attention":
-            true = own_attention(checkpoint, manifest, rows)
-        return {video.video_id: curve.astype(np.float32) for video, curve in zip(videos, true, strict=True)}
+    def _curves(self, row: Row, seed: int, checkpoint: str) -> dict[str, np.ndarray]:
+        """Return the curves of a row by video id, as they are made from the segments."""
+        manifest, helped, rng = Manifest.load(self.manifest_path), set(self.helped), np.random.default_rng(seed)
+        rows = manifest.indices("train")
+        if row.curves != "all":
+            rows = [number for number in rows if manifest.video(number).class_index in helped]
+        if row.misclassified is not None:
+            wrong = self._misclassified(seed, checkpoint)
+            ids = {number: manifest.video(number).video_id for number in rows}
+            chosen = [number for number in rows if ids[number] in wrong]
+            rows = chosen if row.misclassified else sorted(rng.choice(rows, len(chosen), replace=False))
+        if row.share < 1:
+            rows = sorted(rng.choice(rows, max(1, round(row.share * len(rows))), replace=False))
+        segments, true = load_segments(str(self.segments_path)), {}
+        for number in map(int, rows):
+            video = manifest.video(number)
+            first, last = segments[video.video_id]
+            if row.noise:
+                errors = np.rint(rng.normal(0, row.noise, 2)).astype(int)
+                first = int(np.clip(first + errors[0], 0, video.num_frames - 1))
+                last = int(np.clip(last + errors[1], first + 1, video.num_frames))
+            true[video.video_id] = segment_curve(video.num_frames, first, last)
+        if row.wrong:
+            for name in rng.choice(list(true), round(row.wrong * len(true)), replace=False):
+                true[name] = np.roll(true[name], rng.integers(len(true[name])))
+        own = own_attention(checkpoint, manifest) if row.curves == "its own attention" else true.__getitem__
+        made = correction_curves(CURVES.get(row.curves, "segments"), true, own, rng)
+        return {name: curve.astype(np.float32) for name, curve in made.items()}
 
+    def _misclassified(self, seed: int, checkpoint: str) -> set[str]:
+        """Return the ids of the training videos that the network before gets wrong."""
+        from stabn.evaluation.predict import evaluate
 
-def stretched(curve: np.ndarray, length: int) -> np.ndarray:
-    """Return a curve on another number of frames."""
-    return np.interp(np.linspace(0, 1, length), np.linspace(0, 1, len(curve)), curve)
+        path = self.folder / f"seed-{seed}" / f"{BEFORE} train.parquet"
+        if not path.exists():
+            evaluate(checkpoint, str(self.manifest_path), "train", "as_is", path, self.config, name=slug(BEFORE))
+        table = Predictions.load(path)
+        return {name for name, right in zip(table.video_ids, table.correct, strict=True) if not right}
 
 
 def slug(name: str) -> str:
@@ -132,8 +165,8 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name)
 
 
-def own_attention(checkpoint: str, manifest: Manifest, rows: list[int]) -> list[np.ndarray]:
-    """Return a network's temporal attention per source frame of some videos."""
+def own_attention(checkpoint: str, manifest: Manifest) -> Callable[[str], np.ndarray]:
+    """Return what gives a network's temporal attention per source frame of a video."""
     from stabn.attention.export import attend
     from stabn.data.dataset import FrameReader
     from stabn.training.checkpoint import load_model
@@ -141,7 +174,8 @@ def own_attention(checkpoint: str, manifest: Manifest, rows: list[int]) -> list[
 
     model, description = load_model(checkpoint)
     model, reader = prepare(model, choose_device("auto")), FrameReader(manifest)
-    return [attend(model, reader.frames(row), description.data_config).temporal for row in rows]
+    rows = {manifest.video(row).video_id: row for row in manifest.indices("train")}
+    return lambda name: attend(model, reader.frames(rows[name]), description.data_config).temporal
 
 
 def run_seed(bench: Bench, rows: tuple[Row, ...], seed: int, threads: int) -> None:
@@ -160,9 +194,8 @@ def run_seed(bench: Bench, rows: tuple[Row, ...], seed: int, threads: int) -> No
     before = str(folder / BEFORE / "best.pt")
     for row in rows:
         output = str(folder / row.name)
-        own, path = config, bench.edits(row.curves, seed, before) if row.curves and row.curves != "gamma 0" else ""
+        own, path = config, bench.edits(row, seed, before) if row.curves else ""
         if row.curves == "gamma 0":
-            path = bench.edits(EDITED, seed, before)
             own = dataclasses.replace(config, finetune=dataclasses.replace(late, gamma=0.0))
         if row.name == "3D ResNet":
             own = dataclasses.replace(config, model=dataclasses.replace(config.model, name="resnet3d"))
@@ -256,7 +289,7 @@ def accuracy_table(bench: Bench, seeds: list[int]) -> record.Table:
 def difference_table(bench: Bench, seeds: list[int]) -> record.Table:
     """Return what each route brings over the network before and over its controls."""
     results, rows = Results(bench, seeds), []
-    for route, controls in (("fine-tuned", CURVES[1:]), ("trained with them", CURVES[2:4])):
+    for route, controls in (("fine-tuned", list(CURVES)[1:]), ("trained with them", RETRAINED[1:])):
         for other in (BEFORE, *(f"{route}, {curves}" for curves in controls)):
             for group, videos in list(results.groups.items())[:2]:
                 found = results.difference(f"{route}, {EDITED}", other, videos)
@@ -278,20 +311,32 @@ def attention_table(bench: Bench, seeds: list[int]) -> record.Table:
     return record.Table(title, columns, ("", *[".1f"] * 5), rows)
 
 
-def main() -> None:
-    """Run the command line."""
-    parser = record.parser(__doc__)
-    parser.add_argument("--gate", action="store_true", help="only whether true attention would help")
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return the flags that say where, how large and how often."""
+    parser = record.parser(description)
     parser.add_argument("--dir", type=Path, default=Path("build/knowledge"), metavar="D", help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="trainings of each row; default: %(default)s")
     parser.add_argument("--size", type=int, default=0, metavar="N", help="videos of the dataset; 0: the usual number")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="seeds at a time; default: %(default)s")
     parser.add_argument("--overrides", default="", help="settings that differ, section.name=value")
-    args = parser.parse_args()
+    return parser
+
+
+def run(args: argparse.Namespace, rows: tuple[Row, ...]) -> tuple[Bench, list[int]]:
+    """Make what is not there yet of some rows; return where it lies, and the seeds."""
     bench = Bench(args.dir.absolute(), args.size, args.overrides)
     bench.prepare()
     seeds = list(range(args.seeds))
-    work(bench, GATE if args.gate else ROWS, seeds, args.workers)
+    work(bench, rows, seeds, args.workers)
+    return bench, seeds
+
+
+def main() -> None:
+    """Run the command line."""
+    flags = parser(__doc__)
+    flags.add_argument("--gate", action="store_true", help="only whether true attention would help")
+    args = flags.parse_args()
+    bench, seeds = run(args, GATE if args.gate else ROWS)
     tables: list[Callable[[Bench, list[int]], record.Table]] = [accuracy_table, difference_table, attention_table]
     record.report([make(bench, seeds) for make in ([gate_table] if args.gate else tables)], args.output)
 

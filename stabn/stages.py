@@ -23,6 +23,7 @@ ATTENTION_MODES = (
     "temporal_segments",
 )
 FRAME_MODES = ("temporal_mean", "temporal_reversed", "temporal_other")  # they keep the level, or the shape, of Mt
+EDIT_SOURCES = ("segments", "segments_shifted", "segments_other", "network")  # of corrections that nobody makes
 SPLITS = ("train", "validation", "test", "held_out")  # nothing is chosen on held_out
 
 
@@ -172,14 +173,16 @@ CHOICE = (setting("threshold", "select.threshold"), setting("max_classes", "sele
 CORRECTION = (
     Parameter(
         "source",
-        "people: wait for corrections in the editor; segments: write them from known action segments",
+        "people: wait for corrections in the editor; segments: write them from known action segments; or, to compare "
+        "with, segments_shifted: the same shifted by a random time, segments_other: another video's, network: its own "
+        "attention",
         "people",
-        ("people", "segments"),
+        ("people", *EDIT_SOURCES),
         form="edit_source",
     ),
     Parameter(
         "segments_uri",
-        "with segments: JSON file of video id to [first, last) frame of the action",
+        "without people: JSON file of video id to [first, last) frame of the action",
         "",
         form="edit_segments_uri",
     ),

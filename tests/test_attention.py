@@ -10,6 +10,7 @@ import simplejpeg
 import torch
 
 from stabn.attention.automatic import automatic_edits, wait_for_edits
+from stabn.attention.control_curves import stretched
 from stabn.attention.edit_document import Edit, parse_edit
 from stabn.attention.edits import EditConflict, import_round, read_edits, save_edit
 from stabn.attention.export import attend, export_round
@@ -22,6 +23,7 @@ from stabn.data.transforms import crop_clip, evaluation_crop, to_input
 from stabn.errors import RetryableError
 from stabn.models import STABN
 from stabn.presets import mini
+from stabn.stages import EDIT_SOURCES
 from stabn.storage import StorageError, open_storage
 from stabn.training.checkpoint import dump_checkpoint
 
@@ -191,6 +193,22 @@ def test_automatic_edits_are_high_on_the_action_and_leave_people_alone(round_: R
     assert edits["30"].status == "skipped", "its segment is not known"
     assert automatic_edits(round_, str(segments)).fingerprint == summary.fingerprint
     assert len(list(round_.storage.list("edits/"))) == 3, "the second time nothing is written"
+
+
+def test_controls_have_the_shape_of_corrections_without_their_knowledge(round_: Round, tmp_path: Path) -> None:
+    segments = tmp_path / "segments.json"
+    segments.write_text(json.dumps({"10": [2, 5], "20": [40, 60], "30": [0, 3]}))
+    curves = {}
+    for source in EDIT_SOURCES:
+        first = automatic_edits(round_, str(segments), source).fingerprint
+        curves[source] = {name: np.array(edit.edited_attention) for name, edit in read_edits(round_).items()}
+        assert automatic_edits(round_, str(segments), source).fingerprint == first, "the same whenever it runs again"
+    true = curves["segments"]
+    for name, curve in true.items():
+        np.testing.assert_allclose(sorted(curves["segments_shifted"][name]), sorted(curve))
+        np.testing.assert_allclose(curves["network"][name], model_attention(round_, name), atol=1e-4)
+        others = [stretched(other, len(curve)) for key, other in true.items() if key != name]
+        assert any(np.allclose(curves["segments_other"][name], other, atol=1e-4) for other in others)
 
 
 def test_waiting_ends_when_people_are_done_or_time_is_up(round_: Round) -> None:

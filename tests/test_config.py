@@ -132,7 +132,7 @@ def test_every_preset_loads_and_survives_json(name: str) -> None:
 
 
 def test_presets_are_the_networks_of_the_tables() -> None:
-    assert set(PRESETS) == {"mini"} | {
+    assert set(PRESETS) == {"mini", "knowledge"} | {
         f"{kind}_r{depth}_32{clips}" for kind in ("ssv2", "baseline") for depth in (50, 101) for clips in ("", "x2")
     }
     assert load("ssv2_r101_32x2").model.num_blocks == (3, 4, 23, 3)

@@ -287,6 +287,22 @@ def test_frozen_feature_extractor_stays_bit_identical() -> None:
     assert not model.feature_extractor.training
 
 
+def test_recognition_begins_anew_and_the_attention_stays() -> None:
+    model, fresh = make(), STABN(small()).double()
+    before, clips = copy.deepcopy(model.state_dict()), videos()
+    attention = model(clips).temporal_attention
+    model.reinitialize_recognition()
+    torch.testing.assert_close(model(clips).temporal_attention, attention)
+    for name, value in model.state_dict().items():
+        follows = name.startswith(("attention_mechanism.", "perception_branch."))
+        if not follows:
+            assert torch.equal(value, before[name]), name
+        elif value.dim() < 2:  # BatchNorm's, and the bias of the last layer, whose range depends on its inputs
+            assert name.endswith("fc.bias") or torch.equal(value, fresh.state_dict()[name]), name
+        else:
+            assert not torch.equal(value, before[name]), name
+
+
 def test_unfrozen_network_trains_everything() -> None:
     torch.manual_seed(0)
     model = STABN(small()).double().train()

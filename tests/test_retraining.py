@@ -22,6 +22,7 @@ from pipelines.__main__ import PIPELINES
 from pipelines.bridge import BridgeError, make_bridge
 from pipelines.local import parse_parameters
 from pipelines.resources import CompileSettings
+from stabn.presets import resolve
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
@@ -82,6 +83,16 @@ def test_the_settings_of_retraining_fit_the_pipelines(name: str) -> None:
     texts = {key: str(value) for key, value in values.items()} | ({"round_uri": "s3://r"} if name == "finetune" else {})
     assert parse_parameters(PIPELINES[name], texts)["preset"] == "ssv2_r50_32"
     assert CompileSettings.load(ROOT / "pipelines" / "retrain" / "settings.yaml").experiment == "stabn-retrain"
+
+
+def test_the_knowledge_benchmark_is_a_set_of_parameters_too() -> None:
+    path = ROOT / "pipelines" / "knowledge.yaml"
+    texts = {key: str(value or "") for key, value in yaml.safe_load(path.read_text()).items()}
+    places = dict.fromkeys(("videos_uri", "labels_uri", "storage_uri", "edit_segments_uri"), "s3://x")
+    values = parse_parameters(PIPELINES["full"], texts | places)
+    settings = resolve("knowledge").select
+    assert (values["select_threshold"], values["select_max_classes"]) == (settings.threshold, settings.max_classes)
+    assert (values["preset"], values["report_split"]) == ("knowledge", "held_out")
 
 
 class GitHub:

@@ -56,6 +56,23 @@ def test_only_classes_below_on_both_splits_are_chosen_worst_first():
     assert selection.outcome == "selected"
 
 
+def test_a_network_that_knows_its_training_videos_is_judged_on_validation_alone():
+    settings = {"splits": "validation", "videos": "all", "max_classes": 1}
+    selection = choose_from([1.0, 1.0, 0.95], [0.4, 0.9, 0.3], **settings)
+    assert selection.class_indices == [2] and selection.num_misclassified == 1
+    assert sorted(selection.video_ids) == sorted(f"train-2-{i}" for i in range(20))
+
+
+def test_randomly_drawn_videos_are_as_many_as_the_misclassified_ones_of_each_action():
+    both = ([0.4, 0.3, 0.9], [0.2, 0.1, 0.9])
+    misclassified, drawn = choose_from(*both), choose_from(*both, videos="random")
+    assert len(drawn.video_ids) == len(misclassified.video_ids) == drawn.num_misclassified == 12 + 14
+    for c, count in ((0, 12), (1, 14)):
+        assert sum(name.startswith(f"train-{c}-") for name in drawn.video_ids) == count
+    assert set(drawn.video_ids) != set(misclassified.video_ids)
+    assert "26 randomly drawn training videos" in drawn.reason
+
+
 def test_exactly_at_the_threshold_is_not_below():
     assert choose_from([0.5, 0.4, 0.4], [0.4, 0.5, 0.4]).class_indices == [2]
 

@@ -8,11 +8,13 @@ from operator import index
 
 import numpy as np
 
+from stabn.attention.control_curves import correction_curves
 from stabn.attention.edit_document import DONE, Edit
 from stabn.attention.edits import EditSummary, latest_edits, read_edits, save_edit, summarize
 from stabn.attention.rounds import Round, RoundVideo, load_round, model_attention
 from stabn.config import ConfigError
 from stabn.errors import RetryableError, StabnError
+from stabn.stages import EDIT_SOURCES
 from stabn.storage import read_uri
 from stabn.tracking import stage_run
 
@@ -30,8 +32,8 @@ def collect_edits(round_uri: str, source: str, segments_uri: str, min_share: flo
 
     Args:
         round_uri: the round.
-        source: `people` or `segments`.
-        segments_uri: with segments: JSON of video id to [first, last) frame of the action.
+        source: `people`, `segments`, or a control: see `stabn.stages.EDIT_SOURCES`.
+        segments_uri: without people: JSON of video id to [first, last) frame of the action.
         min_share: with people: share of videos that must be edited or skipped, 0 to 1.
         timeout_seconds: with people: how long to wait.
 
@@ -42,13 +44,16 @@ def collect_edits(round_uri: str, source: str, segments_uri: str, min_share: flo
         ConfigError: no such source, or segments without a file.
         RetryableError: people were not done in time.
     """
-    if source not in ("people", "segments") or (source == "segments" and not segments_uri):
-        raise ConfigError(f"edit source {source!r} with segments {segments_uri!r}: people, or segments and their file")
+    if source not in ("people", *EDIT_SOURCES) or (source in EDIT_SOURCES and not segments_uri):
+        raise ConfigError(
+            f"edit source {source!r} with segments {segments_uri!r}: people, or with a file of segments one of "
+            + ", ".join(EDIT_SOURCES)
+        )
     item = load_round(round_uri)
     inputs = {"dataset": item.manifest_fingerprint, "checkpoint": item.checkpoint_fingerprint}
     with stage_run("edits", settings={"source": source, "round": round_uri}, inputs=inputs) as run:
-        if source == "segments":
-            summary = automatic_edits(item, segments_uri)
+        if source in EDIT_SOURCES:
+            summary = automatic_edits(item, segments_uri, source)
         else:
             summary = wait_for_edits(item, min_share, timeout_seconds)
         run.log_metrics(summary.counts())
@@ -57,9 +62,9 @@ def collect_edits(round_uri: str, source: str, segments_uri: str, min_share: flo
 
 
 def automatic_edits(
-    item: Round, segments_uri: str, editor: str = EDITOR, ramp_frames: int = RAMP_FRAMES
+    item: Round, segments_uri: str, source: str = "segments", editor: str = EDITOR, ramp_frames: int = RAMP_FRAMES
 ) -> EditSummary:
-    """Write an edit for each video of a round: high on the frames of the action, low elsewhere.
+    """Write an edit for each video of a round: high on the frames of the action, low elsewhere; or a control's curve.
 
     Documents go through the same function as people's, and a person's edit is never replaced. One that is there with
     the same content is not written again; a video whose segment is not known is saved as skipped, and listed.
@@ -67,6 +72,7 @@ def automatic_edits(
     Args:
         item: the round.
         segments_uri: JSON of video id to [first, last) frame of the action.
+        source: one of `stabn.stages.EDIT_SOURCES`.
         editor: name in the documents.
         ramp_frames: frames over which the attention rises before and falls after the action.
 
@@ -75,17 +81,23 @@ def automatic_edits(
     """
     known = load_segments(segments_uri)
     before = read_edits(item)
+    true = {}
     for video in item.videos:
-        latest = before.get(video.video_id)
-        if latest is not None and latest.editor != editor:
+        if (segment := known.get(video.video_id)) is None:
             continue
-        segment = known.get(video.video_id)
-        if segment is not None and not 0 <= segment[0] < segment[1] <= video.num_frames:
+        if not 0 <= segment[0] < segment[1] <= video.num_frames:
             raise SegmentsError(
                 f"{segments_uri}: segment {list(segment)} of video {video.video_id} does not lie in its "
                 f"{video.num_frames} frames; correct it or leave the video out"
             )
-        curve = None if segment is None else segment_curve(video.num_frames, *segment, ramp_frames)
+        true[video.video_id] = segment_curve(video.num_frames, *segment, ramp_frames)
+    rng = np.random.default_rng(list(item.round_id.encode()))  # the same curves whenever it runs again
+    curves = correction_curves(source, true, lambda name: np.asarray(model_attention(item, name)), rng)
+    for video in item.videos:
+        latest = before.get(video.video_id)
+        if latest is not None and latest.editor != editor:
+            continue
+        curve = curves.get(video.video_id)
         edit = _edit(item, video, curve, editor, latest)
         if latest is None or (edit.edited_attention, edit.status) != (latest.edited_attention, latest.status):
             save_edit(item, edit)

@@ -31,14 +31,14 @@ class SelectedClass:
 
 @dataclass(frozen=True)
 class Selection:
-    """Hold the chosen actions, worst first, and their misclassified videos.
+    """Hold the chosen actions, worst first, and their videos to edit.
 
     Attributes:
         classes: the chosen actions, worst first.
-        video_ids: misclassified training videos, one action after the other in turn, so that people who stop
+        video_ids: training videos to edit, one action after the other in turn, so that people who stop
             early have covered all actions evenly.
         validation_video_ids: misclassified validation videos in the same order; never edited.
-        num_misclassified: misclassified training videos of the chosen actions before the limit.
+        num_misclassified: misclassified training videos of the chosen actions, whatever is edited.
         reason: one sentence that says what was found.
         settings: the settings that made this selection.
         inputs: fingerprints of what it was made from.
@@ -54,7 +54,7 @@ class Selection:
 
     @property
     def outcome(self) -> str:
-        """`selected`, or `nothing` when there is nothing to edit: no action, or none with a misclassified video."""
+        """`selected`, or `nothing` when there is nothing to edit: no action, or none with a video to edit."""
         return "selected" if self.video_ids else "nothing"
 
     @property

@@ -22,7 +22,7 @@ def evaluate(args: Namespace, config: RunConfig) -> None:
 
 @stage_command("select-classes", OUTPUT)
 def select_classes(args: Namespace, config: RunConfig) -> None:
-    """Find the actions recognised badly on BOTH splits, and their misclassified videos.
+    """Find the actions recognised badly on both splits, and their misclassified videos.
 
     Reads two prediction tables; writes the selection (JSON). That nothing is selected is a result, not a failure.
     """

@@ -230,6 +230,13 @@ class FinetuneConfig(FitConfig):
     unedited_share: float = setting(
         1.0, "share of the training videos without an edit that is mixed in every epoch, 0 to 1", low=0.0, high=1.0
     )
+    reinitialize: str = setting(
+        "none",
+        "what begins anew with random weights: none, as in the paper; recognition: the attention mechanism and the "
+        "perception branch, which otherwise hold on to what they learnt under the attention before",
+        choices=("none", "recognition"),
+        later=True,
+    )
     augment: bool = setting(True, "random frames, crop, flip and colour as in training; false: clips of evaluation")
     feature_cache_mb: int = setting(
         0,
@@ -250,10 +257,22 @@ class FinetuneConfig(FitConfig):
 class SelectConfig(Settings):
     """Which actions are corrected (paper, section 4.2)."""
 
-    threshold: float = setting(0.5, "accuracy an action must stay below on BOTH splits, 0 to 1", low=0.0, high=1.0)
+    threshold: float = setting(0.5, "accuracy that an action must stay below, 0 to 1", low=0.0, high=1.0)
+    splits: str = setting(
+        "both",
+        "where it must: both, training and validation, as in the paper; or validation alone, for networks that know "
+        "their training videos by heart",
+        choices=("both", "validation"),
+    )
+    videos: str = setting(
+        "misclassified",
+        "training videos of these actions to edit: misclassified, as in the paper; random, as many as are "
+        "misclassified; or all",
+        choices=("misclassified", "random", "all"),
+    )
     max_classes: int = setting(8, "actions chosen at most, worst first", low=1)
     min_support: int = setting(1, "videos an action must have in each split", low=1)
-    max_videos: int = setting(2400, "misclassified videos handed to editing at most, shared evenly by action", low=1)
+    max_videos: int = setting(2400, "videos handed to editing at most, shared evenly by action", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Stage select-classes: the actions that the network does worst, and their misclassified videos (paper, section 4.2).
+"""Stage select-classes: the actions that the network does worst, and their videos to edit (paper, section 4.2).
 
 Where the paper is silent: actions are ordered by validation accuracy, then training accuracy, then class index. The
 videos to edit come from the training split, because they are fine-tuned on; those of the validation split are listed
@@ -24,7 +24,7 @@ def select_classes(
     settings: SelectConfig,
     output_path: str | os.PathLike[str],
 ) -> Selection:
-    """Choose the actions below the threshold on BOTH splits and write them as JSON.
+    """Choose the actions below the threshold on both splits, or on validation, and write them as JSON.
 
     Returns:
         The selection; nothing selected is a result (`outcome == "nothing"`), not an error.
@@ -50,7 +50,9 @@ def choose(train: Predictions, validation: Predictions, settings: SelectConfig) 
     supported = (on_train["support"] >= settings.min_support) & (on_validation["support"] >= settings.min_support)
     low_train = supported & (on_train["top1"] < settings.threshold)
     low_validation = supported & (on_validation["top1"] < settings.threshold)
-    candidates = [int(index) for index in np.flatnonzero(low_train & low_validation)]
+    low_both = low_train & low_validation
+    low = low_both if settings.splits == "both" else low_validation
+    candidates = [int(index) for index in np.flatnonzero(low)]
     candidates.sort(key=lambda i: (on_validation["top1"][i], on_train["top1"][i], i))
     classes = [
         SelectedClass(
@@ -63,19 +65,20 @@ def choose(train: Predictions, validation: Predictions, settings: SelectConfig) 
         )
         for i in candidates[: settings.max_classes]
     ]
-    in_turn = _misclassified(train, classes)
+    in_turn = _videos(train, classes, settings.videos)
     found = (
         f"of {len(train.classes)} actions, {int(low_train.sum())} are below {100 * settings.threshold:.1f}% on the "
-        f"training split, {int(low_validation.sum())} on the validation split, {len(candidates)} on both"
+        f"training split, {int(low_validation.sum())} on the validation split, {int(low_both.sum())} on both"
     )
     if int((~supported).sum()):
         found += f" ({int((~supported).sum())} with fewer than {settings.min_support} videos in a split are left out)"
-    chosen = f"; {len(classes)} chosen with {len(in_turn)} misclassified training videos" if classes else ""
+    which = {"misclassified": "misclassified", "random": "randomly drawn", "all": "(all)"}[settings.videos]
+    chosen = f"; {len(classes)} chosen with {len(in_turn)} {which} training videos" if classes else ""
     return Selection(
         classes=classes,
         video_ids=in_turn[: settings.max_videos],
-        validation_video_ids=_misclassified(validation, classes),
-        num_misclassified=len(in_turn),
+        validation_video_ids=_videos(validation, classes, "misclassified"),
+        num_misclassified=len(_videos(train, classes, "misclassified")),
         reason=f"{found[0].upper()}{found[1:]}{chosen}.",
         settings=settings,
         inputs={
@@ -87,17 +90,23 @@ def choose(train: Predictions, validation: Predictions, settings: SelectConfig) 
     )
 
 
-def _misclassified(predictions: Predictions, classes: list[SelectedClass]) -> list[str]:
-    """Return the misclassified videos of these classes, taking one of each class in turn.
+def _videos(predictions: Predictions, classes: list[SelectedClass], which: str) -> list[str]:
+    """Return the misclassified videos of these classes, all, or as many at random; one of each class in turn.
 
     Within a class the order is that of a hash of the id: fixed, and a limit does not favour the oldest videos.
     """
     queues = []
     for item in classes:
-        rows = np.flatnonzero((predictions.class_index == item.class_index) & ~predictions.correct)
-        ids = (predictions.video_ids[row] for row in rows)
-        queues.append(sorted(ids, key=lambda video_id: (hashlib.sha256(video_id.encode()).digest(), video_id)))
+        own = predictions.class_index == item.class_index
+        wrong = own & ~predictions.correct
+        rows = np.flatnonzero(wrong if which == "misclassified" else own)
+        ids = sorted((predictions.video_ids[row] for row in rows), key=_order)
+        queues.append(ids[: int(wrong.sum())] if which == "random" else ids)
     return [video_id for turn in itertools.zip_longest(*queues) for video_id in turn if video_id is not None]
+
+
+def _order(video_id: str) -> tuple[bytes, str]:
+    return hashlib.sha256(video_id.encode()).digest(), video_id
 
 
 def _check_inputs(train: Predictions, validation: Predictions) -> None:

@@ -119,6 +119,14 @@ class STABN(nn.Module):
         self.feature_extractor.requires_grad_(False)
         self.feature_extractor.eval()
 
+    def reinitialize_recognition(self) -> None:
+        """Give random weights to all that follows the attention: the attention mechanism and the perception branch."""
+        for part in (self.attention_mechanism, self.perception_branch):
+            for module in part.modules():
+                if isinstance(module, nn.BatchNorm3d | nn.Linear):
+                    module.reset_parameters()
+            initialize(part.modules())
+
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; a frozen feature extractor stays in evaluation."""
         super().train(mode)

@@ -98,6 +98,9 @@ def finetuning(
     others = np.setdiff1d(manifest.indices("train"), edited)
     clips = with_loading(checkpoint.data_config, config.data)
     model.freeze_feature_extractor()
+    if settings.reinitialize == "recognition":
+        torch.manual_seed(settings.seed)
+        model.reinitialize_recognition()
 
     def epoch_rows(epoch: int) -> np.ndarray:
         rng = np.random.default_rng([settings.seed, epoch, 1])
