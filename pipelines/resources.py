@@ -159,6 +159,7 @@ def configure(task: PipelineTask, stage: str) -> PipelineTask:
         kubernetes.set_timeout(task, round(own.timeout_hours * 3600))
     if own.shm:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=own.shm)
+    kubernetes.set_security_context(task, run_as_non_root=True)  # the rest of `restricted` KFP sets by itself
     kubernetes.set_image_pull_policy(task, settings.image_pull_policy)
     if settings.image_pull_secret:
         kubernetes.set_image_pull_secrets(task, [settings.image_pull_secret])

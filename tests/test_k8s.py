@@ -12,6 +12,8 @@ import pytest
 import yaml
 from kubeflow_trainer_api import models
 
+from components.cluster.config import ClusterConfig
+from components.cluster.manifest import Work, build_trainjob
 from components.doctor.cluster import PERMISSIONS
 from stabn.cli import build_parser
 from stabn.config import override
@@ -283,3 +285,35 @@ def test_ci_leaves_nothing_behind() -> None:
     objects = build("ci")
     assert not [item for item in objects if item["kind"] == "PersistentVolumeClaim"]
     assert all("persistentVolumeClaim" not in v for pod in pods(objects).values() for v in pod["spec"]["volumes"])
+
+
+def test_one_gpu_asks_for_an_eighth_of_a_machine_with_eight() -> None:
+    values = {
+        name: text
+        for name, text in one(build("gpu"), "ConfigMap", "stabn-trainjob")["data"].items()
+        if name in ("STABN_TRAINJOB_CPU", "STABN_TRAINJOB_MEMORY", "STABN_TRAINJOB_SHM_SIZE")
+    }
+    cluster = ClusterConfig.load({**values, "STABN_TRAINJOB_IMAGE": "stabn-trainer:1"})
+    for processes in (1, 8):
+        work = Work(stage="train", command=("x",), num_nodes=1, procs_per_node=processes, accelerator="nvidia.com/gpu")
+        limits = build_trainjob(work, cluster)["spec"]["trainer"]["resourcesPerNode"]["limits"]
+        expected = {"cpu": f"{8 * processes}", "memory": f"{60 * processes}Gi", "nvidia.com/gpu": f"{processes}"}
+        assert limits == expected
+
+
+def test_a_machine_of_two_cores_has_room_for_both_finetunings() -> None:
+    """Services, and two steps that each wait for a job of two nodes, beside what KFP and Kubernetes take themselves."""
+    objects = build("ci")
+    services = sum(
+        cores(container["resources"]["requests"]["cpu"])
+        for where, pod in pods(objects).items()
+        if not where.startswith(("TrainingRuntime", "Job"))
+        for container in pod["spec"]["containers"]
+    )
+    steps = yaml.safe_load((ROOT / "tests/cluster/settings.yaml").read_text())["stages"]
+    node = cores(one(objects, "ConfigMap", "stabn-trainjob")["data"]["STABN_TRAINJOB_CPU"])
+    assert services + 2 * (cores(steps["finetune"]["cpu"]) + 2 * node) <= 1.0
+
+
+def cores(amount: str) -> float:
+    return float(amount[:-1]) / 1000 if amount.endswith("m") else float(amount)

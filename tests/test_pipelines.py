@@ -342,6 +342,16 @@ def test_the_last_retry_has_time_left(tmp_path: Path) -> None:
     assert checked >= 10
 
 
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_step_may_run_in_a_restricted_namespace(name: str, tmp_path: Path) -> None:
+    """KFP sets all else that the standard wants: seccomp, no capabilities, no more privileges."""
+    (tmp_path / "settings.yaml").write_text("")
+    *_, pods = executors(tmp_path, name)
+    assert len(pods) >= 5
+    for step, pod in pods.items():
+        assert pod["securityContext"]["runAsNonRoot"] is True, step
+
+
 @pytest.mark.parametrize("image", ["stabn-data", "stabn-data:latest", "registry:5000/stabn-data"])
 def test_an_image_name_that_may_change_its_content_turns_caching_off(tmp_path: Path, image: str) -> None:
     (tmp_path / "settings.yaml").write_text("")

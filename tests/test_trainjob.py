@@ -193,19 +193,18 @@ def test_every_setting_is_in_the_manifest() -> None:
     }
 
 
-def test_resources_have_one_accelerator_for_each_process() -> None:
-    work = Work(stage="train", command=COMMAND, num_nodes=2, procs_per_node=8, accelerator="nvidia.com/gpu")
-    resources = build_trainjob(work, config(cpu="32", memory="256Gi"))["spec"]["trainer"]["resourcesPerNode"]
-    assert resources["limits"] == resources["requests"] == {"cpu": "32", "memory": "256Gi", "nvidia.com/gpu": "8"}
-
-
-@pytest.mark.parametrize(
-    ("processes", "cpu", "memory", "shared"), [(1, "4", "16Gi", "4Gi"), (8, "32", "128Gi", "32Gi")]
-)
-def test_a_node_grows_with_its_processes_unless_told(processes: int, cpu: str, memory: str, shared: str) -> None:
-    manifest = build_trainjob(Work(stage="train", command=COMMAND, num_nodes=2, procs_per_node=processes), config())
-    assert manifest["spec"]["trainer"]["resourcesPerNode"]["limits"] == {"cpu": cpu, "memory": memory}
-    assert f"'sizeLimit': '{shared}'" in str(manifest["spec"]["runtimePatches"])
+@pytest.mark.parametrize(("nodes", "processes"), [(1, 1), (2, 8)])
+def test_a_node_grows_with_its_processes(nodes: int, processes: int) -> None:
+    work = Work(stage="train", command=COMMAND, num_nodes=nodes, procs_per_node=processes, accelerator="nvidia.com/gpu")
+    own = config(cpu="500m", cpu_limit="1.5", memory="60Gi", shm_size="8Gi")
+    manifest = build_trainjob(work, own)
+    resources = manifest["spec"]["trainer"]["resourcesPerNode"]
+    both = {"memory": f"{60 * processes}Gi", "nvidia.com/gpu": str(processes)}
+    assert resources["requests"] == {"cpu": f"{500 * processes}m", **both}
+    assert resources["limits"] == {"cpu": "1.5" if processes == 1 else "12", **both}
+    assert f"'sizeLimit': '{8 * processes}Gi'" in str(manifest["spec"]["runtimePatches"])
+    plain = build_trainjob(work, config())["spec"]["trainer"]["resourcesPerNode"]
+    assert plain["limits"] == plain["requests"], "without a limit of its own a node has what it is promised"
 
 
 def test_a_dollar_in_a_command_is_not_a_variable() -> None:

@@ -19,8 +19,7 @@ from stabn.config import ConfigError, Settings, setting
 PREFIX = "STABN_TRAINJOB_"
 CONFIG_MAP = "stabn-trainjob"
 CONFIG_DIR = Path("/etc/stabn-trainjob")
-QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
-PROCESS_CORES, PROCESS_GIB, PROCESS_SHM_GIB = 4, 16, 4  # of a node for each of its processes, where nothing is set
+QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
 LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?")
 ENV_NAME = re.compile(r"[A-Za-z_]\w*")
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
@@ -44,11 +43,10 @@ class ClusterConfig(Settings):
         "environment variables from secrets, VARIABLE=secret/key, with ? at the end one that may be missing",
     )
     env: tuple[str, ...] = setting((), "further environment variables, VARIABLE=value; nothing secret")
-    cpu: str = setting("", f"processor cores of a node; empty: {PROCESS_CORES} for each of its processes")
-    memory: str = setting("", f"memory of a node, with its /dev/shm; empty: {PROCESS_GIB}Gi for each of its processes")
-    shm_size: str = setting(
-        "", f"size of /dev/shm, which the loaders use, at most; empty: {PROCESS_SHM_GIB}Gi for each process of the node"
-    )
+    cpu: str = setting("4", "processor cores that a node is promised for each of its processes")
+    cpu_limit: str = setting("", "processor cores that it may use for each of them; empty: as many as it is promised")
+    memory: str = setting("16Gi", "memory of a node, with its /dev/shm, for each of its processes")
+    shm_size: str = setting("4Gi", "size of /dev/shm, which the loaders use, at most, for each of a node's processes")
     tmp_size: str = setting("20Gi", "size of /tmp, with data.cache_dir below it, at most")
     node_selector: tuple[str, ...] = setting((), "labels that the machines must have, key=value")
     tolerations: tuple[str, ...] = setting((), "taints of the machines that do not matter, key[=value][:effect]")
@@ -61,7 +59,7 @@ class ClusterConfig(Settings):
     queue: str = setting("", "Kueue's local queue; empty: none")
     run_as_user: int = setting(0, "user id in the containers, never root; 0: the image's own", low=0)
     pending_minutes: float = setting(
-        60.0, "minutes that the nodes may wait for machines, images and their queue; 0: no limit", low=0.0
+        1440.0, "minutes that the nodes may wait for machines, images and their queue; 0: no limit", low=0.0
     )
     running_hours: float = setting(168.0, "hours that the nodes may run; 0: no limit", low=0.0)
     max_restarts: int = setting(
@@ -74,9 +72,9 @@ class ClusterConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("cpu", "memory", "shm_size", "tmp_size"):
+        for name in ("cpu", "cpu_limit", "memory", "shm_size", "tmp_size"):
             amount = getattr(self, name)
-            if not QUANTITY.fullmatch(amount) and (amount or name == "tmp_size"):
+            if not QUANTITY.fullmatch(amount) and (amount or name != "cpu_limit"):
                 raise ConfigError(f"{name} = {amount!r}: write an amount such as 4, 500m or 16Gi")
         for name in ("node_selector", "env", "secrets"):
             for item in getattr(self, name):
@@ -125,6 +123,13 @@ class ClusterConfig(Settings):
 def variables() -> list[str]:
     """Return the names of all settings, as environment and ConfigMap have them."""
     return [f"{PREFIX}{item.name.upper()}" for item in dataclasses.fields(ClusterConfig)]
+
+
+def times(amount: str, number: int) -> str:
+    """Return so many times an amount of Kubernetes: 3 times 500m is 1500m."""
+    match = QUANTITY.fullmatch(amount)
+    assert match is not None, f"{amount} was checked"
+    return f"{float(match[1]) * number:.12g}{match[2] or ''}"
 
 
 def toleration(text: str) -> dict[str, str]:

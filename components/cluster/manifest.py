@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.cluster.api import GROUP, VERSION
-from components.cluster.config import PROCESS_CORES, PROCESS_GIB, PROCESS_SHM_GIB, ClusterConfig, toleration
+from components.cluster.config import ClusterConfig, times, toleration
 from components.cluster.pods import CONTAINER, JOB_LABEL
 from stabn.config import ConfigError, fingerprint
 
@@ -189,19 +189,16 @@ def _environment(work: Work, cluster: ClusterConfig) -> list[dict[str, Any]]:
 
 def _resources(work: Work, cluster: ClusterConfig) -> dict[str, Any]:
     processes = work.procs_per_node
-    amounts = {
-        "cpu": cluster.cpu or f"{PROCESS_CORES * processes}",
-        "memory": cluster.memory or f"{PROCESS_GIB * processes}Gi",
-    }
+    amounts = {"cpu": times(cluster.cpu, processes), "memory": times(cluster.memory, processes)}
     if work.accelerator:
         amounts[work.accelerator] = str(processes)
-    return {"requests": dict(amounts), "limits": amounts}
+    return {"requests": amounts, "limits": {**amounts, "cpu": times(cluster.cpu_limit or cluster.cpu, processes)}}
 
 
 def _patch(work: Work, cluster: ClusterConfig, labels: dict[str, str]) -> dict[str, Any]:
     """Return what the job changes in its runtime's pods."""
     user = {"runAsUser": cluster.run_as_user} if cluster.run_as_user else {}
-    shared = cluster.shm_size or f"{PROCESS_SHM_GIB * work.procs_per_node}Gi"
+    shared = times(cluster.shm_size, work.procs_per_node)
     folders = {
         "dshm": ("/dev/shm", {"medium": "Memory", "sizeLimit": shared}),
         "home": (HOME, {}),  # as large as the runtime says
