@@ -1,10 +1,11 @@
 # make demo   set up, then run the whole job on the embedded defaults
 # make test   set up, then run the tests
-# On the open internet a CPU-only machine takes PyTorch from its own index:
-#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# A Linux machine without NVIDIA's driver takes PyTorch's CPU build where its index answers; another index, with CUDA's
+# builds too:  make demo TORCH_INDEX=https://download.pytorch.org/whl/cu128
 # make images TORCH=cpu IMAGE_TAG=1.0    container images, with docker, podman or buildah; see docs/images.md
 PYTHON ?= python3.11
 TORCH_INDEX ?=
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_DIR ?= demo
 TEST_PROCESSES ?= 2
 BIN := .venv/bin
@@ -22,10 +23,20 @@ setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name a Python 3.11: make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "Installing into .venv (about two minutes, 1.8 GB) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^torch==' constraints.txt) -c constraints.txt \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@index="$(TORCH_INDEX)"; answers="import urllib.request; urllib.request.urlopen('$(CPU_INDEX)/torch/', timeout=10)"; \
+	size="about two minutes, 1.8 GB"; \
+	if test -z "$$index" && test "$$(uname -s)" = Linux; then \
+	  if command -v nvidia-smi >/dev/null; then size="with CUDA: about seven minutes, 6.7 GB"; \
+	  elif $(BIN)/python -c "$$answers" >/dev/null 2>&1; then index=$(CPU_INDEX); \
+	  else \
+	    echo "$(CPU_INDEX) does not answer, so PyTorch comes from pip's own index: with CUDA if that is PyPI (6.7 GB"; \
+	    echo "in all, about seven minutes); TORCH_INDEX=URL names an index with its CPU build"; \
+	  fi; \
+	fi; \
+	echo "Installing into .venv ($$size) ..."; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^torch==' constraints.txt) -c constraints.txt \
+	  $${index:+--extra-index-url $$index}
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,pipelines,demo,editor,dev]' -c constraints.txt
 	@touch $@
 
