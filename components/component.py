@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from kfp import dsl
 
+from components.patience import patiently
 from components.placement import Placement
 from stabn.config import RunConfig
 from stabn.errors import StabnError
@@ -66,13 +67,16 @@ def component(stage: str, run: Callable[[Step], Any], image: str) -> Any:
 
 
 def run_step(stage: str, run: Callable[[Step], Any], given: Mapping[str, Any]) -> Any:
-    """Run a step in its pod: check what it was given, then let the function work; called by the component's text."""
+    """Run a step in its pod: check what it was given, then let the function work, again after failures that may pass.
+
+    The component's text calls it.
+    """
     declared = STAGES[stage]
     with ending_with_one_line(stage):
         for item in declared.takes:
             item.check(given[item.name])
         names = [item.name for item in (*declared.reads, *declared.takes, *declared.writes)]
-        return run(Step(declared=declared, **{name: given[name] for name in names}))
+        return patiently(lambda: run(Step(declared=declared, **{name: given[name] for name in names})), stage)
 
 
 @contextlib.contextmanager

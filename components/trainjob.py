@@ -14,7 +14,7 @@ from components.cluster.follow import Follower
 from components.cluster.logs import clock
 from components.cluster.manifest import Work, build_runtime, build_trainjob, needs_own_runtime, passed_on
 from components.cluster.pods import Cause, without_launcher
-from stabn.errors import RetryableError, StabnError
+from stabn.errors import Overdue, RetryableError, StabnError
 from stabn.signals import Terminated, exit_on_sigterm
 
 __all__ = ["ClusterConfig", "JobFailed", "Work", "build_trainjob", "passed_on", "run_trainjob"]
@@ -52,7 +52,7 @@ def run_trainjob(
                 if not cause.is_retryable:
                     raise JobFailed(message)
                 if work.restarts >= cluster.max_restarts:
-                    raise RetryableError(f"{message}; it was started again {work.restarts} times already")
+                    raise Overdue(f"{message}; it was started again {work.restarts} times already")
                 again = dataclasses.replace(work, restarts=work.restarts + 1)
                 tell(f"{message}; started again from its last checkpoint, {again.restarts} of {cluster.max_restarts}")
                 _delete(api, work, cluster, tell)

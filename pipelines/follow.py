@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.server import Server
-from stabn.errors import RetryableError, StabnError
+from stabn.errors import Overdue, RetryableError, StabnError
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 INTERNAL = re.compile(r"root|executor|.*-driver")  # nodes of KFP's own, next to each task
@@ -55,7 +55,7 @@ def follow(server: Server, run_id: str, timeout_hours: float = 0.0, show: Callab
             if run.state in ENDED:
                 break
         if timeout_hours and time.monotonic() - started > timeout_hours * 3600:
-            raise RetryableError(f"still running after {timeout_hours:g} hours, and goes on: {server.link(run_id)}")
+            raise Overdue(f"still running after {timeout_hours:g} hours, and goes on: {server.link(run_id)}")
         time.sleep(POLL_SECONDS)
     show(f"{_clock(started)}  run {run.state.lower()}")
     if run.state != "SUCCEEDED":

@@ -18,6 +18,7 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from components.images import DATA_IMAGE, TRAINER_IMAGE
+from components.patience import PATIENCE
 from stabn.config import ConfigError, Settings, setting
 
 STORAGE_KEYS = ("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI", "STABN_MLFLOW_UI_URL")
@@ -79,6 +80,11 @@ class CompileSettings(Settings):
     experiment: str = setting("", "experiment in MLflow; empty: stabn")
     commit: str = setting("", "git commit of the images' code, for MLflow; empty: unknown")
     backoff_seconds: int = setting(30, "wait before the first retry, doubled each time", low=1)
+    patience_minutes: float = setting(
+        30.0,
+        "minutes for which a step itself tries again what may pass, such as a storage that is away",
+        low=0.0,
+    )
     stages: Mapping[str, StageSettings] = field(default_factory=lambda: STAGES)
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -164,6 +170,11 @@ def configure(task: PipelineTask, stage: str) -> PipelineTask:
     if settings.image_pull_secret:
         kubernetes.set_image_pull_secrets(task, [settings.image_pull_secret])
     _set_environment(task, pipeline, image, settings)
+    if own.timeout_hours:
+        patience = min(settings.patience_minutes, own.timeout_hours * 60)
+    else:
+        patience = settings.patience_minutes
+    task.set_env_variable(PATIENCE, f"{patience:g}")
     return task
 
 

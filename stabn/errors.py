@@ -18,3 +18,7 @@ class RetryableError(StabnError):
 
 class Preempted(RetryableError):
     """Report that the process was asked to end (SIGTERM) and saved where it was; run again, it goes on."""
+
+
+class Overdue(RetryableError):
+    """Report that others (people, a run, restarts of a job) were waited for as long as was asked: not again at once."""

@@ -13,7 +13,7 @@ import yaml
 
 from components.cluster.config import ClusterConfig
 from components.doctor import Places, examine
-from components.doctor.cluster import PERMISSIONS
+from components.doctor.cluster import ARGO_SETTINGS, PERMISSIONS, SECURITY_LABEL
 from components.trainjob import Work, build_trainjob
 from stabn.cli import main
 from stabn.local_services import LocalStore
@@ -22,6 +22,15 @@ CLUSTER_VARIABLES = ("KUBERNETES_SERVICE_HOST", "KUBECONFIG", "KF_PIPELINES_ENDP
 TRAINER = "/apis/trainer.kubeflow.org/v1alpha1"
 NAMESPACE = "research"
 TOKEN = "right"
+
+
+ARGO = f"/api/v1/namespaces/kubeflow/configmaps/{ARGO_SETTINGS}"
+
+
+def argo(policy: str) -> dict[str, Any]:
+    """Return Argo's settings as KFP installs them, with a retry policy for all templates."""
+    defaults = {"spec": {"templateDefaults": {"retryStrategy": {"limit": 2, "retryPolicy": policy}}}}
+    return {"data": {"workflowDefaults": yaml.safe_dump(defaults)}}
 
 
 class FakeCluster:
@@ -39,6 +48,8 @@ class FakeCluster:
             f"/openapi/v3{TRAINER}": (200, _openapi()),
             f"{TRAINER}/namespaces/{NAMESPACE}/trainingruntimes/stabn-torch": (200, {"spec": spec}),
             "/api/v1/nodes": (200, {"items": gpus}),
+            "/api/v1/namespaces/kubeflow": (200, {"metadata": {"labels": {SECURITY_LABEL: "restricted"}}}),
+            ARGO: (200, argo("Always")),
             "/kfp/apis/v2beta1/healthz": (200, {"tag_name": "2.17.0"}),
             "/kfp/apis/v2beta1/pipelines": (200, {"total_size": 3}),
         }
@@ -198,6 +209,7 @@ def test_a_whole_cluster_is_ok(cluster: FakeCluster) -> None:
     assert "KFP 2.17.0, 3 pipelines" in lines["kfp"] and "v1.36.0, namespace research" in lines["kubernetes"]
     assert "stabn-torch" in lines["trainer"] and "all 15 " in lines["permissions"]
     assert lines["gpu nodes"] == "ok 16 nvidia.com/gpu on 2 of 3 nodes"
+    assert lines["retries"].startswith("ok retryPolicy Always; the namespace enforces restricted")
 
 
 @pytest.mark.parametrize(
@@ -223,6 +235,7 @@ def test_a_whole_cluster_is_ok(cluster: FakeCluster) -> None:
             "trainer",
             "apply k8s/base again",
         ),
+        (ARGO, (200, argo("OnError")), "retries", "has retryPolicy OnError: a step that runs out of memory"),
         ("/version", (500, {"message": "etcd is away"}), "kubernetes", "500 etcd is away"),
         ("/kfp/apis/v2beta1/healthz", (404, {}), "kfp", "KF_PIPELINES_ENDPOINT has another path"),
         ("/kfp/apis/v2beta1/pipelines", (403, {}), "kfp", "the token lacks the permission"),
@@ -248,6 +261,13 @@ def test_a_step_that_may_not_list_nodes_is_no_failure(cluster: FakeCluster) -> N
     cluster.answers["/api/v1/nodes"] = (403, {"message": "nodes is forbidden"})
     is_well, lines = run()
     assert is_well and lines["gpu nodes"].startswith("skipped may not list nodes")
+
+
+def test_a_step_that_may_not_read_argos_settings_is_no_failure(cluster: FakeCluster) -> None:
+    for answer, said in (((403, {"message": "forbidden"}), "administrator"), ((404, {}), "KFP is elsewhere")):
+        cluster.answers[ARGO] = answer
+        is_well, lines = run()
+        assert is_well and lines["retries"].startswith("skipped") and said in lines["retries"]
 
 
 def test_a_token_that_has_ended(cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

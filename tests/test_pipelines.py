@@ -352,6 +352,18 @@ def test_every_step_may_run_in_a_restricted_namespace(name: str, tmp_path: Path)
         assert pod["securityContext"]["runAsNonRoot"] is True, step
 
 
+def test_every_step_is_told_how_long_to_try_again(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("patience_minutes: 90\nstages: {select: {timeout_hours: 1}}\n")
+    _, containers, _ = executors(tmp_path, "full")
+    minutes = {
+        name: {item["name"]: item["value"] for item in container["env"]}["STABN_PATIENCE_MINUTES"]
+        for name, container in containers.items()
+    }
+    assert minutes.pop("exec-select-classes") == "60", "no longer than the step may take"
+    assert minutes.pop("exec-look-at-dataset") == minutes.pop("exec-plan-parts") == "60"
+    assert set(minutes.values()) == {"90"}
+
+
 @pytest.mark.parametrize("image", ["stabn-data", "stabn-data:latest", "registry:5000/stabn-data"])
 def test_an_image_name_that_may_change_its_content_turns_caching_off(tmp_path: Path, image: str) -> None:
     (tmp_path / "settings.yaml").write_text("")

@@ -10,7 +10,6 @@ import urllib.parse
 
 import pytest
 
-from stabn.errors import RetryableError
 from stabn.tracking import (
     ChampionChanged,
     TrackingError,
@@ -208,12 +207,43 @@ def test_without_an_address_nothing_is_tracked(monkeypatch, tmp_path):
 def test_an_unusable_address_is_named(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    unusable = [f"sqlite:///{tmp_path}/file/mlflow.db", f"{tmp_path}/mlruns", "gopher://x"]
-    for uri, kind in [*((uri, TrackingError) for uri in unusable), ("http://user:secret@127.0.0.1:9", RetryableError)]:
+    for uri in (f"sqlite:///{tmp_path}/file/mlflow.db", f"{tmp_path}/mlruns", "gopher://user:secret@x"):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        with pytest.raises(kind, match="MLFLOW_TRACKING_URI") as caught, stage_run("train", settings={}, inputs={}):
+        with (
+            pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI") as caught,
+            stage_run("train", settings={}, inputs={}),
+        ):
             pass
         assert "secret" not in str(caught.value)
+
+
+def test_a_server_that_is_away_at_the_start_gets_everything_when_it_is_back(client, pipeline, monkeypatch, caplog):
+    """What a busy server does to steps that start together: each goes on, and nothing of it is lost."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    with stage_run("train", settings={"epochs": 2}, inputs={"manifest": "abc"}) as run:
+        run.log_metrics({"loss": 1.0}, step=1)
+        run.set_tags({"checkpoint": "c"})
+        run.log_text("table", "report/table.md")
+        assert run.run_id == "" and run.link == ""
+        run._open_again_at = 0.0
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        run.log_metrics({"loss": 0.5}, step=2)
+    data = client.get_run(run.run_id)
+    assert [metric.value for metric in client.get_metric_history(run.run_id, "loss")] == [1.0, 0.5]
+    assert (data.data.params["epochs"], data.data.tags["checkpoint"], data.info.status) == ("2", "c", "FINISHED")
+    assert [file.path for file in client.list_artifacts(run.run_id, "report")] == ["report/table.md"]
+    said = [record.getMessage() for record in caplog.records if "goes on" in record.getMessage()]
+    assert len(said) == 1 and "secret" not in said[0]
+
+
+def test_a_server_that_never_answers_does_not_fail_the_stage(monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with stage_run("train", settings={}, inputs={}) as run:
+        run.log_metrics({"loss": 1.0})
+    assert "this stage is not in it (FINISHED)" in caplog.text
 
 
 def test_a_server_that_goes_away_does_not_end_the_stage(client, monkeypatch, caplog):

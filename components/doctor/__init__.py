@@ -34,6 +34,7 @@ def examine(places: Places, say: Callable[[str], None] = print) -> bool:
         "kubernetes": cluster.check_kubernetes,
         "trainer": cluster.check_trainer,
         "permissions": cluster.check_permissions,
+        "retries": cluster.check_retries,
         "gpu here": services.check_gpu_here,
         "gpu nodes": cluster.check_gpu_nodes,
     }

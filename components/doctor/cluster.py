@@ -23,6 +23,8 @@ GRACE_SECONDS = (
     "spec.runtimePatches.trainingRuntimeSpec.template.spec.replicatedJobs.template.spec.template.spec."
     "terminationGracePeriodSeconds"
 )
+ARGO_SETTINGS = "workflow-controller-configmap"
+SECURITY_LABEL = "pod-security.kubernetes.io/enforce"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 NO_CLUSTER = "neither in a cluster nor KUBECONFIG set"
 
@@ -85,6 +87,51 @@ def check_permissions(places: Places) -> str:
                 "(k8s/base/rbac.yaml) to this service account"
             )
         return f"all {count} that a step needs in namespace {namespace}"
+
+
+def check_retries(places: Places) -> str:
+    """Read from Argo's settings whether a step that is killed or evicted is started again, and on what terms.
+
+    A step tries again itself what it can catch; out of memory, evictions and lost machines it cannot.
+    """
+    where = f"namespaces/{places.kfp_namespace}"
+    with _kubernetes(places) as (client, _):
+        from kubernetes.client.exceptions import ApiException
+
+        try:
+            found = _read(client, f"/api/v1/{where}/configmaps/{ARGO_SETTINGS}")
+            namespace = _read(client, f"/api/v1/{where}") or {}
+        except ApiException as error:
+            if error.status != 403:
+                raise
+            raise Skipped(
+                f"may not read {ARGO_SETTINGS} in {places.kfp_namespace}, which a step need not; ask with an "
+                "administrator's kubeconfig"
+            ) from None
+    if found is None:
+        raise Skipped(f"no {ARGO_SETTINGS} in namespace {places.kfp_namespace}: KFP is elsewhere")
+    policy = _retry_policy(found.get("data") or {})
+    if policy == "OnError":
+        raise Wrong(
+            f"Argo's {ARGO_SETTINGS} in {places.kfp_namespace} has retryPolicy OnError: a step that runs out of memory "
+            "or is evicted ends the run, whatever its retries are; set it to Always (docs/install.md, step 2)"
+        )
+    level = namespace.get("metadata", {}).get("labels", {}).get(SECURITY_LABEL, "no standard")
+    return f"retryPolicy {policy or 'OnFailure'}; the namespace enforces {level}, and the steps fulfil restricted"
+
+
+def _retry_policy(settings: Mapping[str, str]) -> str:
+    """Return the retry policy that Argo gives to every template; empty: its own default."""
+    import yaml
+
+    for text in (settings.get("workflowDefaults"), settings.get("config")):
+        document = yaml.safe_load(text) if text else None
+        if isinstance(document, dict):
+            defaults = document.get("workflowDefaults", document)
+            strategy = (defaults.get("spec") or {}).get("templateDefaults", {}).get("retryStrategy", {})
+            if strategy:
+                return str(strategy.get("retryPolicy", ""))
+    return ""
 
 
 def check_gpu_nodes(places: Places) -> str:

@@ -27,6 +27,7 @@ class Places:
         namespace: where TrainJobs run; empty: the step's own, or that of the kubeconfig's context.
         runtime: TrainingRuntime of the jobs.
         accelerator: resource that the nodes shall have, such as nvidia.com/gpu.
+        kfp_namespace: where KFP itself runs, with Argo.
     """
 
     storage_uri: str = ""
@@ -35,6 +36,7 @@ class Places:
     namespace: str = ""
     runtime: str = "stabn-torch"
     accelerator: str = "nvidia.com/gpu"
+    kfp_namespace: str = "kubeflow"
 
     @classmethod
     def from_environment(cls) -> "Places":

@@ -13,7 +13,7 @@ from stabn.attention.edit_document import DONE, Edit
 from stabn.attention.edits import EditSummary, latest_edits, read_edits, save_edit, summarize
 from stabn.attention.rounds import Round, RoundVideo, load_round, model_attention
 from stabn.config import ConfigError
-from stabn.errors import RetryableError, StabnError
+from stabn.errors import Overdue, RetryableError, StabnError
 from stabn.stages import EDIT_SOURCES
 from stabn.storage import read_uri
 from stabn.tracking import stage_run
@@ -159,7 +159,7 @@ def wait_for_edits(
             print(f"edits: {done} of {total} videos are done, going on at {needed}", flush=True)
             shown = done
         if time.monotonic() > deadline:
-            raise RetryableError(
+            raise Overdue(
                 f"{item.uri}: {done} of {total} videos are edited or skipped after {timeout_seconds / 3600:g} hours, "
                 f"{needed} are needed; run it again to go on waiting"
             )

@@ -2,14 +2,16 @@
 
 import contextlib
 import logging
+import math
 import os
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from stabn.errors import Preempted
+from stabn.errors import Preempted, RetryableError, StabnError
 from stabn.signals import Terminated, exit_on_sigterm
-from stabn.tracking.buffer import MetricBuffer
+from stabn.tracking.buffer import RETRY_SECONDS, MetricBuffer
 from stabn.tracking.client import (
     experiment_and_parent,
     find_experiment,
@@ -42,14 +44,20 @@ MAX_PARAMS = 100  # per request
 class StageRun:
     """The MLflow run of one stage; without tracking every method does nothing.
 
-    Nothing here raises once the run is open: a server that goes away must not end a paid-for training. Metrics are
-    kept and sent when it is back.
+    Nothing here raises for a server that is away, at the start or later: it must not end a paid-for training. What is
+    recorded meanwhile is kept and sent when it is back.
+
+    Args:
+        open_run: makes the run, or finds that of a former try: client, run id, experiment id; None: no tracking.
     """
 
-    def __init__(self, client: Any = None, run_id: str = "", experiment_id: str = ""):
-        self.run_id = run_id
-        self.experiment_id = experiment_id
-        self._client = client
+    def __init__(self, open_run: Callable[[], tuple[Any, str, str]] | None = None):
+        self.run_id = ""
+        self.experiment_id = ""
+        self._client: Any = None
+        self._open_run = open_run
+        self._open_again_at = 0.0
+        self._waiting: list[Callable[[], Any]] = []
         self._warned = False
         self._buffer = MetricBuffer(self._send)
 
@@ -65,7 +73,7 @@ class StageRun:
 
     def log_metrics_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Record the numbers of many epochs, each a dict with its `step`, in as few requests as possible."""
-        if self._client is None:
+        if self._open_run is None:
             return
         from mlflow.entities import Metric
 
@@ -81,8 +89,7 @@ class StageRun:
 
     def log_params(self, settings: Mapping[str, Any]) -> None:
         """Record settings, nested ones under dotted names; MLflow keeps the first value of each."""
-        if self._client is not None:
-            self._try(lambda: self._log_params(settings))
+        self._try(lambda: self._log_params(settings))
 
     def log_artifact(self, path: str | os.PathLike[str], folder: str | None = None) -> None:
         """Store a small local file with the run; checkpoints are recorded by URI instead."""
@@ -99,15 +106,53 @@ class StageRun:
 
     def end(self, status: str, error: BaseException | None = None) -> None:
         """Send what is pending and close the run as FINISHED, FAILED or KILLED."""
-        if self._client is None:
+        if self._open_run is None:
+            return
+        self._open_again_at = 0.0
+        if not self.is_open():
+            log.warning("MLflow did not answer to the end: this stage is not in it (%s)", status)
             return
         self._buffer.flush()
         if error is not None:
             self.set_tags({ERROR: f"{type(error).__name__}: {error}"[:500]})
         self._try(lambda: self._client.set_terminated(self.run_id, status))
 
+    def is_open(self) -> bool:
+        """Open the run unless it is open or the server was away a moment ago; return whether it is.
+
+        Raises:
+            TrackingError: the server answers, and refuses.
+        """
+        if self._client is not None:
+            return True
+        if self._open_run is None or time.monotonic() < self._open_again_at:
+            return False
+        try:
+            with start_errors():
+                self._client, self.run_id, self.experiment_id = self._open_run()
+        except RetryableError as error:
+            if not self._warned:
+                log.warning("%s; the stage goes on, what it records is sent when the server answers", error)
+                self._warned = True
+            # Many steps start together: they come back at different times.
+            self._open_again_at = time.monotonic() + RETRY_SECONDS * random.uniform(0.5, 1.5)
+            return False
+        self._warned, waiting, self._waiting = False, self._waiting, []
+        for action in waiting:
+            self._try(action)
+        return True
+
     def _send(self, metrics: list[Any]) -> bool:
-        return self._try(lambda: self._client.log_batch(self.run_id, metrics=metrics))
+        return self._opened() and self._try(lambda: self._client.log_batch(self.run_id, metrics=metrics))
+
+    def _opened(self) -> bool:
+        """Return whether the run is open, also if the server refuses it: the stage is under way by now."""
+        try:
+            return self.is_open()
+        except StabnError as error:
+            log.warning("%s; the stage goes on without", error)
+            self._open_again_at = math.inf
+            return False
 
     def _log_params(self, settings: Mapping[str, Any]) -> None:
         values = {safe_name(name): value[:MAX_PARAM_CHARS] for name, value in flatten(settings)}
@@ -131,8 +176,11 @@ class StageRun:
             )
 
     def _try(self, action: Callable[[], Any]) -> bool:
-        if self._client is None:
+        if self._open_run is None:
             return True
+        if not self._opened():
+            self._waiting.append(action)
+            return False
         try:
             action()
         except Exception as error:  # MLflow, its HTTP client, the database and the artifact store raise many kinds
@@ -158,9 +206,10 @@ def stage_run(
         inputs: fingerprints of what the stage reads, `{"manifest": …, "checkpoint": …}`.
         parent_model: URI or name of the model that this stage starts from or evaluates.
 
+    A server that does not answer is asked again while the stage runs.
+
     Raises:
         TrackingError: MLFLOW_TRACKING_URI cannot be used.
-        RetryableError: the tracking server does not answer.
     """
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         yield StageRun()
@@ -168,8 +217,8 @@ def stage_run(
     check_name(stage, "stage")
     owner = os.getpid()
     with exit_on_sigterm():
-        with start_errors():
-            run = _open(stage, inputs, parent_model)
+        run = StageRun(lambda: _open(stage, inputs, parent_model))
+        run.is_open()
         status, failure = "FAILED", None  # type: str, BaseException | None
         try:
             run.log_params(settings)
@@ -199,7 +248,8 @@ def end_parent(status: str) -> None:
                 client.set_terminated(parent, status)
 
 
-def _open(stage: str, inputs: Mapping[str, str], parent_model: str) -> StageRun:
+def _open(stage: str, inputs: Mapping[str, str], parent_model: str) -> tuple[Any, str, str]:
+    """Return the client, and the ids of a stage's run and of its experiment; the run of a former try goes on."""
     client = tracking_client()
     experiment, parent = experiment_and_parent(client)
     tags = {STAGE: stage.split("/")[0], STAGE_KEY: stage, PARENT_MODEL: parent_model} | common_tags()
@@ -211,11 +261,12 @@ def _open(stage: str, inputs: Mapping[str, str], parent_model: str) -> StageRun:
         query = f"tags.`{PARENT_RUN}` = '{parent}' and tags.`{STAGE_KEY}` = '{stage}'"
         former = search(client, experiment, query)
     if not former:
-        run_id = client.create_run(experiment, run_name=stage, tags=tags).info.run_id
-        return StageRun(client, run_id, experiment)
-    run = StageRun(client, former[0].info.run_id, experiment)
-    client.update_run(run.run_id, status="RUNNING")
+        return client, client.create_run(experiment, run_name=stage, tags=tags).info.run_id, experiment
+    run_id = former[0].info.run_id
+    client.update_run(run_id, status="RUNNING")
     if ERROR in former[0].data.tags:
-        client.delete_tag(run.run_id, ERROR)
-    run.set_tags(tags)
-    return run
+        client.delete_tag(run_id, ERROR)
+    for name, value in tags.items():
+        if former[0].data.tags.get(name) != value:
+            client.set_tag(run_id, name, value)
+    return client, run_id, experiment

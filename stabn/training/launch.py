@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from stabn.config import FitConfig
-from stabn.errors import Preempted, RetryableError, StabnError
+from stabn.errors import Overdue, Preempted, RetryableError, StabnError
 from stabn.signals import end_with_parent
 from stabn.training.distributed import is_main
 
@@ -86,7 +86,7 @@ def launch(function: Callable[..., Any], settings: FitConfig, **arguments: Any) 
                 if failure.exitcode == StabnError.exit_code:
                     raise StabnError(reason) from None
                 if attempt == settings.restarts:
-                    raise RetryableError(
+                    raise Overdue(
                         f"{name}: {reason}; started again {attempt} times in vain, run it again to go on"
                     ) from None
                 print(
