@@ -130,8 +130,8 @@ class Stage:
     returns: dict[str, Any] = field(default_factory=dict)
 
 
-VIDEOS_URI = Parameter("videos_uri", "folder or s3:// prefix with <id>.webm, or with the dataset's archive")
-LABELS_URI = Parameter("labels_uri", "folder or s3:// prefix with the four Something-Something v2 label files")
+VIDEOS_URI = Parameter("videos_uri", "folder or s3:// prefix with the videos, or with the dataset's archive")
+LABELS_URI = Parameter("labels_uri", "folder or s3:// prefix with Something-Something v2's label files, or labels.csv")
 STORAGE_URI = Parameter("storage_uri", "s3:// prefix that keeps frames, checkpoints and editing rounds; or a folder")
 DATASET_VERSION = Parameter(
     "dataset_version",

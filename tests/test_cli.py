@@ -197,7 +197,7 @@ def test_what_is_missing_is_named(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--preset", "huge"], "preset 'huge': choose one of mini, ssv2_r50_32"),
+        (["--preset", "huge"], "preset 'huge': choose one of mini, knowledge, ssv2_r50_32"),
         (["--train.epochs", "many"], "train.epochs = 'many': expected int"),
         (["--train.epochs", "0"], "train.epochs = 0: must be at least 1"),
         (["--train.optimizer", "adam"], "train.optimizer = 'adam': choose one of sgd, adamw"),

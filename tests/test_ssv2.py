@@ -66,12 +66,59 @@ def test_missing_and_malformed_files_are_named(tmp_path: Path, name: str) -> Non
             load_labels(tmp_path)
         assert name in str(error.value)
     (tmp_path / name).unlink()
-    if name == SPLIT_FILES["held_out"]:  # the dataset has none; ours may
+    if name in (SPLIT_FILES["test"], SPLIT_FILES["held_out"]):  # nothing is learnt from them
         load_labels(tmp_path)
         return
     with pytest.raises(LabelsError, match="no such file") as error:
         load_labels(tmp_path)
     assert name in str(error.value)
+
+
+def test_ids_may_be_whole_numbers(tmp_path: Path) -> None:
+    files = content()
+    for split in SPLIT_FILES.values():
+        for entry in files.get(split, []):
+            entry["id"] = int(entry["id"])
+    labels = load_labels(write(tmp_path, files))
+    assert [video.video_id for video in labels.videos] == ["100", "101", "102", "103", "1420"] and not labels.rejects
+
+
+TABLE = "id,label,split\n1,a,train\n2,b,validation\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,label,split\n", r"labels\.csv: no column path or id; its first line has name, label, split"),
+        ("", r"no column path or id, label, split; its first line has nothing"),
+        ("id,video_id,label,split\n", r"columns id, video_id: leave one"),
+        ("id,label,split\n1,a,trian\n", r"line 2: split 'trian'; write one of train, training, validation"),
+        ("id,label,split\n1,a,b,train\n", r"line 2 has 4 columns, the first line 3; quote what has commas"),
+        ("id,label,split\n1,a,train\n", r"no video of the split validation"),
+        ('id,label,split\n1,"a,train\n', r"line 2: unexpected end of data"),
+        ("path,label,split\na/1.mp4,a,train\na/1.webm,b,val\n", r"a/1\.mp4 and a/1\.webm would both be video a--1"),
+        (b"id,label,split\n1,\xe4,train\n", r"not UTF-8 .* byte 17\); save it as UTF-8"),
+    ],
+)
+def test_a_table_that_is_none_is_named(tmp_path: Path, text: str | bytes, message: str) -> None:
+    (tmp_path / "labels.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(LabelsError, match=message):
+        load_labels(tmp_path)
+
+
+def test_bad_rows_of_a_table_are_listed_and_its_splits_hold(tmp_path: Path) -> None:
+    rows = "../3,a,train\n4,,train\n5,c,test\n6,,test\n1,a,train\n2,a,train\n"
+    (tmp_path / "labels.csv").write_text(TABLE + rows)
+    labels = load_labels(tmp_path)
+    assert labels.classes == ("a", "b")
+    assert [(v.video_id, v.split, v.class_index) for v in labels.videos] == [
+        ("1", "train", 0), ("5", "test", -1), ("6", "test", -1)
+    ]  # fmt: skip
+    reasons = {reject.video_id: reject.reason.split(":")[0] for reject in labels.rejects}
+    assert reasons == {"../3": "bad id", "4": "bad entry", "1": "duplicate", "2": "duplicate"}
+    (tmp_path / LABELS_FILE).write_text("{}")
+    with pytest.raises(LabelsError, match=r"both labels\.csv and .*labels\.json are there"):
+        load_labels(tmp_path)
 
 
 def test_videos_are_held_out_by_their_id_alone(tmp_path: Path) -> None:
@@ -102,9 +149,10 @@ def test_videos_are_held_out_by_their_id_alone(tmp_path: Path) -> None:
             "100",
             "unknown template: 'Dancing with something' ",
         ),
-        ("train", {"id": "101", "template": TEMPLATES[1]}, "101", "duplicate: comes more than once in .*train.json"),
+        ("train", {"id": "101", "template": TEMPLATES[1]}, "101", "duplicate: comes more than once in the split train"),
         ("train", {"id": "../100"}, "../100", "bad id: entry 0 of .*train.json: video id '../100'"),
-        ("train", {"id": 100}, "100", "bad id: entry 0 of .*train.json: video id 100"),
+        ("train", {"id": 100.5}, "100.5", "bad id: entry 0 of .*train.json: video id 100.5"),
+        ("train", {"id": True}, "True", "bad id: entry 0 of .*train.json: video id True"),
         ("train", {"template": None}, "100", "bad entry: template None"),
         ("validation", {"label": 3}, "103", "bad entry: template .* label 3"),
         ("test", {"id": ""}, "", "bad id: entry 0 of .*test.json: video id ''"),
@@ -131,7 +179,7 @@ def test_entries_that_contradict_each_other_are_all_left_out(
     labels = load_labels(write(tmp_path, files))
     assert [reject.video_id for reject in labels.rejects] == [change["id"]] * 2
     assert change["id"] not in {video.video_id for video in labels.videos} and len(labels.videos) == 3
-    assert all("contradict each other, in something" in reject.reason for reject in labels.rejects)
+    assert all("contradict each other, in the split" in reject.reason for reject in labels.rejects)
 
 
 @pytest.mark.parametrize(

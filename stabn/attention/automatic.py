@@ -13,6 +13,7 @@ from stabn.attention.edit_document import DONE, Edit
 from stabn.attention.edits import EditSummary, latest_edits, read_edits, save_edit, summarize
 from stabn.attention.rounds import Round, RoundVideo, load_round, model_attention
 from stabn.config import ConfigError
+from stabn.data.labels import unique_names
 from stabn.errors import Overdue, RetryableError, StabnError
 from stabn.stages import EDIT_SOURCES
 from stabn.storage import read_uri
@@ -114,7 +115,8 @@ def load_segments(uri: str) -> dict[str, tuple[int, int]]:
         SegmentsError: the file is not JSON of [first, last) segments.
     """
     try:
-        return {key: (index(first), index(last)) for key, (first, last) in json.loads(read_uri(uri)).items()}
+        known = json.loads(read_uri(uri), object_pairs_hook=unique_names)
+        return {key: (index(first), index(last)) for key, (first, last) in known.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise SegmentsError(f'{uri}: expected {{"video id": [first, last], …}} ({error})') from None
 

@@ -34,10 +34,11 @@ def mini_dataset(args: Namespace, config: RunConfig) -> None:
 def extract_frames(args: Namespace, config: RunConfig) -> None:
     """Turn videos into frames in object storage, one object per video, and write the manifest that names them.
 
-    Reads WebM files and the four Something-Something v2 label files. The videos may lie in a folder or s3:// prefix,
-    or still be in the dataset's own archive (20bn-something-something-v2-00, -01, …), which is read without unpacking.
-    Started again after an interruption, it decodes only what is missing. To share the work between machines, run it
-    with --part 1/n to n/n and the same options, and then `stabn merge-frames --parts n`.
+    Reads video files and their labels: those of Something-Something v2, or a table labels.csv with the columns path (or
+    id), label and split. The videos may lie in a folder or s3:// prefix, also in folders below it, or still be in the
+    dataset's own archive (20bn-something-something-v2-00, -01, …), which is read without unpacking. Started again after
+    an interruption, it decodes only what is missing. To share the work between machines, run it with --part 1/n to n/n
+    and the same options, and then `stabn merge-frames --parts n`.
     """
     from stabn.data import frames
 

@@ -65,6 +65,8 @@ def load_edit_table(path: str | os.PathLike[str]) -> EditTable:
         table = parse_table(read_uri(path))
         header = json.loads((table.schema.metadata or {})[b"stabn"])
         rows = table.select(["video_id", "edited_attention", "status"]).to_pylist()
+        if len({row["video_id"] for row in rows}) < len(rows):
+            raise ValueError(f"a video comes more than once among {len(rows)} rows")
         result = EditTable(
             {
                 row["video_id"]: np.array(row["edited_attention"], np.float32)

@@ -40,14 +40,16 @@ class Extracted:
     Attributes:
         records: of the usable ones, see `records.SCHEMA`, with `object_key`.
         rejects: reason by id of the others.
-        seen: ids of all videos at the source, wanted or not.
+        seen: path by id of all videos at the source, wanted or not; the first, where several have one id.
         num_decoded: how many were not there from earlier.
+        num_copies: files that are another one's, byte for byte, under the same id.
     """
 
     records: list[dict[str, Any]] = field(default_factory=list)
     rejects: dict[str, str] = field(default_factory=dict)
-    seen: list[str] = field(default_factory=list)
+    seen: dict[str, str] = field(default_factory=dict)
     num_decoded: int = 0
+    num_copies: int = 0
 
 
 class Job(NamedTuple):
@@ -94,6 +96,7 @@ class _Extraction:
         self.stored = {info.key for info in target.scan() if info.key.endswith(SUFFIX)}
         self.result = Extracted()
         self.pending: deque[tuple[str, ProcessFuture]] = deque()
+        self.namesakes: dict[str, dict[str, str]] = {}  # by id: path and SHA-256 of files after the first
         self.frames = self.bytes = 0
 
     def run(self) -> Extracted:
@@ -104,9 +107,9 @@ class _Extraction:
             pool = ProcessPool(workers, initializer=_start, initargs=[worker], context=context)
             try:
                 for video in self.source.videos(self._is_needed):
-                    self.result.seen.append(video.video_id)
                     if video.video_id in self.video_ids:
-                        self._take(video, pool)
+                        self._look_at(video, pool)
+                    self.result.seen.setdefault(video.video_id, video.path)
                     while len(self.pending) > JOBS_PER_WORKER * workers:
                         self._collect()
                 while self.pending:
@@ -121,6 +124,7 @@ class _Extraction:
                 self.records.flush()
             for video_id in sorted(self.video_ids.difference(self.result.seen)):
                 self._reject(video_id, "missing: no such file")
+            self._settle_namesakes()
         reused = len(self.result.records) - self.result.num_decoded
         if reused:
             print(f"{self.what}: {reused} of {len(self.result.records)} videos were there already", flush=True)
@@ -129,6 +133,8 @@ class _Extraction:
     def _is_needed(self, video_id: str, stamp: str) -> bool:
         if video_id not in self.video_ids:
             return False
+        if video_id in self.result.seen:  # another file of that id: is it the same?
+            return True
         record = self.records.get(video_id)
         return record is None or not self._is_settled(video_id, record, stamp)
 
@@ -139,6 +145,26 @@ class _Extraction:
         if record["reason"] is not None:
             return bool(record["limits"] == self.limits)
         return video_id + SUFFIX in self.stored
+
+    def _look_at(self, video: SourceVideo, pool: ProcessPool) -> None:
+        if video.video_id not in self.result.seen:
+            self._take(video, pool)
+            return
+        data = self.source.read(video.path) if video.data is None else video.data
+        self.namesakes.setdefault(video.video_id, {})[video.path] = hashlib.sha256(data).hexdigest()
+
+    def _settle_namesakes(self) -> None:
+        """Reject videos whose id several different files have; of copies of one file the first is used."""
+        known = {record["video_id"]: record["source_sha256"] for record in self.result.records}
+        for video_id, others in self.namesakes.items():
+            different = [path for path, sha256 in others.items() if sha256 != known.get(video_id, sha256)]
+            self.result.num_copies += len(others) - len(different)
+            if different:
+                self.result.records = [item for item in self.result.records if item["video_id"] != video_id]
+                self.result.rejects[video_id] = (
+                    f"ambiguous: {self.result.seen[video_id]} and {different[0]} differ and have one id; "
+                    "name one of them otherwise, or list the videos by path in labels.csv"
+                )
 
     def _take(self, video: SourceVideo, pool: ProcessPool) -> None:
         known = self.records.get(video.video_id)
@@ -200,7 +226,7 @@ class _Worker:
         video_id, key = job.video.video_id, job.video.video_id + SUFFIX
         record: dict[str, Any] = {"video_id": video_id, "stamp": job.video.stamp, "limits": self.limits, "reason": None}
         try:
-            data = self.source.read(video_id) if job.video.data is None else job.video.data
+            data = self.source.read(job.video.path) if job.video.data is None else job.video.data
         except ObjectNotFound:
             return Done({**record, "stamp": "", "reason": "missing: gone since the videos were listed"}, False, 0)
         record["source_sha256"] = sha256 = hashlib.sha256(data).hexdigest()
@@ -208,7 +234,7 @@ class _Worker:
         if job.stored and known and known["reason"] is None and known["source_sha256"] == sha256:
             return Done({**known, **record}, False, 0)
         file = io.BytesIO(data)
-        file.name = video_id + ".webm"
+        file.name = job.video.path
         try:
             with open_video(file, self.config.max_pixels) as video:
                 record |= {"fps": video.info.fps, "source_width": video.info.width, "source_height": video.info.height}

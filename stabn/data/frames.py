@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 
 from stabn.config import ExtractConfig, fingerprint, to_dict
 from stabn.data.extraction import extract_videos
+from stabn.data.labels import Reject
 from stabn.data.manifest import SCHEMA, Manifest, build_manifest
 from stabn.data.sources import open_source
-from stabn.data.ssv2 import Reject, load_labels
+from stabn.data.ssv2 import load_labels
 from stabn.errors import StabnError
 from stabn.parquet import parse_table
 from stabn.stages import SPLITS
@@ -30,6 +31,13 @@ FRAME_SETTINGS = ("short_side", "jpeg_quality", "decoder")  # what the stored by
 NEUTRAL_SETTINGS = ("workers", "max_rejects")
 REJECT_SCHEMA = pa.schema([("video_id", pa.string()), ("split", pa.string()), ("reason", pa.string())])
 PART_SCHEMA = SCHEMA.append(pa.field("reason", pa.string()))
+
+
+UNLISTED, MISSING = "unlisted", "missing"
+OUTSIDE = {
+    UNLISTED: "videos are named by no label file and left alone",
+    MISSING: "test videos are not there; nothing is learnt or chosen on them",
+}
 
 
 class ExtractError(StabnError):
@@ -99,7 +107,7 @@ def extract_frames(
     what is missing or changed, and ends in the same manifest.
 
     Args:
-        videos_uri: folder or prefix with `<id>.webm`, or with the dataset's archive (see `sources.open_source`).
+        videos_uri: folder or prefix with the videos, or with their archive (see `sources.open_source`).
         labels_uri: folder or prefix with the four SSv2 label files.
         storage_uri: folder or prefix that gets the frames.
         manifest_path: Parquet file to write.
@@ -170,7 +178,7 @@ def merge_frames(
 
 def _extract_part(plan: _Plan, part: Part) -> pa.Table:
     """Return one row per video of the part: the manifest's columns, or the reason why it cannot be used."""
-    source = open_source(plan.videos_uri)
+    source = open_source(plan.videos_uri, plan.labels.id_of)
     everything = sorted(plan.labels.videos, key=lambda video: (len(video.video_id), video.video_id))
     listed = {video.video_id for video in everything} | {reject.video_id for reject in plan.labels.rejects}
     mine = {video.video_id: video for video in part.of(everything)}
@@ -179,7 +187,11 @@ def _extract_part(plan: _Plan, part: Part) -> pa.Table:
     rejects = [Reject(id, mine[id].split, reason) for id, reason in result.rejects.items()]
     rejects += part.of(plan.labels.rejects)
     unlisted = sorted(set(result.seen) - listed)
-    rejects += [Reject(id, "", "unlisted: no label file names this video") for id in part.of(unlisted)]
+    rejects += [Reject(id, "", f"{UNLISTED}: no label file names this video") for id in part.of(unlisted)]
+    if result.num_copies:
+        print(
+            f"{name}: {result.num_copies} files are copies of others of the same id; each video counts once", flush=True
+        )
     rows = [{**record, **mine[record["video_id"]]._asdict(), "reason": None} for record in result.records]
     rows += [reject._asdict() for reject in rejects]
     return pa.Table.from_pylist(rows, schema=PART_SCHEMA)
@@ -188,7 +200,14 @@ def _extract_part(plan: _Plan, part: Part) -> pa.Table:
 def _finish(plan: _Plan, table: pa.Table, manifest_path: Path, rejects_path: Path, run: Any) -> Manifest:
     """Write the rejects and, unless they are too many, the manifest."""
     usable = table.filter(pc.is_null(table["reason"])).select(SCHEMA.names)
-    rejects = table.filter(pc.is_valid(table["reason"])).select(REJECT_SCHEMA.names).to_pylist()
+    found = table.filter(pc.is_valid(table["reason"])).select(REJECT_SCHEMA.names).to_pylist()
+    rejects = [row for row in found if not _is_outside(row)]
+    total = len(table) - len(found) + len(rejects)
+    outside = Counter(str(row["reason"]).split(":")[0] for row in found if _is_outside(row))
+    for kind, what in OUTSIDE.items():
+        if outside[kind]:
+            print(f"{outside[kind]} {what}", flush=True)
+    run.log_metrics({f"outside_{kind}": count for kind, count in outside.items()})
     order = {split: number for number, split in enumerate(SPLITS)}
     rejects.sort(key=lambda row: (order.get(row["split"], len(order)), row["video_id"], row["reason"]))
     _write_whole(pa.Table.from_pylist(rejects, schema=REJECT_SCHEMA), rejects_path)
@@ -199,19 +218,25 @@ def _finish(plan: _Plan, table: pa.Table, manifest_path: Path, rejects_path: Pat
     run.log_metrics({f"rejects_{re.sub('[^a-z0-9]+', '_', kind)}": count for kind, count in kinds.items()})
     if not len(usable):
         raise ExtractError(f"{plan.videos_uri}: no video can be used: {summary}; all are listed in {rejects_path}")
-    if len(rejects) > plan.config.max_rejects * len(table):
+    if len(rejects) > plan.config.max_rejects * total:
         raise ExtractError(
-            f"{len(rejects)} of {len(table)} videos of {plan.videos_uri} cannot be used, more than --max-rejects "
+            f"{len(rejects)} of {total} videos of {plan.videos_uri} cannot be used, more than --max-rejects "
             f"{plan.config.max_rejects:g} allows: {summary}; all are listed in {rejects_path}"
         )
     if rejects:
-        print(f"{len(rejects)} of {len(table)} videos are left out: {summary}; see {rejects_path}", flush=True)
+        print(f"{len(rejects)} of {total} videos are left out: {summary}; see {rejects_path}", flush=True)
     manifest = build_manifest(usable, plan.labels.classes, plan.target.uri, plan.settings)
     temporary = manifest_path.with_name(manifest_path.name + ".partial")
     manifest.save(temporary)
     temporary.replace(manifest_path)
     run.set_tags({"stabn.dataset_fingerprint": manifest.fingerprint})
     return manifest
+
+
+def _is_outside(row: dict[str, Any]) -> bool:
+    """Tell what is no part of the dataset from its damage: files without a label, test videos that nobody has."""
+    kind = str(row["reason"]).split(":")[0]
+    return kind == UNLISTED or (kind == MISSING and row["split"] == "test")
 
 
 def _write_whole(table: pa.Table, path: Path) -> None:

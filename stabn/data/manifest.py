@@ -83,6 +83,10 @@ class Manifest:
         self._order: np.ndarray | None = None
         if self._ends[-1:].sum() != len(self._sizes):
             raise ManifestError(f"{storage_uri}: frame sizes and frame counts do not agree; run extract-frames again")
+        counts = self._texts["video_id"].value_counts()
+        if len(counts) < len(self.table):
+            name = next(item["values"] for item in counts.to_pylist() if item["counts"] > 1)
+            raise ManifestError(f"{storage_uri}: video {name!r} comes more than once; run extract-frames again")
         self.fingerprint = self._fingerprint()
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from stabn.config import fingerprint
 from stabn.errors import StabnError
 from stabn.storage import ObjectInfo, Storage, open_storage
 
-SUFFIX = ".webm"
+SUFFIXES = (".webm", ".mp4", ".m4v", ".mov", ".mkv", ".avi", ".ts", ".flv", ".ogv")  # in any case
 BLOCK_BYTES = 8 << 20  # of an archive, fetched at once
 
 _PART = re.compile(r"(?P<stem>[^/]+)-(?P<number>\d\d)")  # 20bn-something-something-v2-00
@@ -28,48 +28,65 @@ class SourceVideo(NamedTuple):
     """One video of a source.
 
     Attributes:
-        video_id: the file's name without `.webm`; not yet checked.
+        video_id: see `file_id`; not yet checked. Several files may have one.
+        path: below the source's place, with its suffix; `read` takes it.
         size: bytes.
         stamp: changes when the file does; equal stamps need no second look at the content.
         data: its bytes, if the source had them in hand (archives); else None: ask `read`.
     """
 
     video_id: str
+    path: str
     size: int
     stamp: str
     data: bytes | None
 
 
 class VideoSource(ABC):
-    """Videos named `<id>.webm`. Can be pickled."""
+    """Video files. Can be pickled."""
 
     uri: str
 
     @abstractmethod
     def videos(self, wanted: Callable[[str, str], bool]) -> Iterator[SourceVideo]:
-        """Yield every video once; `wanted(video_id, stamp)` tells whether its bytes are needed."""
+        """Yield every file once; `wanted(video_id, stamp)` tells whether its bytes are needed."""
 
     @abstractmethod
-    def read(self, video_id: str) -> bytes:
-        """Return the bytes of a video that came without them."""
+    def read(self, path: str) -> bytes:
+        """Return the bytes of a file that came without them."""
 
 
-def open_source(uri: str) -> VideoSource:
-    """Look at what is in a folder or prefix: `<id>.webm` files, or an archive, whole or in numbered parts.
+def is_video(path: str) -> bool:
+    """Return whether a path below a source is a video's: not what macOS and Windows leave beside (`._1.webm`)."""
+    parts = path.split("/")
+    return path.lower().endswith(SUFFIXES) and "__MACOSX" not in parts and not any(p.startswith(".") for p in parts)
+
+
+def file_id(path: str) -> str:
+    """Return the id of a video whose labels are by id: the file's name without its folder and suffix."""
+    return path.rpartition("/")[2].rpartition(".")[0]
+
+
+def open_source(uri: str, id_of: Callable[[str], str] = file_id) -> VideoSource:
+    """Look at what is in a folder or prefix: video files, also in folders below, or an archive, whole or in parts.
+
+    Args:
+        uri: the folder or prefix.
+        id_of: gives the id of the video at a path; can be pickled.
 
     Raises:
         SourceError: neither, or parts of the archive are missing.
     """
     storage = open_storage(uri)
     found = list(storage.scan())
-    files = [info for info in found if info.key.endswith(SUFFIX) and "/" not in info.key]
-    if files:
-        return FileSource(storage, files)
+    if files := [info for info in found if is_video(info.key)]:
+        return FileSource(storage, files, id_of)
     if parts := _archive_parts(uri, found):
-        return ArchiveSource(storage, parts)
-    deeper = sorted({info.key.rpartition("/")[0] for info in found if info.key.endswith(SUFFIX)})
-    hint = f"there are some below it: give {uri.rstrip('/')}/{deeper[0]}" if deeper else "check the place"
-    raise SourceError(f"{uri}: no <id>{SUFFIX} and no archive (20bn-something-something-v2-00, …) in it; {hint}")
+        return ArchiveSource(storage, parts, id_of)
+    raise SourceError(
+        f"{uri}: no videos ({', '.join(SUFFIXES)}) and no archive (20bn-something-something-v2-00, …) in it; "
+        "check the place"
+    )
 
 
 def dataset_fingerprint(videos_uri: str, labels_uri: str, version: str = "") -> str:
@@ -97,19 +114,20 @@ def dataset_fingerprint(videos_uri: str, labels_uri: str, version: str = "") -> 
 class FileSource(VideoSource):
     """One file or object per video."""
 
-    def __init__(self, storage: Storage, files: Sequence[ObjectInfo]) -> None:
-        self.storage, self.uri = storage, storage.uri
+    def __init__(self, storage: Storage, files: Sequence[ObjectInfo], id_of: Callable[[str], str] = file_id) -> None:
+        self.storage, self.uri, self.id_of = storage, storage.uri, id_of
         self._files = sorted(files)
 
     def videos(self, wanted: Callable[[str, str], bool]) -> Iterator[SourceVideo]:
         for info in self._files:
-            yield SourceVideo(info.key.removesuffix(SUFFIX), info.size, info.stamp, None)
+            yield SourceVideo(self.id_of(info.key), info.key, info.size, info.stamp, None)
 
-    def read(self, video_id: str) -> bytes:
-        return self.storage.read(video_id + SUFFIX)
+    def read(self, path: str) -> bytes:
+        return self.storage.read(path)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_files": []}  # worker processes read by name; the listing stays where it is
+        # Worker processes read by path; the listing, and what gives ids, stay where they are.
+        return {**self.__dict__, "_files": [], "id_of": file_id}
 
 
 class ArchiveSource(VideoSource):
@@ -118,8 +136,8 @@ class ArchiveSource(VideoSource):
     The parts of Something-Something v2 laid end to end are one tar.gz. Every pass reads all of it.
     """
 
-    def __init__(self, storage: Storage, parts: Sequence[ObjectInfo]) -> None:
-        self.storage, self.uri = storage, storage.uri
+    def __init__(self, storage: Storage, parts: Sequence[ObjectInfo], id_of: Callable[[str], str] = file_id) -> None:
+        self.storage, self.uri, self.id_of = storage, storage.uri, id_of
         self._parts = list(parts)
         self._stamp = fingerprint({info.key: f"{info.size} {info.stamp}" for info in parts})
 
@@ -131,15 +149,15 @@ class ArchiveSource(VideoSource):
             with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as archive:
                 for member in archive:
                     archive.members = []  # type: ignore[attr-defined]  # tarfile would remember every header
-                    name = member.name.rpartition("/")[2]
-                    if not member.isfile() or not name.endswith(SUFFIX):
+                    path = member.name.removeprefix("./")
+                    if not member.isfile() or not is_video(path):
                         continue
-                    video_id, stamp = name.removesuffix(SUFFIX), f"{self._stamp}/{member.size}"
+                    video_id, stamp = self.id_of(path), f"{self._stamp}/{member.size}"
                     data = None
                     if wanted(video_id, stamp):
                         file = archive.extractfile(member)
                         data = file.read() if file else b""
-                    yield SourceVideo(video_id, member.size, stamp, data)
+                    yield SourceVideo(video_id, path, member.size, stamp, data)
                     count += 1
             stream.read()  # to the end, so that a missing tail is noticed
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -148,8 +166,11 @@ class ArchiveSource(VideoSource):
                 "get its parts again; what is extracted is kept"
             ) from None
 
-    def read(self, video_id: str) -> bytes:
-        raise SourceError(f"{self.uri}: video {video_id} is in an archive, which can only be read from its beginning")
+    def read(self, path: str) -> bytes:
+        raise SourceError(f"{self.uri}: video {path} is in an archive, which can only be read from its beginning")
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "id_of": file_id}
 
 
 def _archive_parts(uri: str, found: Sequence[ObjectInfo]) -> list[ObjectInfo]:

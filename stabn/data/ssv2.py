@@ -1,14 +1,14 @@
-"""Read and check the label files of Something-Something v2; say what a horizontal flip does to a class."""
+"""Read and check the label files of Something-Something v2, or a labels.csv; say what a flip does to a class."""
 
 import hashlib
 import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from stabn.errors import StabnError
+from stabn.data.label_table import TABLE_FILE, read_table
+from stabn.data.labels import Labels, LabelsError, Reject, Video, unique_names
 from stabn.stages import SPLITS
 from stabn.storage import ObjectNotFound, Storage, StorageError, check_id, open_storage
 
@@ -16,57 +16,17 @@ LABELS_FILE = "something-something-v2-labels.json"
 SPLIT_FILES = {split: f"something-something-v2-{split}.json" for split in SPLITS}
 FILE_PREFIX = "something-something-v2-"  # the dataset's later packages leave it out: labels.json, train.json, …
 
+OPTIONAL = ("test", "held_out")  # splits whose file may be missing: nothing is learnt from them
+
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
-class LabelsError(StabnError):
-    """The label files are not those of Something-Something v2, or contradict each other."""
-
-
-class Video(NamedTuple):
-    """One video of the dataset.
-
-    Attributes:
-        video_id: the file is `<video_id>.webm`.
-        split: train, validation, test or held_out.
-        class_index: index into Labels.classes, -1 in the test split.
-        label: the action with its objects named, empty in the test split.
-    """
-
-    video_id: str
-    split: str
-    class_index: int
-    label: str
-
-
-class Reject(NamedTuple):
-    """A video that cannot be used, and why: a word or two for counting, a colon, and the details."""
-
-    video_id: str
-    split: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The classes and videos of the dataset.
-
-    Attributes:
-        classes: templates without brackets, ordered by index.
-        videos: in the order of the files.
-        rejects: entries that cannot be used.
-    """
-
-    classes: tuple[str, ...]
-    videos: tuple[Video, ...]
-    rejects: tuple[Reject, ...] = ()
-
-
 def load_labels(uri: str | os.PathLike[str], held_out: float = 0.0) -> Labels:
-    """Read the label file and the three split files of a folder or prefix, and a file of held-out videos if it has one.
+    """Read the label files of a folder or prefix: those of Something-Something v2, or a labels.csv.
 
-    Entries that cannot be used are listed in `rejects`. Of an entry that is repeated as it is, one stays; entries of
-    one id that contradict each other (two classes, two splits) are all left out.
+    Of the dataset's own, the file of test videos may be missing, and one of held-out videos may be there. Entries that
+    cannot be used are listed in `rejects`. Of an entry that is repeated as it is, one stays; entries of one id that
+    contradict each other (two classes, two splits) are all left out.
 
     Args:
         uri: the folder or prefix.
@@ -74,16 +34,35 @@ def load_labels(uri: str | os.PathLike[str], held_out: float = 0.0) -> Labels:
             each id alone, so that it stays the same when other videos come and go.
 
     Raises:
-        LabelsError: a file is missing or is not one of Something-Something v2.
+        LabelsError: a file is missing, or is neither one of Something-Something v2 nor such a table.
     """
     storage = open_storage(uri)
+    if storage.exists(TABLE_FILE):
+        if _is_there(storage, LABELS_FILE):
+            raise LabelsError(f"{uri}: both {TABLE_FILE} and {LABELS_FILE} are there; leave the one that holds")
+        classes, entries, rejects, paths = read_table(storage)
+    else:
+        classes, entries, rejects = _read_dataset(storage)
+        paths = {}
+    videos: list[Video] = []
+    for group in entries.values():
+        keys = {(video.split, video.class_index) for video in group}
+        if len(keys) == 1:
+            videos.append(group[0])
+            group = group[1:]
+        rejects += [Reject(video.video_id, video.split, _duplicate(video, keys, classes)) for video in group]
+    return Labels(classes, tuple(_held_out(video, held_out) for video in videos), tuple(rejects), paths)
+
+
+def _read_dataset(storage: Storage) -> tuple[tuple[str, ...], dict[str, list[Video]], list[Reject]]:
+    """Return the classes, the entries by id, and those that cannot be used, of Something-Something v2's files."""
     where, content = _read(storage, LABELS_FILE)
     classes = _classes(where, content)
     index_of = {name: index for index, name in enumerate(classes)}
     entries: dict[str, list[Video]] = {}
     rejects: list[Reject] = []
     for split in SPLITS:
-        if split == "held_out" and not _is_there(storage, SPLIT_FILES[split]):
+        if split in OPTIONAL and not _is_there(storage, SPLIT_FILES[split]):
             continue
         where, content = _read(storage, SPLIT_FILES[split])
         if not isinstance(content, list):
@@ -96,14 +75,7 @@ def load_labels(uri: str | os.PathLike[str], held_out: float = 0.0) -> Labels:
                 rejects.append(video)
             else:
                 entries.setdefault(video.video_id, []).append(video)
-    videos: list[Video] = []
-    for group in entries.values():
-        keys = {(video.split, video.class_index) for video in group}
-        if len(keys) == 1:
-            videos.append(group[0])
-            group = group[1:]
-        rejects += [Reject(video.video_id, video.split, _duplicate(video, keys, classes)) for video in group]
-    return Labels(classes, tuple(_held_out(video, held_out) for video in videos), tuple(rejects))
+    return classes, entries, rejects
 
 
 def _held_out(video: Video, share: float) -> Video:
@@ -144,20 +116,12 @@ def _read(storage: Storage, name: str) -> tuple[str, Any]:
     for key in (name, name.removeprefix(FILE_PREFIX)):
         where = storage.locate(key)
         try:
-            return where, json.loads(storage.read(key), object_pairs_hook=_unique)
+            return where, json.loads(storage.read(key), object_pairs_hook=unique_names)
         except ObjectNotFound:
             continue
         except (ValueError, RecursionError) as error:
             raise LabelsError(f"{where}: not valid JSON ({error}); get the file again") from None
     raise LabelsError(f"{storage.locate(name)}: no such file; give the folder with the label files of the dataset")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} comes twice in one object")
-    return content
 
 
 def _classes(where: str, content: Any) -> tuple[str, ...]:
@@ -178,9 +142,10 @@ def _video(where: str, number: int, entry: Any, split: str, index_of: dict[str, 
     """Check one entry of a split file."""
     if not isinstance(entry, dict) or "id" not in entry:
         raise LabelsError(f"{where}: entry {number} is {_kind(entry)} without an id; is it another dataset's?")
-    name = str(entry["id"])[:200]
+    given = entry["id"]
+    name = str(given)[:200]
     try:
-        video_id = check_id(entry["id"], "video id")
+        video_id = check_id(str(given) if type(given) is int else given, "video id")
     except StorageError as error:
         return Reject(name, split, f"bad id: entry {number} of {where}: {error}")
     if split == "test":
@@ -201,8 +166,8 @@ def _video(where: str, number: int, entry: Any, split: str, index_of: dict[str, 
 
 def _duplicate(video: Video, keys: set[tuple[str, int]], classes: tuple[str, ...]) -> str:
     if len(keys) == 1:
-        return f"duplicate: comes more than once in {SPLIT_FILES[video.split]}; the first is used"
-    places = [f"{SPLIT_FILES[split]} ({classes[index] if index >= 0 else 'no class'})" for split, index in sorted(keys)]
+        return f"duplicate: comes more than once in the split {video.split}; the first is used"
+    places = [f"the split {split} ({classes[index] if index >= 0 else 'no class'})" for split, index in sorted(keys)]
     return f"duplicate: its entries contradict each other, in {' and in '.join(places)}; remove all but one"
 
 

@@ -1,0 +1,70 @@
+"""What label files say, whatever their form: the classes, the videos, and the entries that cannot be used."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from stabn.data.sources import file_id
+from stabn.errors import StabnError
+
+
+class LabelsError(StabnError):
+    """The label files are not of a form that is known, or contradict each other."""
+
+
+class Video(NamedTuple):
+    """One video of the dataset.
+
+    Attributes:
+        video_id: names the video everywhere; see `Labels.id_of`.
+        split: train, validation, test or held_out.
+        class_index: index into Labels.classes, -1 in the test split.
+        label: the action with its objects named, empty in the test split.
+    """
+
+    video_id: str
+    split: str
+    class_index: int
+    label: str
+
+
+class Reject(NamedTuple):
+    """A video that cannot be used, and why: a word or two for counting, a colon, and the details."""
+
+    video_id: str
+    split: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes and videos of the dataset.
+
+    Attributes:
+        classes: templates without brackets, ordered by index.
+        videos: in the order of the files.
+        rejects: entries that cannot be used.
+        paths: id by path below the videos' place, where the labels are by path; empty: a file's name is its id.
+    """
+
+    classes: tuple[str, ...]
+    videos: tuple[Video, ...]
+    rejects: tuple[Reject, ...] = ()
+    paths: Mapping[str, str] = field(default_factory=dict)
+
+    def id_of(self, path: str) -> str:
+        """Return the id of the video at a path; of one that no label names something that is no id of ours."""
+        return self.paths.get(path, path) if self.paths else file_id(path)
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object whose names differ; for json's `object_pairs_hook`, which else lets a later one win.
+
+    Raises:
+        ValueError: a name comes twice.
+    """
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} comes twice in one object")
+    return content
