@@ -15,6 +15,7 @@ import ffmpeg
 import numpy as np
 
 from stabn.data.ffmpeg_process import run_ffmpeg
+from stabn.data.orientation import Matrix, display_matrix, displayed_size, is_turned, pixel_aspect, upright
 from stabn.data.video_structure import (
     CONTAINERS,
     Source,
@@ -23,6 +24,7 @@ from stabn.data.video_structure import (
     open_container,
     open_file,
     reason,
+    video_stream,
 )
 
 DECODERS = ("pyav", "ffmpeg")
@@ -32,11 +34,14 @@ _LEVELS = np.arange(256.0)
 FULL_LUMA = np.clip(np.rint((_LEVELS - 16) * 255 / 219), 0, 255).astype(np.uint8)  # from a video's range to JPEG's
 FULL_CHROMA = np.clip(np.rint((_LEVELS - 128) * 255 / 224 + 128), 0, 255).astype(np.uint8)
 
+# Frame n at time n: what the file says of times must not decide which frames there are.
+COUNTED = "setpts='N/if(isnan(FRAME_RATE),25,FRAME_RATE)/TB'"
+
 MAX_PIXELS = 1 << 26  # of one frame, width x height: larger ones are refused unless asked for
 
 
 class VideoInfo(NamedTuple):
-    """Size in pixels as the header says, and frames per second as the frames' times say (0: unknown)."""
+    """Size in pixels as stored, and frames per second as the frames' times say (0: unknown)."""
 
     width: int
     height: int
@@ -59,29 +64,34 @@ class Planes(NamedTuple):
 class OpenVideo:
     """A video whose structure has been checked and whose frames have not been decoded yet."""
 
-    def __init__(self, name: str, file: IO[bytes], packets: list[Any], info: VideoInfo) -> None:
+    def __init__(self, name: str, file: IO[bytes], stream: Any, packets: list[Any], info: VideoInfo) -> None:
         self.info = info
-        self._name, self._file, self._packets = name, file, packets
+        self._name, self._file, self._stream, self._packets = name, file, stream, packets
 
     def planes(self, decoder: str = "pyav", short_side: int | None = None) -> Iterator[Planes]:
         """Yield the frames once, as JPEG has them; see `decode` for the arguments."""
         if decoder not in DECODERS:
             raise VideoError(f"decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
-        frames = (
-            _decode_pyav(self._packets, self._name) if decoder == "pyav" else _decode_ffmpeg(self._file, self._name)
-        )
-        count = 0
-        for luma, *chroma in frames:
+        frames = _decode_pyav(self._packets, self._name) if decoder == "pyav" else self._by_ffmpeg()
+        aspect, count = pixel_aspect(self._stream), 0
+        for stored, matrix in frames:
+            luma, *chroma = upright(stored, matrix)
             height, width = luma.shape
-            size = scaled_size(width, height, short_side)
+            size = scaled_size(*displayed_size(width, height, 1 / aspect if is_turned(matrix) else aspect), short_side)
             if size != (width, height):
-                luma = cv2.resize(luma, size, interpolation=cv2.INTER_AREA)
+                how = cv2.INTER_AREA if size[0] <= width and size[1] <= height else cv2.INTER_LINEAR
+                luma = cv2.resize(luma, size, interpolation=how)
                 half = ((size[0] + 1) // 2, (size[1] + 1) // 2)
-                chroma = [cv2.resize(plane, half, interpolation=cv2.INTER_AREA) for plane in chroma]
+                chroma = [cv2.resize(plane, half, interpolation=how) for plane in chroma]
             yield Planes(cv2.LUT(luma, FULL_LUMA), *(cv2.LUT(plane, FULL_CHROMA) for plane in chroma))
             count += 1
         if not count:
             raise VideoError(f"{self._name}: no frame can be decoded; get the file again or leave it out")
+
+    def _by_ffmpeg(self) -> Iterator[tuple[list[np.ndarray], Matrix | None]]:
+        first = next(_frames(self._packets, self._name), None)
+        matrix = display_matrix(first) if first else None
+        return ((planes, matrix) for planes in _decode_ffmpeg(self._file, self._name, self._stream.index))
 
 
 @contextmanager
@@ -96,7 +106,8 @@ def open_video(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[OpenVid
         VideoError: no such file, an empty, truncated or damaged one, one without video, or one too large.
     """
     with open_file(source) as (file, name), open_container(file, name) as container:
-        context = container.streams.video[0].codec_context
+        stream = video_stream(container)
+        context = stream.codec_context
         if context.width * context.height > max_pixels:
             raise VideoError(
                 f"{name}: {context.width} x {context.height} pixels, more than {max_pixels:,}; leave it out",
@@ -104,7 +115,7 @@ def open_video(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[OpenVid
             )
         context.options = {"max_pixels": str(max_pixels)}  # frames may be larger than the header says
         packets = check_structure(file, name, container)
-        yield OpenVideo(name, file, packets, VideoInfo(context.width, context.height, _frame_rate(container, packets)))
+        yield OpenVideo(name, file, stream, packets, VideoInfo(context.width, context.height, _rate(stream, packets)))
 
 
 def decode(source: Source, decoder: str = "pyav", short_side: int | None = None) -> Iterator[np.ndarray]:
@@ -137,11 +148,11 @@ def probe(source: Source) -> VideoInfo:
         return video.info
 
 
-def _frame_rate(container: Any, packets: list[Any]) -> float:
+def _rate(stream: Any, packets: list[Any]) -> float:
     times = sorted(float(p.pts * p.time_base) for p in packets if p.size and p.pts is not None)
     if len(times) > 1 and times[-1] > times[0]:
         return (len(times) - 1) / (times[-1] - times[0])
-    return float(container.streams.video[0].average_rate or 0)
+    return float(stream.average_rate or 0)
 
 
 def scaled_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
@@ -152,17 +163,20 @@ def scaled_size(width: int, height: int, short_side: int | None) -> tuple[int, i
     return (2 * width * short_side + short) // (2 * short), (2 * height * short_side + short) // (2 * short)
 
 
-def _decode_pyav(packets: list[Any], name: str) -> Iterator[list[np.ndarray]]:
-    """Yield luma and the two chroma planes of each frame, in the limited range that videos have."""
+def _decode_pyav(packets: list[Any], name: str) -> Iterator[tuple[list[np.ndarray], Matrix | None]]:
+    """Yield luma and the two chroma planes of each frame as stored, in limited range, and its display matrix."""
     size: tuple[int, int] | None = None
+    for frame in _frames(packets, name):
+        size = size or (frame.width, frame.height)  # a stream may change its size; its first one stays
+        yield [_plane(plane) for plane in _to_yuv420(frame, size).planes], display_matrix(frame)
+
+
+def _frames(packets: list[Any], name: str) -> Iterator[Any]:
     number = 0
     try:
         for packet in packets:
             for frame in packet.decode():
-                size = size or (frame.width, frame.height)  # a stream may change its size; its first one stays
-                turns = frame.rotation // 90
-                planes = [_plane(plane) for plane in _to_yuv420(frame, size).planes]
-                yield [np.ascontiguousarray(np.rot90(plane, turns)) for plane in planes] if turns else planes
+                yield frame
                 number += 1
     except (av.FFmpegError, OSError) as error:
         raise VideoError(
@@ -184,7 +198,8 @@ def _plane(plane: Any) -> np.ndarray:
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
 
 
-def _decode_ffmpeg(file: IO[bytes], name: str) -> Iterator[list[np.ndarray]]:
+def _decode_ffmpeg(file: IO[bytes], name: str, index: int) -> Iterator[list[np.ndarray]]:
+    """Yield the planes of each frame of a stream as stored, like `_decode_pyav`."""
     with tempfile.NamedTemporaryFile(suffix=".video") as copy:
         path = name
         if not os.path.exists(name) or not isinstance(file, io.BufferedReader):
@@ -192,19 +207,21 @@ def _decode_ffmpeg(file: IO[bytes], name: str) -> Iterator[list[np.ndarray]]:
             shutil.copyfileobj(file, copy)
             copy.flush()
             path = copy.name
-        stream = ffmpeg.input(
+        source = ffmpeg.input(
             f"file:{path}",
             threads=1,
             xerror=None,
             max_pixels=MAX_PIXELS,
             protocol_whitelist="file",
             format_whitelist=CONTAINERS,
-        ).output(
+            noautorotate=None,
+        )
+        stream = source[str(index)].output(
             "pipe:",
             format="yuv4mpegpipe",
             pix_fmt="yuv420p",
             fps_mode="passthrough",
-            vf="scale=flags=bilinear:out_color_matrix=bt601:out_range=tv",
+            vf=f"{COUNTED},scale=flags=bilinear:out_color_matrix=bt601:out_range=tv",
         )
         with run_ffmpeg(stream, name, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
