@@ -175,7 +175,7 @@ def own_attention(checkpoint: str, manifest: Manifest) -> Callable[[str], np.nda
     model, description = load_model(checkpoint)
     model, reader = prepare(model, choose_device("auto")), FrameReader(manifest)
     rows = {manifest.video(row).video_id: row for row in manifest.indices("train")}
-    return lambda name: attend(model, reader.frames(rows[name]), description.data_config).temporal
+    return lambda name: attend(model, reader.packed(rows[name]), description.data_config).temporal
 
 
 def run_seed(bench: Bench, rows: tuple[Row, ...], seed: int, threads: int) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from stabn.attention.automatic import automatic_edits, wait_for_edits
 from stabn.attention.control_curves import stretched
 from stabn.attention.edit_document import Edit, parse_edit
 from stabn.attention.edits import EditConflict, import_round, read_edits, save_edit
-from stabn.attention.export import attend, export_round
+from stabn.attention.export import PASSES_AT_ONCE, attend, export_round, panel
+from stabn.attention.render import attention_figure, preview_frames
 from stabn.attention.rounds import Round, RoundError, load_round, model_attention
 from stabn.config import DataConfig, ModelConfig
 from stabn.data.edit_table import EditError, load_edit_table
 from stabn.data.manifest import build_manifest
+from stabn.data.packed_frames import PackedFrames
 from stabn.data.sampling import covering_samples
 from stabn.data.transforms import crop_clip, evaluation_crop, to_input
 from stabn.errors import RetryableError
@@ -179,6 +182,26 @@ def test_bad_edits_are_refused(round_: Round) -> None:
     assert not read_edits(round_)
     with pytest.raises(EditError, match=r"edits/10/0001\.json: not JSON"):
         parse_edit(b"{", "edits/10/0001.json")
+
+
+def test_a_long_video_is_never_uncompressed_as_a_whole() -> None:
+    jpeg = simplejpeg.encode_jpeg(np.full((32, 48, 3), 90, np.uint8))
+    asked: list[int] = []
+
+    class Watched(PackedFrames):
+        def __getitem__(self, index: Any) -> np.ndarray:
+            asked.append(1 if np.ndim(index) == 0 else len(index))
+            return super().__getitem__(index)
+
+    data = DataConfig(num_frames=4, crop_size=32)
+    model = STABN(ModelConfig(block="basic", num_blocks=(1, 1, 1, 1), width=4, num_classes=2, num_frames=4)).eval()
+    attention = attend(model, Watched([jpeg] * 500, "long"), data)
+    assert attention.temporal.shape == (500,) and max(asked) <= PASSES_AT_ONCE * data.num_frames
+    frames = Watched([jpeg] * 500, "long")
+    asked.clear()
+    attention_figure(frames, [panel("prediction", attention, ("a", "b"), -1)], heading="long")
+    assert next(preview_frames(frames, attention.temporal)).shape[1] == 48
+    assert len(asked) < 40 and max(asked) == 1, "a figure shows some of the frames, a preview one after the other"
 
 
 def test_automatic_edits_are_high_on_the_action_and_leave_people_alone(round_: Round, tmp_path: Path) -> None:

@@ -108,12 +108,14 @@ def test_manifest_says_what_it_does_not_have(manifest: Manifest, tmp_path: Path)
 
 def test_frames_are_read_by_index(manifest: Manifest) -> None:
     reader = FrameReader(manifest)
-    everything = reader.frames(1)
+    packed = reader.packed(1)
+    everything = np.stack(list(packed))
     assert everything.shape == (33, 48, 80, 3) and everything.dtype == np.uint8
-    assert (reader.frames(1, [30, 2, 2]) == everything[[30, 2, 2]]).all()
-    assert (FrameReader(manifest, cache_mb=1).frames(1, [30, 2]) == everything[[30, 2]]).all()
+    assert packed.shape == everything.shape and len(packed) == 33
+    assert (packed[[30, 2, 2]] == everything[[30, 2, 2]]).all() and (packed[30] == everything[30]).all()
+    assert FrameReader(manifest, cache_mb=1).jpegs(1, [30, 2]) == reader.jpegs(1, [2, 30])
     with pytest.raises(ManifestError, match="video 2 has frames 0 to 32"):
-        reader.frames(1, [33])
+        reader.jpegs(1, [33])
 
 
 def test_clips_depend_on_seed_epoch_and_video_alone(manifest: Manifest) -> None:
@@ -220,7 +222,7 @@ def test_large_frames_are_decoded_small(manifest: Manifest) -> None:
     """A crop of 48 rows shown in 16: a half of the resolution suffices, and looks the same."""
     small = DataConfig(num_frames=8, crop_size=16, scales=(1.0,), workers=0, evaluation_scale=1.0)
     clip = ClipDataset(manifest, [1], small, train=False)[0]["clips"][0].numpy().astype(int)
-    frames = FrameReader(manifest).frames(1, evaluation_sample(33, 8, 1)[0])
+    frames = FrameReader(manifest).packed(1)[evaluation_sample(33, 8, 1)[0]]
     exact = crop_clip(frames, evaluation_crop(80, 48, small), 16).astype(int)
     assert np.abs(clip - exact).mean() < 3
     jpeg = FrameReader(manifest).jpegs(1, [0])[0]

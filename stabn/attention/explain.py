@@ -3,17 +3,19 @@
 import re
 from pathlib import Path
 
-import numpy as np
-
 from stabn.attention.export import attend, panel
 from stabn.attention.render import attention_figure
 from stabn.config import ConfigError
 from stabn.data.dataset import read_frames
+from stabn.data.extraction import encode_jpeg
 from stabn.data.manifest import Manifest
-from stabn.data.video import decode
+from stabn.data.packed_frames import PackedFrames
+from stabn.data.video import open_video
 from stabn.storage import write_uri
 from stabn.training.checkpoint import check_classes, load_model, require_attention
 from stabn.training.device import choose_device, prepare
+
+QUALITY = 95  # of a video file's frames in memory
 
 
 def explain(video: str, checkpoint_uri: str, manifest_uri: str = "", output_path: str = "") -> str:
@@ -42,7 +44,10 @@ def explain(video: str, checkpoint_uri: str, manifest_uri: str = "", output_path
         class_index = manifest.video(index).class_index
         frames = read_frames(manifest, index)
     elif Path(video).is_file():
-        frames = np.stack(list(decode(video, short_side=round(data.crop_size / data.evaluation_scale))))
+        short_side = round(data.crop_size / data.evaluation_scale)
+        with open_video(video) as opened:  # one frame at a time: minutes of video would not fit uncompressed
+            jpegs = [encode_jpeg(frame, QUALITY) for frame in opened.planes(short_side=short_side)]
+        frames = PackedFrames(jpegs, video)
     else:
         raise ConfigError(f"{video}: no such file; give a video file, or with --manifest the id of one of its videos")
     attention = attend(prepare(model, choose_device("auto")), frames, data)

@@ -29,6 +29,7 @@ from stabn.attention.selection import Selection, load_selection
 from stabn.config import DataConfig, RunConfig
 from stabn.data.dataset import FrameReader
 from stabn.data.manifest import Manifest
+from stabn.data.packed_frames import Frames
 from stabn.data.sampling import covering_samples, evaluation_sample
 from stabn.data.transforms import Crop, crop_clip, evaluation_crop, to_input
 from stabn.data.video_encoding import encode
@@ -66,11 +67,11 @@ class VideoAttention:
 
 
 @torch.inference_mode()
-def attend(model: nn.Module, frames: np.ndarray, data: DataConfig, precision: str = "auto") -> VideoAttention:
+def attend(model: nn.Module, frames: Frames, data: DataConfig, precision: str = "auto") -> VideoAttention:
     """Return the attention of every source frame of a video.
 
     The network sees T sampled frames; the sampling is shifted until every source frame was seen, and each frame's
-    values are averaged over the passes that saw it.
+    values are averaged over the passes that saw it. Only the frames of a few passes are held at once.
 
     Args:
         model: ST-ABN on its device, in evaluation mode.
@@ -82,14 +83,15 @@ def attend(model: nn.Module, frames: np.ndarray, data: DataConfig, precision: st
     dtype = choose_precision(precision, device)
     num_source, height, width = frames.shape[:3]
     crop = evaluation_crop(width, height, data)
-    clip = torch.from_numpy(crop_clip(frames, crop, data.crop_size))
     covering = covering_samples(num_source, data.num_frames)
     usual = evaluation_sample(num_source, data.num_frames, data.num_clips)
     samples = np.concatenate([usual, covering])
     logits, temporal, spatial = [], [], []
     for part in np.array_split(samples, -(-len(samples) // PASSES_AT_ONCE)):
+        wanted, places = np.unique(part, return_inverse=True)
+        clip = torch.from_numpy(crop_clip(frames[wanted], crop, data.crop_size))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            output = model(to_input(clip[torch.from_numpy(part)], data, device))
+            output = model(to_input(clip[torch.from_numpy(places.reshape(part.shape))], data, device))
         logits.append(output.logits.float().cpu())
         temporal.append(output.temporal_attention.float().flatten(1).cpu())
         spatial.append(output.spatial_attention.float().squeeze(1).cpu())
@@ -172,7 +174,7 @@ def _export_videos(
         video = manifest.video(index)
         folder = storage.child(f"videos/{video_id}")
         if not folder.exists("attention.json"):
-            frames = reader.frames(index)
+            frames = reader.packed(index)
             attention = attend(model, frames, data, precision)
             _write_video(folder, video_id, video.class_index, manifest.classes, frames, attention)
         seen = json.loads(folder.read("attention.json"))
@@ -197,7 +199,7 @@ def _write_video(
     video_id: str,
     class_index: int,
     classes: tuple[str, ...],
-    frames: np.ndarray,
+    frames: Frames,
     attention: VideoAttention,
 ) -> None:
     """Write a video's documents; `attention.json` last, so that the video is whole when it is there."""

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from stabn.data.packed_frames import Frames
 from stabn.data.transforms import Crop
 from stabn.errors import StabnError
 
@@ -47,7 +48,7 @@ class Panel:
 
 
 def attention_figure(
-    frames: np.ndarray, panels: Sequence[Panel], *, heading: str, edited: np.ndarray | None = None, num_columns: int = 8
+    frames: Frames, panels: Sequence[Panel], *, heading: str, edited: np.ndarray | None = None, num_columns: int = 8
 ) -> bytes:
     """Draw frames with a colour bar of their temporal attention above and the spatial attention below.
 
@@ -121,7 +122,7 @@ def stretch(spatial: np.ndarray) -> np.ndarray:
     return (values - low) / max(high - low, 1e-6)
 
 
-def preview_frames(frames: np.ndarray, temporal: np.ndarray) -> Iterator[np.ndarray]:
+def preview_frames(frames: Frames, temporal: np.ndarray) -> Iterator[np.ndarray]:
     """Yield frames for a preview video: above each one a bar of all temporal attention, the present frame marked.
 
     Args:
@@ -143,7 +144,7 @@ def preview_frames(frames: np.ndarray, temporal: np.ndarray) -> Iterator[np.ndar
         yield picture
 
 
-def _check_lengths(frames: np.ndarray, panels: Sequence[Panel], edited: np.ndarray | None, heading: str) -> None:
+def _check_lengths(frames: Frames, panels: Sequence[Panel], edited: np.ndarray | None, heading: str) -> None:
     parts = [("the edited curve", edited)]
     for panel in panels:
         parts += [(f"the temporal attention of {panel.title!r}", panel.temporal)]
@@ -165,7 +166,7 @@ def _layout(frame_width: int, frame_height: int, num_columns: int) -> tuple[tupl
     return size, max(MIN_WIDTH, num_columns * size[0] + gaps)
 
 
-def _strip(frames: np.ndarray, panel: Panel, columns: np.ndarray, size: tuple[int, int], width: int) -> Image.Image:
+def _strip(frames: Frames, panel: Panel, columns: np.ndarray, size: tuple[int, int], width: int) -> Image.Image:
     rows = 1 if panel.spatial is None else 2
     image = Image.new("RGB", (width, BAR + rows * (size[1] + GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(image)

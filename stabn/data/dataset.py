@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
-import simplejpeg
 import torch
 from torch.utils.data import Dataset
 
 from stabn.config import DataConfig
 from stabn.data.cache import NodeCache, open_cache
 from stabn.data.manifest import Manifest, ManifestError, ManifestVideo
+from stabn.data.mjpeg import decode_jpeg
+from stabn.data.packed_frames import PackedFrames
 from stabn.data.sampling import evaluation_sample, training_sample
 from stabn.data.ssv2 import flip_map
 from stabn.data.transforms import color_matrix, crop_and_resize, evaluation_crop, random_crop
@@ -61,46 +62,16 @@ class FrameReader:
             return start, self._disk.read_range(self.storage, key, size, version, start, end - start)
         return start, self.storage.read_range(video.object_key, start, end - start)
 
-    def frames(self, index: int, frame_indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Return uint8 (n, H, W, 3) RGB frames, by default all of the video, in source order."""
+    def packed(self, index: int) -> PackedFrames:
+        """Return all frames of a video, as they are stored and decoded when they are looked at."""
         video = self.manifest.video(index)
-        if frame_indices is None:
-            frame_indices = np.arange(video.num_frames)
-        jpegs = self.jpegs(index, frame_indices)
-        decoded = {i: decode_jpeg(data, video.video_id, i) for i, data in jpegs.items()}
-        return np.stack([decoded[int(i)] for i in frame_indices])
+        jpegs = self.jpegs(index, np.arange(video.num_frames))
+        return PackedFrames([jpegs[number] for number in range(video.num_frames)], video.video_id)
 
 
-def decode_jpeg(
-    data: bytes, video_id: str, frame_index: int, min_height: int = 0, buffer: np.ndarray | None = None
-) -> np.ndarray:
-    """Decode one stored frame to uint8 (H, W, 3) RGB.
-
-    Args:
-        data: the JPEG.
-        video_id, frame_index: for messages.
-        min_height: rows that suffice; a frame at least twice as large is decoded at a half, a quarter or an eighth,
-            which takes a fraction of the time. 0: all.
-        buffer: uint8 (n,) that the frame is decoded into if it has room; None: memory of its own.
-
-    Raises:
-        ManifestError: the bytes are no JPEG: object and manifest do not belong together.
-    """
-    try:
-        frame: np.ndarray = simplejpeg.decode_jpeg(
-            data, colorspace="RGB", min_height=min_height, min_factor=2 if min_height else 1, buffer=buffer
-        )
-        return frame
-    except ValueError as error:
-        raise ManifestError(
-            f"video {video_id}, frame {frame_index}: not a JPEG ({error}); the object changed since the manifest "
-            "was written, run extract-frames again"
-        ) from None
-
-
-def read_frames(manifest: Manifest, index: int, frame_indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-    """Return stored frames of one video as uint8 (n, H, W, 3) RGB, by default all of them."""
-    return FrameReader(manifest).frames(index, frame_indices)
+def read_frames(manifest: Manifest, index: int) -> PackedFrames:
+    """Return all stored frames of one video."""
+    return FrameReader(manifest).packed(index)
 
 
 class ClipDataset(Dataset):

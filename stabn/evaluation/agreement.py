@@ -126,7 +126,7 @@ def measure_agreement(
         found = []
         for row in Progress(len(rows), f"agreement, {split}").track(rows):
             video = manifest.video(row)
-            curve = attend(model, reader.frames(row), checkpoint.data_config, config.train.precision).temporal
+            curve = attend(model, reader.packed(row), checkpoint.data_config, config.train.precision).temporal
             if numbers := agreement(curve, known[video.video_id]):
                 found.append({"action": manifest.classes[video.class_index], **numbers._asdict()})
         table = summarize_agreement(found)
