@@ -20,8 +20,9 @@ from kfp.dsl import PipelineTask
 from components.images import DATA_IMAGE, TRAINER_IMAGE
 from components.patience import PATIENCE
 from stabn.config import ConfigError, Settings, setting
+from stabn.endpoint import CHECKSUMS
 
-STORAGE_KEYS = ("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI", "STABN_MLFLOW_UI_URL")
+STORAGE_KEYS = ("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", *CHECKSUMS, "MLFLOW_TRACKING_URI", "STABN_MLFLOW_UI_URL")
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 MUTABLE_TAG = "latest"
 BACKOFF_FACTOR = 2.0

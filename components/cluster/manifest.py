@@ -11,6 +11,7 @@ from components.cluster.api import GROUP, VERSION
 from components.cluster.config import ClusterConfig, times, toleration
 from components.cluster.pods import CONTAINER, JOB_LABEL
 from stabn.config import ConfigError, fingerprint
+from stabn.endpoint import CHECKSUMS
 
 RUN_LABEL, STAGE_LABEL = "stabn/run-id", "stabn/stage"
 KFP_RUN_LABEL, QUEUE_LABEL = "pipeline/runid", "kueue.x-k8s.io/queue-name"
@@ -18,7 +19,8 @@ MANAGER = "stabn/step"
 HOME, LIMIT_SECONDS_AFTER = "/home/stabn", 3600
 # What the nodes take over from the step. Nothing here is secret: secrets come from settings, by reference.
 PASSED_ON = re.compile(
-    r"STABN_(?!TRAINJOB_)\w+|MLFLOW_\w+|AWS_(DEFAULT_)?REGION|AWS_ENDPOINT_URL(_S3)?|(NCCL|GLOO)_\w+"
+    r"STABN_(?!TRAINJOB_)\w+|MLFLOW_\w+|AWS_(DEFAULT_)?REGION|AWS_ENDPOINT_URL(_S3)?|(NCCL|GLOO)_\w+|"
+    + "|".join(CHECKSUMS)
 )
 SECRET = re.compile(r"PASSWORD|TOKEN|SECRET|CREDENTIAL|\w://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
 

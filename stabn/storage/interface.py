@@ -26,6 +26,10 @@ class ObjectExists(StorageError):
     """An object has that name already, and the write asked for a new one."""
 
 
+class NotSupported(StorageError):
+    """The store does not know such a request."""
+
+
 def check_id(name: str, what: str) -> str:
     """Return the name if it is safe as a part of a key or file name.
 
@@ -121,6 +125,18 @@ class Storage(ABC):
     @abstractmethod
     def upload(self, path: str | os.PathLike[str], key: str) -> None:
         """Copy a local file into an object, whole or not at all, without holding it in memory."""
+
+    @property
+    def is_kept_apart(self) -> bool:
+        """Whether `keep_new_writes_apart` was asked for."""
+        return False
+
+    @abstractmethod
+    def keep_new_writes_apart(self) -> None:
+        """Let this process itself refuse to replace an object with `if_absent`, for a store that would do it.
+
+        For all objects of the store, and among the threads of this process alone: no other may write there meanwhile.
+        """
 
     def child(self, prefix: str) -> Self:
         """Return the storage of the keys below `prefix/`."""

@@ -24,6 +24,7 @@ from stabn.storage.interface import (
     open_local,
 )
 
+_NO_LINKS_ERRNO = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _RETRYABLE_ERRNO = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN, errno.EBUSY}
 
 
@@ -54,11 +55,13 @@ class FolderStorage(Storage):
             return self._path(key).is_file()
 
     def scan(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        folder = prefix.rpartition("/")[0]
+        folder, _, beginning = prefix.rpartition("/")
         if folder:
             check_key(folder, self.uri, "prefix")
-        found = []
-        for parent, _, names in os.walk(os.path.join(self.uri, folder)):
+        found, top = [], os.path.join(self.uri, folder)
+        for parent, folders, names in os.walk(top):
+            if parent == top:
+                folders[:] = [name for name in folders if name.startswith(beginning)]
             relative = os.path.relpath(parent, self.uri)
             for name in names:
                 key = os.path.normpath(os.path.join(relative, name))
@@ -79,6 +82,9 @@ class FolderStorage(Storage):
     def upload(self, path: str | os.PathLike[str], key: str) -> None:
         with open_local(path) as source, self._errors(key):
             write_file(self._path(key), lambda file: shutil.copyfileobj(source, file, CHUNK_BYTES))
+
+    def keep_new_writes_apart(self) -> None:
+        """Do nothing: file systems keep this promise."""
 
     def _path(self, key: str) -> Path:
         return Path(self.locate(key))
@@ -109,8 +115,19 @@ def write_file(path: Path, fill: Callable[[IO[bytes]], Any], *, if_absent: bool 
             file.flush()
             os.fsync(file.fileno())
         if if_absent:
-            os.link(partial, path)
+            _give_new_name(partial, path)
         else:
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _give_new_name(partial: Path, path: Path) -> None:
+    """Give a file a name that no file has; FileExistsError if one has it."""
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS_ERRNO:
+            raise
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # mounted buckets and memory cards have no links
+        os.replace(partial, path)

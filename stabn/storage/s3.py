@@ -1,7 +1,7 @@
 """Objects in S3: AWS, SeaweedFS, MinIO or Ceph.
 
 Credentials and endpoint come from the standard environment variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-AWS_SESSION_TOKEN, AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_MAX_ATTEMPTS), read at each use.
+AWS_SESSION_TOKEN, AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_MAX_ATTEMPTS), read at each use; see `s3_client.py`.
 """
 
 import contextlib
@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import boto3.session
 import botocore.exceptions as aws
-from botocore.config import Config
 
+from stabn.endpoint import own_endpoint
 from stabn.errors import RetryableError, StabnError
 from stabn.storage.interface import (
     CHUNK_BYTES,
@@ -33,19 +32,17 @@ from stabn.storage.interface import (
     open_local,
 )
 from stabn.storage.local import write_file
+from stabn.storage.s3_client import MAX_ATTEMPTS, forget_clients
+from stabn.storage.s3_client import client as _client
+from stabn.storage.s3_errors import ExpiredCredentials, s3_errors, status_of
 
 Result = TypeVar("Result")
 
-CONNECT_TIMEOUT_SECONDS = 10
-READ_TIMEOUT_SECONDS = 60
-MAX_ATTEMPTS = 6  # of one request, over all retries; AWS_MAX_ATTEMPTS overrides it
 OWN_ATTEMPTS = 3  # where botocore repeats nothing: a download broken off in its body, credentials that have expired
-MAX_CONNECTIONS = 64  # per process
 BACKOFF_SECONDS = 0.3  # before a second attempt, doubled before each further one
 
-
-class ExpiredCredentials(StorageError):
-    """The credentials are no longer valid; new ones may be there at the next attempt."""
+_kept_apart: set[tuple[str, str]] = set()  # endpoint and bucket, see `keep_new_writes_apart`
+_writing_new = threading.Lock()
 
 
 class S3Storage(Storage):
@@ -74,10 +71,26 @@ class S3Storage(Storage):
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         request = self._request(key)
-        if if_absent:
+
+        def put() -> None:
+            _client().put_object(**request, Body=data)
+
+        if not if_absent:
+            _call(self.locate(key), put)
+        elif not self.is_kept_apart:
             _call(self.locate(key), lambda: self._write_new(request, data))
         else:
-            _call(self.locate(key), lambda: _client().put_object(**request, Body=data))
+            with _writing_new:
+                if self.exists(key):
+                    raise ObjectExists(f"{self.locate(key)}: exists already")
+                _call(self.locate(key), put)
+
+    @property
+    def is_kept_apart(self) -> bool:
+        return (own_endpoint(), self.bucket) in _kept_apart
+
+    def keep_new_writes_apart(self) -> None:
+        _kept_apart.add((own_endpoint(), self.bucket))
 
     def _write_new(self, request: dict[str, str], data: bytes) -> None:
         writer = uuid.uuid4().hex
@@ -86,10 +99,10 @@ class S3Storage(Storage):
                 _client().put_object(**request, Body=data, IfNoneMatch="*", Metadata={"writer": writer})
                 return
             except aws.ClientError as error:
-                if _status(error) == 409 and attempt + 1 < MAX_ATTEMPTS:  # AWS: another conditional write in progress
+                if status_of(error) == 409 and attempt + 1 < MAX_ATTEMPTS:  # AWS: another conditional write in progress
                     time.sleep(0.1 * 2**attempt)
                     continue
-                if _status(error) != 412:
+                if status_of(error) != 412:
                     raise
                 # A repeated request may meet the object that its own first attempt wrote.
                 repeated = attempt > 0 or error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
@@ -150,9 +163,11 @@ class S3Storage(Storage):
         """Yield an object's bytes; a download broken off is repeated from the start after `restart`."""
         for attempt in range(OWN_ATTEMPTS):
             collected: list[bytes] = []
+            answered = False
             try:
-                with _s3_errors(self.locate(key)):
+                with s3_errors(self.locate(key)):
                     body = _client().get_object(**self._request(key), **request)["Body"]
+                    answered = True
                     try:
                         for chunk in body.iter_chunks(CHUNK_BYTES):
                             if restart is None:
@@ -164,6 +179,8 @@ class S3Storage(Storage):
                 yield from collected
                 return
             except (RetryableError, ExpiredCredentials) as error:
+                if not answered and isinstance(error, RetryableError):  # botocore has asked often enough
+                    raise
                 _prepare_again(error, attempt)
                 if restart is not None:
                     restart()
@@ -173,7 +190,7 @@ def _call(uri: str, operation: Callable[[], Result]) -> Result:
     """Run an operation on the client; with expired credentials again, with those that are there by then."""
     for attempt in range(OWN_ATTEMPTS):
         try:
-            with _s3_errors(uri):
+            with s3_errors(uri):
                 return operation()
         except ExpiredCredentials as error:
             _prepare_again(error, attempt)
@@ -185,104 +202,8 @@ def _prepare_again(error: StabnError, attempt: int) -> None:
     if attempt + 1 == OWN_ATTEMPTS:
         raise error
     if isinstance(error, ExpiredCredentials):
-        _forget_clients()  # a new client reads the credentials anew
+        forget_clients()  # a new client reads the credentials anew
     time.sleep(BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1))
-
-
-_clients: dict[tuple[str | None, ...], Any] = {}
-_clients_lock = threading.Lock()
-
-
-def _forget_clients() -> None:
-    global _clients_lock
-    _clients_lock = threading.Lock()
-    _clients.clear()
-
-
-os.register_at_fork(after_in_child=_forget_clients)  # connections must not be shared with the parent process
-
-_CLIENT_VARIABLES = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_PROFILE",
-    "AWS_DEFAULT_REGION",
-    "AWS_MAX_ATTEMPTS",
-)
-
-
-def _client() -> Any:
-    """Return this process's S3 client, which threads may share, for the present environment variables."""
-    identity = tuple(os.environ.get(name) for name in _CLIENT_VARIABLES)
-    with _clients_lock:
-        if identity not in _clients:
-            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-            attempts = os.environ.get("AWS_MAX_ATTEMPTS") or str(MAX_ATTEMPTS)
-            if not attempts.isdigit() or int(attempts) < 1:
-                raise StorageError(f"AWS_MAX_ATTEMPTS = {attempts!r}: give a whole number of at least 1")
-            config = Config(
-                retries={"mode": "standard", "total_max_attempts": int(attempts)},
-                connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                read_timeout=READ_TIMEOUT_SECONDS,
-                max_pool_connections=MAX_CONNECTIONS,
-                tcp_keepalive=True,
-                s3={"addressing_style": "path"} if endpoint else {},
-            )
-            try:
-                _clients[identity] = boto3.session.Session().client("s3", config=config)
-            except ValueError as error:
-                raise StorageError(f"AWS_ENDPOINT_URL = {endpoint!r}: {error}") from None
-        return _clients[identity]
-
-
-def _status(error: Any) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-@contextlib.contextmanager
-def _s3_errors(uri: str) -> Iterator[None]:
-    """Turn what boto3 raises into an error that names the object and what to check."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "unset, so AWS itself"
-    try:
-        yield
-    except aws.ClientError as error:
-        raise _client_error(uri, endpoint, error) from error
-    except (aws.NoCredentialsError, aws.PartialCredentialsError) as error:
-        raise StorageError(f"{uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
-    except aws.SSLError as error:
-        raise StorageError(
-            f"{uri}: {error}; check that AWS_ENDPOINT_URL ({endpoint}) begins with the right http:// or https://, "
-            "and AWS_CA_BUNDLE"
-        ) from error
-    except (aws.ConnectionError, aws.HTTPClientError, aws.IncompleteReadError, aws.FlexibleChecksumError) as error:
-        raise RetryableError(
-            f"{uri}: {error}; is AWS_ENDPOINT_URL ({endpoint}) right and the store running?"
-        ) from error
-    except aws.BotoCoreError as error:
-        raise StorageError(f"{uri}: {error}") from error
-
-
-def _client_error(uri: str, endpoint: str, error: Any) -> StabnError:
-    code, status = error.response.get("Error", {}).get("Code", ""), _status(error)
-    said = f"{uri}: the store answered {status} {code}"
-    if code == "NoSuchBucket":
-        return StorageError(f"{said}; check the bucket's name and AWS_ENDPOINT_URL ({endpoint})")
-    if code == "NoSuchKey" or (status == 404 and code in ("404", "NotFound")):
-        return ObjectNotFound(f"{uri}: no such object")
-    if status == 416:
-        return StorageError(f"{uri}: ends before the bytes asked for; the object is not the one its index describes")
-    if code in ("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException") or status == 429 or status >= 500:
-        return RetryableError(f"{said}; it is overloaded or restarting, try again")
-    if code in ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired"):
-        return ExpiredCredentials(f"{said}; renew AWS_SESSION_TOKEN and the keys that belong to it")
-    if status in (401, 403):
-        return StorageError(
-            f"{said}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL ({endpoint}) "
-            "and what these keys may do with the bucket"
-        )
-    return StorageError(f"{said}: {error.response.get('Error', {}).get('Message', '')}")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stabn.endpoint import checksum_variables, own_endpoint
 from stabn.errors import RetryableError, StabnError
 from stabn.tracking.masking import first_line, without_password
 from stabn.tracking.names import EXPERIMENT, PARENT_RUN, ROLE, RUN_ID, TrackingError, check_name, common_tags, safe_name
@@ -45,6 +46,7 @@ def tracking_client() -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.update(checksum_variables(os.environ.get("MLFLOW_S3_ENDPOINT_URL", ""), own_endpoint()))
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
