@@ -1,5 +1,6 @@
 """Stage edits: wait for people's corrections, or write them from known action segments."""
 
+import contextlib
 import json
 import math
 import time
@@ -16,7 +17,7 @@ from stabn.config import ConfigError
 from stabn.data.labels import unique_names
 from stabn.errors import Overdue, RetryableError, StabnError
 from stabn.stages import EDIT_SOURCES
-from stabn.storage import read_uri
+from stabn.storage import read_uri, sole_writer
 from stabn.tracking import stage_run
 
 EDITOR = "automatic"
@@ -54,7 +55,8 @@ def collect_edits(round_uri: str, source: str, segments_uri: str, min_share: flo
     inputs = {"dataset": item.manifest_fingerprint, "checkpoint": item.checkpoint_fingerprint}
     with stage_run("edits", settings={"source": source, "round": round_uri}, inputs=inputs) as run:
         if source in EDIT_SOURCES:
-            summary = automatic_edits(item, segments_uri, source)
+            with sole_writer(item.storage, "stage edits") or contextlib.nullcontext():
+                summary = automatic_edits(item, segments_uri, source)
         else:
             summary = wait_for_edits(item, min_share, timeout_seconds)
         run.log_metrics(summary.counts())

@@ -34,7 +34,7 @@ from stabn.data.sampling import covering_samples, evaluation_sample
 from stabn.data.transforms import Crop, crop_clip, evaluation_crop, to_input
 from stabn.data.video_encoding import encode
 from stabn.progress import Progress
-from stabn.storage import Storage, check_id, open_storage, read_uri
+from stabn.storage import Storage, check_id, check_promises, open_storage, read_uri
 from stabn.tracking import stage_run
 from stabn.training.checkpoint import check_classes, load_model, require_attention
 from stabn.training.device import choose_device, choose_precision, prepare
@@ -138,6 +138,7 @@ def export_round(
         if storage.exists(ROUND_FILE):
             print(f"export-attention: round {round_id} is complete", flush=True)
             return load_round(storage.uri)
+        check_promises(storage)
         storage.write(MANIFEST_FILE, read_uri(manifest_uri))
         storage.write(CHECKPOINT_FILE, read_uri(checkpoint_uri))
         storage.write(SELECTION_FILE, read_uri(selection_path))

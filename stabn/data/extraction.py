@@ -17,6 +17,7 @@ import simplejpeg
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from stabn.config import ExtractConfig, fingerprint, to_dict
+from stabn.data.frame_target import FrameTarget
 from stabn.data.mjpeg import pack, unpack
 from stabn.data.records import Records
 from stabn.data.sources import SourceVideo, VideoSource
@@ -73,6 +74,9 @@ def extract_videos(
 ) -> Extracted:
     """Store the frames of some videos of a source, one object each.
 
+    Frames that are there are replaced only where no other source than this has put frames there: a video of another
+    dataset may have the same name.
+
     Args:
         source: where the videos are.
         target: gets `<id>.mjpeg` and the records of what is done.
@@ -82,6 +86,8 @@ def extract_videos(
 
     Raises:
         RetryableError: the storage failed for good; what is done is kept.
+        StorageError: the store cannot be relied on.
+        ForeignFrames: another source's frames are there under a video's name.
     """
     return _Extraction(source, target, video_ids, config, what).run()
 
@@ -92,6 +98,7 @@ class _Extraction:
     ) -> None:
         self.source, self.target, self.video_ids, self.config, self.what = source, target, video_ids, config, what
         self.limits = _limits(config)
+        self.worker = _Worker(source, FrameTarget(target, source.uri), config)
         self.records = Records(target)
         self.stored = {info.key for info in target.scan() if info.key.endswith(SUFFIX)}
         self.result = Extracted()
@@ -102,9 +109,8 @@ class _Extraction:
     def run(self) -> Extracted:
         workers = self.config.workers or len(os.sched_getaffinity(0))
         context = multiprocessing.get_context("spawn")
-        worker = _Worker(self.source, self.target, self.config)
         with exit_on_sigterm(), Progress(len(self.video_ids), self.what) as self.progress:
-            pool = ProcessPool(workers, initializer=_start, initargs=[worker], context=context)
+            pool = ProcessPool(workers, initializer=_start, initargs=[self.worker], context=context)
             try:
                 for video in self.source.videos(self._is_needed):
                     if video.video_id in self.video_ids:
@@ -218,7 +224,7 @@ class _Extraction:
 class _Worker:
     """The work of one process: a video's bytes in, its packed frames out."""
 
-    def __init__(self, source: VideoSource, target: Storage, config: ExtractConfig) -> None:
+    def __init__(self, source: VideoSource, target: FrameTarget, config: ExtractConfig) -> None:
         self.source, self.target, self.config = source, target, config
         self.limits = _limits(config)
 
@@ -240,7 +246,7 @@ class _Worker:
                 record |= {"fps": video.info.fps, "source_width": video.info.width, "source_height": video.info.height}
                 if reason := _rate_reason(video.info.fps, self.config):
                     return Done({**record, "reason": reason}, False, 0)
-                stored = unpack(self.target.read(key)) if job.stored else None
+                stored = unpack(self.target.storage.read(key)) if job.stored else None
                 if stored and stored[0] == sha256:  # written just before an interruption, its record was not
                     _, sizes, (width, height) = stored
                     frames = {"frame_sizes": sizes, "num_frames": len(sizes), "width": width, "height": height}
@@ -253,7 +259,7 @@ class _Worker:
         record |= frames
         record["reason"] = _limit_reason(record, self.config)
         if record["reason"] is None:
-            self.target.write(key, packed)
+            record |= self.target.store(key, packed, sha256, job.stored)
         return Done(record, True, len(packed))
 
 

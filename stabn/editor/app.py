@@ -19,7 +19,7 @@ from starlette.types import Scope
 from stabn.config import EditorConfig
 from stabn.editor.annotate import Annotate
 from stabn.editor.auth import Authenticator, User
-from stabn.editor.http import ApiError, Handler, SecurityHeaders, error_response, read_json
+from stabn.editor.http import ApiError, Handler, SecurityHeaders, error_response, read_json, run_in_threadpool
 from stabn.editor.lead import Lead
 from stabn.editor.services import Services
 from stabn.errors import StabnError
@@ -55,6 +55,8 @@ def create_app(services: Services, config: EditorConfig) -> Starlette:
                 request.state.user = await authenticator.user(request)
                 if leads_only and not request.state.user.is_lead:
                     raise ApiError(403, "lead", "only leads may do this")
+                if services.alone is not None and request.method != "GET":
+                    await run_in_threadpool(services.confirm)
                 return await handler(request)
             except Exception as error:
                 return error_response(request, error)

@@ -17,6 +17,7 @@ from stabn.editor.leases import Leases
 from stabn.editor.queue import Queue
 from stabn.editor.whatif import WhatIf
 from stabn.errors import StabnError
+from stabn.storage import ClaimLost, sole_writer
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Services:
     def __init__(self, round_uri: str, config: EditorConfig) -> None:
         item = load_round(round_uri)
         self.config = config
+        self.alone = sole_writer(item.storage, "an editor server")
         self.board = Board(item, config)
         self.leases = Leases(item.storage, config.lease_seconds)
         self.queue = Queue(self.board, self.leases)
@@ -71,7 +73,9 @@ class Services:
                 log.exception("refresh: trying again")
 
     def close(self) -> None:
-        """Stop the network's thread."""
+        """Stop the network's thread, and let another server have the round."""
+        if self.alone is not None:
+            self.alone.__exit__()
         self._network.shutdown(wait=False, cancel_futures=True)
 
     async def run_network(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -98,6 +102,19 @@ class Services:
             self.what_if.warm(video_id)
         except StabnError as error:
             log.warning("video %s: %s", video_id, error)
+
+    def confirm(self) -> None:
+        """Return if this server may write to the round; to be asked before each change.
+
+        Raises:
+            ApiError: where the round can have one server only, another has it by now.
+        """
+        try:
+            if self.alone is not None:
+                self.alone.confirm()
+        except ClaimLost as error:
+            log.error("%s", error)
+            raise ApiError(503, "taken_over", "another server has this round now; reload the page") from None
 
     def _keep(self, future: asyncio.Future) -> None:
         self._tasks.add(future)

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any, Self
 
 from stabn.config import LOADING, RUNNING, DataConfig, FitConfig, ModelConfig, to_dict
-from stabn.storage import Storage
+from stabn.storage import Storage, differences
 from stabn.training.checkpoint import CheckpointError, dump_checkpoint, read_checkpoint, serialize
 from stabn.training.recipes import Recipe
 from stabn.training.states import BackgroundWriter, State, StateStore, copy_to_memory, dump_part
@@ -21,17 +21,22 @@ class Saving:
         recipe: what is trained; a state of another recipe is refused.
         storage: the run's output.
         say: shows a line.
+
+    Attributes:
+        identity: what decides on the run's result, by setting, see `run_identity`.
+        confirm: asked before each write; raises when the output is another run's by then.
     """
 
     def __init__(self, recipe: Recipe, storage: Storage, say: Callable[[str], None]) -> None:
         self.storage = storage
         self._recipe = recipe
         self._say = lambda text: say(f"{recipe.name}: {text}")
-        self._identity = run_identity(recipe.settings, recipe.videos.config, recipe.model.config, **recipe.inputs)
+        self.identity = run_identity(recipe.settings, recipe.videos.config, recipe.model.config, **recipe.inputs)
         self._store = StateStore(storage, recipe.settings.keep_states)
         self._writer = BackgroundWriter(self._say)
         self._unwritten_best = b""
         self._saved_at = time.monotonic()
+        self.confirm: Callable[[], None] = lambda: None
 
     @property
     def is_due(self) -> bool:
@@ -65,13 +70,14 @@ class Saving:
             best: whether this network is the best so far.
         """
         self._saved_at = time.monotonic()
-        content = {**position, "identity": self._identity}
+        content = {**position, "identity": self.identity}
         weights = {"network": copy_to_memory(network)}
         if average is not None:
             weights["average"] = copy_to_memory(average)
         optimizer = copy_to_memory(optimizer)
 
         def write() -> None:
+            self.confirm()
             parts = {name: self._dump(tensors, position["history"]) for name, tensors in weights.items()}
             if best:
                 self._unwritten_best = parts.get("average", parts["network"])
@@ -93,6 +99,7 @@ class Saving:
 
     def add_history_to_best(self, history: list[dict[str, float]]) -> None:
         """Let the best network carry the metrics of the epochs after it too."""
+        self.confirm()
         content = read_checkpoint(self.storage.locate(BEST))
         if content["history"] != history:
             self.storage.write(BEST, serialize({**content, "history": history}))
@@ -111,14 +118,8 @@ class Saving:
         )
 
     def _check_identity(self, content: dict[str, Any], uri: str) -> None:
-        there, here = content["identity"], self._identity
-        differences = [
-            f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
-            for key in sorted({*there, *here})
-            if there.get(key) != here.get(key)
-        ]
-        if differences:
-            raise CheckpointError(f"{uri}: belongs to another run ({'; '.join(differences)}); give another output")
+        if others := differences(content["identity"], self.identity):
+            raise CheckpointError(f"{uri}: belongs to another run ({others}); give another output")
 
     def __enter__(self) -> Self:
         self._saved_at = time.monotonic()

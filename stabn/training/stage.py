@@ -8,7 +8,7 @@ from stabn.config import FitConfig, RunConfig, fingerprint, to_dict
 from stabn.data.edit_table import load_edit_table
 from stabn.data.manifest import Manifest
 from stabn.models import STABN
-from stabn.storage import open_storage
+from stabn.storage import Claim, check_promises, open_storage
 from stabn.tracking import StageRun, stage_run
 from stabn.training.checkpoint import check_classes, describe, load_model, read_checkpoint, require_attention
 from stabn.training.distributed import World, join_world
@@ -174,6 +174,7 @@ def _run(
             run = stack.enter_context(tracked)
         loop.on_epoch = lambda row: run.log_metrics(_metrics(row), step=int(row["epoch"]))
         loop.on_log = lambda numbers, step: run.log_metrics({f"step/{k}": v for k, v in numbers.items()}, step=step)
+        world.on_main(lambda: _own(loop, recipe.name, stack))
         loop.run()
         result = world.on_main(lambda: read_result(output_uri))
         run.log_metrics({f"best_{name}": v for name, v in result.metrics.items() if name.startswith("validation")})
@@ -181,6 +182,14 @@ def _run(
             best = describe(read_checkpoint(result.best_uri))
             run.set_tags({"checkpoint": best.fingerprint, "checkpoint_uri": result.best_uri})
     return result
+
+
+def _own(loop: Loop, name: str, stack: contextlib.ExitStack) -> None:
+    """Try the output's store, and own the output until the stack is left."""
+    saving = loop.saving
+    conditional = check_promises(saving.storage)
+    claim = stack.enter_context(Claim(saving.storage, name, saving.identity, conditional, loop.world.say))
+    saving.confirm = claim.confirm
 
 
 def read_result(output_uri: str) -> TrainResult:

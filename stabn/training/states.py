@@ -19,7 +19,7 @@ from typing import Any, Self
 import torch
 
 from stabn.errors import StabnError
-from stabn.storage import ObjectNotFound, Storage
+from stabn.storage import ClaimLost, ObjectNotFound, Storage
 from stabn.training.checkpoint import CheckpointError
 
 FORMAT = 1
@@ -178,6 +178,7 @@ class BackgroundWriter:
 
         Raises:
             StorageError, RetryableError: the last writes failed one after the other.
+            ClaimLost: the output is another run's by now.
         """
         self._collect(MAX_FAILED_WRITES)
         self._running = self._pool.submit(write)
@@ -197,6 +198,8 @@ class BackgroundWriter:
         try:
             running.result()
             self._failed = 0
+        except ClaimLost:
+            raise
         except StabnError as error:
             self._failed += 1
             if self._failed >= limit:
