@@ -10,9 +10,15 @@ def run(step: Step) -> tuple[bool, str]:
     """Move the alias champion only when the fine-tuned network beats the champion by more than noise."""
     from components.nodes import evaluate
     from stabn.evaluation.prediction_table import Predictions
-    from stabn.evaluation.promote import promote
-    from stabn.storage import fetch
+    from stabn.evaluation.promote import PromoteError, promote
+    from stabn.storage import fetch, uri_exists
 
+    uri = step.checkpoint.metadata["uri"]
+    if not uri_exists(uri):  # the registry would point to nothing
+        raise PromoteError(
+            f"{uri}: the fine-tuned network is not there any more; on a KFP server add `--no-cache finetune` to "
+            "`python -m pipelines submit`"
+        )
     split = Predictions.load(step.after.path).split
 
     def evaluate_champion(uri: str, path: Path) -> None:
@@ -31,7 +37,6 @@ def run(step: Step) -> tuple[bool, str]:
             checkpoint_uri=uri,
         )
 
-    uri = step.checkpoint.metadata["uri"]
     result = promote(step.before.path, step.after.path, uri, step.model_name, step.config.promote, evaluate_champion)
     with open(step.decision.path, "w") as file:
         file.write(f"**{'Champion moved' if result.promoted else 'Champion not moved'}.** {result.reason}\n\n")

@@ -14,7 +14,7 @@ import yaml
 from pipelines.bridge import make_bridge
 from pipelines.build import DEFINITIONS, build, compile_all
 from pipelines.local import parse_parameters, run_local
-from pipelines.resources import CompileSettings
+from pipelines.resources import STAGES, CompileSettings
 from pipelines.submit import Request, schedule, submit
 from stabn.errors import StabnError
 from stabn.tracking import end_parent
@@ -45,7 +45,7 @@ def _parameters(args: argparse.Namespace) -> dict[str, str]:
 
 def _settings(args: argparse.Namespace, commit: str = "") -> CompileSettings:
     flags = {name: getattr(args, name) for name in ("data_image", "trainer_image", "image_pull_policy")}
-    return CompileSettings.load(args.settings, **flags, commit=commit)
+    return CompileSettings.load(args.settings, **flags, commit=commit).without_cache(args.no_cache)
 
 
 def _compile(args: argparse.Namespace) -> None:
@@ -109,6 +109,10 @@ def _add_compile_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data-image", default="", metavar="IMAGE", help="image of the stages without a network")
     group.add_argument("--trainer-image", default="", metavar="IMAGE", help="image of the stages with a network")
     group.add_argument("--image-pull-policy", default="", metavar="POLICY", help="Always, IfNotPresent or Never")
+    group.add_argument(
+        "--no-cache", action="append", default=[], choices=sorted(STAGES), metavar="STAGE",
+        help=f"run it anew whatever KFP's cache has; may be given again: {', '.join(STAGES)}",
+    )  # fmt: skip
 
 
 def _add_parameters(parser: argparse.ArgumentParser) -> None:

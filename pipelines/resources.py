@@ -7,7 +7,7 @@ one, as in the local run, `configure` leaves a task as it is.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +115,11 @@ class CompileSettings(Settings):
         if "parameters" in given:
             given["parameters"] = dict(given["parameters"] or {})
         return _replaced(cls(), given, str(where))
+
+    def without_cache(self, stages: Iterable[str]) -> "CompileSettings":
+        """Return the same settings with KFP's cache off for some stages."""
+        changed = {name: dataclasses.replace(self.stages[name], cache=False) for name in stages}
+        return dataclasses.replace(self, stages={**self.stages, **changed})
 
     @property
     def images_are_fixed(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from stabn.attention.control_curves import correction_curves
 from stabn.attention.edit_document import DONE, Edit
 from stabn.attention.edits import EditSummary, latest_edits, read_edits, save_edit, summarize
-from stabn.attention.rounds import Round, RoundVideo, load_round, model_attention
+from stabn.attention.rounds import Round, RoundVideo, check_round, load_round, model_attention
 from stabn.config import ConfigError
 from stabn.data.labels import unique_names
 from stabn.errors import Overdue, RetryableError, StabnError
@@ -52,6 +52,7 @@ def collect_edits(round_uri: str, source: str, segments_uri: str, min_share: flo
             + ", ".join(EDIT_SOURCES)
         )
     item = load_round(round_uri)
+    check_round(item)
     inputs = {"dataset": item.manifest_fingerprint, "checkpoint": item.checkpoint_fingerprint}
     with stage_run("edits", settings={"source": source, "round": round_uri}, inputs=inputs) as run:
         if source in EDIT_SOURCES:

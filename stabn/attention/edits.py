@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from stabn.attention.edit_document import STATUSES, Edit, edit_key, parse_edit, parse_edit_key
-from stabn.attention.rounds import CHECKPOINT_FILE, MANIFEST_FILE, SELECTION_FILE, Round, load_round, model_attention
+from stabn.attention.rounds import (
+    CHECKPOINT_FILE,
+    MANIFEST_FILE,
+    SELECTION_FILE,
+    Round,
+    check_round,
+    load_round,
+    model_attention,
+)
 from stabn.data.edit_table import EditError, save_edit_table
 from stabn.storage import ObjectExists, Storage
 from stabn.tracking import stage_run
@@ -166,6 +174,7 @@ def import_edits(round_uri: str, output_path: str | Path) -> EditSummary:
         EditError: an edit does not fit the round, or there is none to learn from.
     """
     item = load_round(round_uri)
+    check_round(item)
     inputs = {"dataset": item.manifest_fingerprint, "checkpoint": item.checkpoint_fingerprint}
     with stage_run("import-edits", settings={"round": round_uri}, inputs=inputs) as run:
         edits = read_edits(item)

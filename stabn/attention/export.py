@@ -20,7 +20,9 @@ from stabn.attention.rounds import (
     ROUND_FILE,
     SELECTION_FILE,
     Round,
+    RoundError,
     RoundVideo,
+    check_round,
     load_round,
     make_round_id,
     save_round,
@@ -30,6 +32,7 @@ from stabn.config import DataConfig, RunConfig
 from stabn.data.dataset import FrameReader
 from stabn.data.manifest import Manifest
 from stabn.data.packed_frames import Frames
+from stabn.data.presence import check_frames
 from stabn.data.sampling import covering_samples, evaluation_sample
 from stabn.data.transforms import Crop, crop_clip, evaluation_crop, to_input
 from stabn.data.video_encoding import encode
@@ -136,8 +139,14 @@ def export_round(
     inputs = {"dataset": manifest.fingerprint, "checkpoint": checkpoint.fingerprint}
     with stage_run("export-attention", settings={"round": storage.uri}, inputs=inputs) as run:
         if storage.exists(ROUND_FILE):
-            print(f"export-attention: round {round_id} is complete", flush=True)
-            return load_round(storage.uri)
+            item = load_round(storage.uri)
+            try:
+                check_round(item)
+                print(f"export-attention: round {round_id} is complete", flush=True)
+                return item
+            except RoundError as error:
+                print(f"export-attention: {error}; writing again what is missing", flush=True)
+        check_frames(manifest, [manifest.index_of(video_id) for video_id in selection.video_ids])
         check_promises(storage)
         storage.write(MANIFEST_FILE, read_uri(manifest_uri))
         storage.write(CHECKPOINT_FILE, read_uri(checkpoint_uri))

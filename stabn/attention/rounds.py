@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,11 @@ from stabn.storage import ObjectNotFound, Storage, check_id, open_storage
 FORMAT = 1
 ROUND_FILE = "round.json"
 MANIFEST_FILE, CHECKPOINT_FILE, SELECTION_FILE = "manifest.parquet", "checkpoint.pt", "selection.json"
+SAMPLE = 16  # videos looked at
+REMEDY = (
+    "run export-attention again with the same inputs; on a KFP server add `--no-cache export` to `python -m pipelines "
+    "submit`"
+)
 
 
 class RoundError(StabnError):
@@ -95,7 +101,9 @@ def load_round(uri: str) -> Round:
     try:
         content = json.loads(open_storage(uri).read(ROUND_FILE))
     except ObjectNotFound:
-        raise RoundError(f"{uri}: no {ROUND_FILE} there; the export is not finished, or this is not a round") from None
+        raise RoundError(
+            f"{uri}: no {ROUND_FILE} there: no finished round, or one that was deleted; {REMEDY}"
+        ) from None
     except ValueError as error:
         raise RoundError(f"{uri}/{ROUND_FILE}: not JSON ({error}); export the round again") from None
     try:
@@ -116,6 +124,24 @@ def load_round(uri: str) -> Round:
         )
     except (KeyError, TypeError) as error:
         raise RoundError(f"{uri}/{ROUND_FILE}: incomplete ({error}); export the round again") from None
+
+
+def check_round(item: Round) -> None:
+    """Look for what a round holds besides its description: its three files, and the attention of some videos.
+
+    Raises:
+        RoundError: something is gone; says how to have it again.
+    """
+    step = max(1, len(item.videos) // SAMPLE)
+    keys = [MANIFEST_FILE, CHECKPOINT_FILE, SELECTION_FILE]
+    keys += [f"videos/{video.video_id}/attention.json" for video in item.videos[::step]]
+    with ThreadPoolExecutor(8, thread_name_prefix="stabn-presence") as readers:
+        missing = [key for key, found in zip(keys, readers.map(item.storage.exists, keys), strict=True) if not found]
+    if missing:
+        raise RoundError(
+            f"{item.storage.locate(missing[0])}: gone, which {ROUND_FILE} says was written (and of {len(missing)} of "
+            f"the {len(keys)} objects looked at); {REMEDY}"
+        )
 
 
 def model_attention(item: Round, video_id: str) -> list[float]:

@@ -12,10 +12,11 @@ from stabn.data.cache import NodeCache, open_cache
 from stabn.data.manifest import Manifest, ManifestError, ManifestVideo
 from stabn.data.mjpeg import decode_jpeg
 from stabn.data.packed_frames import PackedFrames
+from stabn.data.presence import frames_gone
 from stabn.data.sampling import evaluation_sample, training_sample
 from stabn.data.ssv2 import flip_map
 from stabn.data.transforms import color_matrix, crop_and_resize, evaluation_crop, random_crop
-from stabn.storage import Storage, open_storage
+from stabn.storage import ObjectNotFound, Storage, open_storage
 
 
 class FrameReader:
@@ -39,6 +40,7 @@ class FrameReader:
 
         Raises:
             ManifestError: a frame index outside the video.
+            FramesGone: the video's object is not there any more.
         """
         video = self.manifest.video(index)
         wanted = sorted(set(np.ravel(frame_indices).tolist()))
@@ -46,7 +48,10 @@ class FrameReader:
             raise ManifestError(f"video {video.video_id} has frames 0 to {video.num_frames - 1}; asked for {wanted}")
         ends = np.cumsum(video.frame_sizes, dtype=np.int64).tolist()
         starts = [0, *ends[:-1]]
-        base, data = self._read(index, video, starts[wanted[0]], ends[wanted[-1]], ends[-1])
+        try:
+            base, data = self._read(index, video, starts[wanted[0]], ends[wanted[-1]], ends[-1])
+        except ObjectNotFound:
+            raise frames_gone(self.storage, video) from None
         return {i: data[starts[i] - base : ends[i] - base] for i in wanted}
 
     def _read(self, index: int, video: ManifestVideo, start: int, end: int, size: int) -> tuple[int, bytes]:

@@ -19,6 +19,7 @@ from stabn.config import ExtractConfig, fingerprint, to_dict
 from stabn.data.extraction import extract_videos
 from stabn.data.labels import Reject
 from stabn.data.manifest import SCHEMA, Manifest, build_manifest
+from stabn.data.presence import check_frames
 from stabn.data.sources import open_source
 from stabn.data.ssv2 import load_labels
 from stabn.errors import StabnError
@@ -169,8 +170,9 @@ def merge_frames(
                 data = plan.target.read(plan.part_key(part))
             except ObjectNotFound:
                 raise ExtractError(
-                    f"part {part} of {videos_uri} has not finished with these labels and settings; "
-                    f"run: stabn extract-frames --part {part} … with the same options"
+                    f"part {part} of {videos_uri} has not finished with these labels and settings, or what it left was "
+                    f"deleted; run: stabn extract-frames --part {part} … with the same options, or on a KFP server add "
+                    "`--no-cache extract` to `python -m pipelines submit`"
                 ) from None
             tables.append(parse_table(data, PART_SCHEMA))
         return _finish(plan, pa.concat_tables(tables), manifest_path, rejects_path, run)
@@ -226,6 +228,7 @@ def _finish(plan: _Plan, table: pa.Table, manifest_path: Path, rejects_path: Pat
     if rejects:
         print(f"{len(rejects)} of {total} videos are left out: {summary}; see {rejects_path}", flush=True)
     manifest = build_manifest(usable, plan.labels.classes, plan.target.uri, plan.settings)
+    check_frames(manifest)  # a part that KFP's cache calls done may have lost them
     temporary = manifest_path.with_name(manifest_path.name + ".partial")
     manifest.save(temporary)
     temporary.replace(manifest_path)

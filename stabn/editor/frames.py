@@ -10,6 +10,7 @@ import numpy as np
 
 from stabn.attention.rounds import MANIFEST_FILE, Round, RoundError
 from stabn.data.manifest import Manifest
+from stabn.data.presence import check_frames
 from stabn.storage import check_id, open_storage
 
 
@@ -30,6 +31,7 @@ class FrameStore:
         if manifest.fingerprint != item.manifest_fingerprint:
             raise RoundError(f"{item.uri}/{MANIFEST_FILE}: not the round's manifest; export the round again")
         self.storage = open_storage(manifest.storage_uri)
+        check_frames(manifest, [manifest.index_of(video.video_id) for video in item.videos])
         self._packed: dict[str, Packed] = {}
         for video in item.videos:
             row = manifest.video(manifest.index_of(video.video_id))

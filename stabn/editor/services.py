@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from stabn.attention.rounds import load_round
+from stabn.attention.rounds import check_round, load_round
 from stabn.config import EditorConfig
 from stabn.editor.board import Board
 from stabn.editor.finish import Finish
@@ -30,6 +30,7 @@ class Services:
 
     def __init__(self, round_uri: str, config: EditorConfig) -> None:
         item = load_round(round_uri)
+        check_round(item)
         self.config = config
         self.alone = sole_writer(item.storage, "an editor server")
         self.board = Board(item, config)

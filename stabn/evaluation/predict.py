@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stabn.config import ConfigError, DataConfig, RunConfig, with_loading
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
+from stabn.data.presence import check_frames
 from stabn.data.sampler import shard
 from stabn.evaluation.attention_modes import AttentionMode, known_curves
 from stabn.evaluation.metrics import confusion_matrix, topk_accuracy
@@ -112,6 +113,7 @@ def evaluate(
                 stage_run(f"evaluate/{name}/{split}/{attention}", settings=settings, inputs=inputs)
             )
         rows = manifest.indices(split)
+        world.on_main(lambda: check_frames(manifest, rows))
         columns = predict(model, manifest, rows, checkpoint.data_config, config, attention, world, segments_uri)
         metadata: dict[str, Any] = {
             "classes": list(manifest.classes),

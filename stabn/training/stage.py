@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from stabn.config import FitConfig, RunConfig, fingerprint, to_dict
 from stabn.data.edit_table import load_edit_table
 from stabn.data.manifest import Manifest
+from stabn.data.presence import check_frames
 from stabn.models import STABN
 from stabn.storage import Claim, check_promises, open_storage
 from stabn.tracking import StageRun, stage_run
@@ -185,8 +186,9 @@ def _run(
 
 
 def _own(loop: Loop, name: str, stack: contextlib.ExitStack) -> None:
-    """Try the output's store, and own the output until the stack is left."""
-    saving = loop.saving
+    """Look for the frames, try the output's store, and own the output until the stack is left."""
+    saving, videos = loop.saving, loop.recipe.videos
+    check_frames(videos.manifest, videos.indices)
     conditional = check_promises(saving.storage)
     claim = stack.enter_context(Claim(saving.storage, name, saving.identity, conditional, loop.world.say))
     saving.confirm = claim.confirm
