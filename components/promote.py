@@ -10,15 +10,11 @@ def run(step: Step) -> tuple[bool, str]:
     """Move the alias champion only when the fine-tuned network beats the champion by more than noise."""
     from components.nodes import evaluate
     from stabn.evaluation.prediction_table import Predictions
-    from stabn.evaluation.promote import PromoteError, promote
-    from stabn.storage import fetch, uri_exists
+    from stabn.evaluation.promote import promote, require_network
+    from stabn.storage import fetch
 
     uri = step.checkpoint.metadata["uri"]
-    if not uri_exists(uri):  # the registry would point to nothing
-        raise PromoteError(
-            f"{uri}: the fine-tuned network is not there any more; on a KFP server add `--no-cache finetune` to "
-            "`python -m pipelines submit`"
-        )
+    require_network(uri)
     split = Predictions.load(step.after.path).split
 
     def evaluate_champion(uri: str, path: Path) -> None:

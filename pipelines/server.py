@@ -28,6 +28,8 @@ TOKEN_PATH, TOKEN, COOKIES = "KF_PIPELINES_SA_TOKEN_PATH", "STABN_KFP_TOKEN", "S
 CA_CERT = "STABN_KFP_CA_CERT"
 PAST = ("FAILED", "CANCELED", "CANCELING", "SKIPPED")  # a run in one of these states does not count as done
 ATTEMPTS, WAIT_SECONDS = 4, 2.0
+TIMEOUT = (10, 60)  # seconds to connect, and for an answer
+WEB_PAGE = 399  # stands for an answer that is none of the API's
 
 
 class ServerError(StabnError):
@@ -38,6 +40,7 @@ class _Client(kfp.Client):
     """KFP's client, whose constructor asks for the server's health once instead of for 25 seconds."""
 
     def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
+        _limit(self._healthz_api.api_client)
         return self._healthz_api.healthz_service_get_healthz()
 
 
@@ -72,6 +75,7 @@ class Server:
         if namespace:
             options["namespace"] = namespace
         self.client = self._call(lambda: _Client(**options))
+        _limit(self.client._healthz_api.api_client)
 
     def link(self, run_id: str) -> str:
         """Return the address of a run's page."""
@@ -223,6 +227,13 @@ class Server:
         raise RetryableError(f"KFP at {self.endpoint}: {reason}; check the address and that it runs")
 
     def _refused(self, error: kfp_server_api.ApiException) -> ServerError:
+        if error.status == WEB_PAGE or 300 <= error.status < 400:
+            place = (error.headers or {}).get("Location", "")
+            what = f"points to {place[:200]}" if place else "answers with a web page"
+            return ServerError(
+                f"KFP at {self.endpoint} {what}, as a sign-in does: set {TOKEN_PATH}, {TOKEN} or {COOKIES}, or "
+                f"{ENDPOINT} to the API's own address"
+            )
         if error.status in (401, 403):
             used = next((name for name in (TOKEN_PATH, TOKEN, COOKIES) if os.environ.get(name)), "no credentials")
             return ServerError(
@@ -230,6 +241,27 @@ class Server:
                 f"set {TOKEN_PATH}, {TOKEN} or {COOKIES} to what is valid there, or give --namespace"
             )
         return ServerError(f"KFP at {self.endpoint} answered {error.status}: {_message(error)}")
+
+
+def _limit(api_client: Any) -> None:
+    """Give every request a time limit, which KFP's client has none of, and take no web page for an answer."""
+    rest = api_client.rest_client
+    if hasattr(rest, "unlimited"):
+        return
+    rest.unlimited = rest.request
+    rest.pool_manager.connection_pool_kw["retries"] = urllib3.Retry(
+        connect=0, read=0, redirect=0, status=0, other=0, raise_on_redirect=False
+    )
+
+    def request(*arguments: Any, _request_timeout: Any = None, **others: Any) -> Any:
+        answer = rest.unlimited(*arguments, _request_timeout=_request_timeout or TIMEOUT, **others)
+        if "html" in (answer.getheader("Content-Type") or ""):
+            refused = kfp_server_api.ApiException(status=WEB_PAGE, reason="a web page")
+            refused.body = b""  # the client decodes it
+            raise refused
+        return answer
+
+    rest.request = request
 
 
 def _named(name: str) -> str:

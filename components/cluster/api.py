@@ -265,7 +265,7 @@ class KubeApi:
         patience = self.patience_seconds if patience_seconds is None else patience_seconds
         while True:
             try:
-                return call()
+                return _checked(call())
             except ApiException as error:
                 if error.status not in (*PASSING, 0, None):
                     raise ClusterError(f"Kubernetes, {what} in namespace {self.namespace}: {_said(error)}") from None
@@ -274,6 +274,14 @@ class KubeApi:
                 wait = max(wait, min(float(asked), MAX_WAIT_SECONDS)) if asked.isdigit() else wait
             except (HTTPError, OSError) as error:
                 reason = str(error).splitlines()[0][:300]
+                if "CERTIFICATE_VERIFY_FAILED" in reason:  # the same certificate comes again
+                    remedy = "check its authority and this machine's clock"
+                    raise ClusterError(f"Kubernetes, {what}: {reason}; {remedy}") from None
+            except ValueError:
+                raise ClusterError(
+                    f"Kubernetes, {what}: the answer is not the API's, perhaps a sign-in's web page; check the "
+                    "address in the kubeconfig, and log in again"
+                ) from None
             if time.monotonic() - started + wait > patience:
                 raise ApiUnavailable(f"Kubernetes, {what}: no answer for {patience:.0f} seconds ({reason})")
             if not said and wait > 2:
@@ -296,6 +304,13 @@ def lines_of(answer: Any) -> Iterator[str]:
     finally:
         answer.close()
         answer.release_conn()
+
+
+def _checked(answer: T) -> T:
+    """Return an answer of the API; a text where an object should be raises ValueError."""
+    if isinstance(answer, str):
+        raise ValueError("not an object")
+    return answer
 
 
 def _plain(answer: Any) -> dict[str, Any]:

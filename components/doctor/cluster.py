@@ -191,6 +191,10 @@ def _kubernetes(places: Places) -> Iterator[tuple[Any, str]]:
         raise Wrong(
             f"{settings.host}: {error.status} {said}; {remedy.get(error.status, 'look at the API server')}"
         ) from None
+    except (ValueError, TypeError):  # the client makes of an answer what it can
+        raise Wrong(
+            f"{settings.host}: the answer is not the API's, perhaps a sign-in's web page; check the address"
+        ) from None
     except (HTTPError, OSError) as error:
         raise Wrong(f"{settings.host}: {short(error)}; is the address right, and does a firewall allow it?") from None
 

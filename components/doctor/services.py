@@ -1,5 +1,6 @@
 """The doctor's checks of object storage, MLflow, KFP, and the GPU of this machine."""
 
+import email.utils
 import json
 import os
 import time
@@ -12,6 +13,7 @@ from typing import Any
 from components.doctor.places import TIMEOUT_SECONDS, Places, Skipped, Wrong, short
 
 MLFLOW_EXPERIMENT = "stabn-doctor"
+MAX_CLOCK_SECONDS = 300
 
 
 def check_storage(places: Places) -> str:
@@ -110,12 +112,26 @@ def _get(url: str, setting: str, token: str = "", plain: bool = False) -> dict[s
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS) as answer:
             text = answer.read(1 << 20)
+            _check_clock(url, answer.headers.get("Date"))
+        if text.lstrip()[:1] == b"<":
+            raise Wrong(f"{url}: answers with a web page, as a sign-in does; give a token or another address")
         return {} if plain else json.loads(text)  # type: ignore[no-any-return]
     except urllib.error.HTTPError as error:
         raise Wrong(f"{url}: answered {error.code}; {remedies.get(error.code, 'look at its log')}") from None
     except (OSError, ValueError) as error:
         reason = short(getattr(error, "reason", error))
         raise Wrong(f"{url}: {reason}; is {setting} right, does it run, does a network policy allow it?") from None
+
+
+def _check_clock(url: str, date: str | None) -> None:
+    """Compare this machine's clock with a server's; tokens and signatures are good for minutes."""
+    try:
+        seconds = time.time() - email.utils.parsedate_to_datetime(date or "").timestamp()
+    except (TypeError, ValueError):
+        return
+    if abs(seconds) > MAX_CLOCK_SECONDS:
+        way = "ahead of" if seconds > 0 else "behind"
+        raise Wrong(f"{url}: this machine's clock is {abs(seconds) / 60:.0f} minutes {way} the server's; set it (NTP)")
 
 
 def _mlflow_reason(uri: str, text: str) -> str:

@@ -183,6 +183,8 @@ def _request(method: str, url: str, body: bytes | None, headers: dict[str, str])
     request = urllib.request.Request(url, body, {"Content-Type": "application/json", **headers}, method=method)
     with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_SECONDS) as response:
         text = response.read(1 << 20)
+    if "/apis/v2beta1/" in url and text.lstrip()[:1] == b"<":
+        raise ValueError("it answers with a web page, as a sign-in does; its token or address is not right")
     try:
         return json.loads(text)
     except ValueError:

@@ -14,6 +14,7 @@ from stabn.evaluation.metrics import topk_accuracy
 from stabn.evaluation.predict import summarize
 from stabn.evaluation.prediction_table import Predictions
 from stabn.evaluation.significance import wins
+from stabn.storage import uri_exists
 from stabn.tracking import Champion, ChampionChanged, fetch_artifact, find_champion, register_if_better, stage_run
 
 CHECKPOINT_TAG, MANIFEST_TAG = "stabn.checkpoint_fingerprint", "stabn.manifest_fingerprint"
@@ -23,6 +24,19 @@ Evaluate = Callable[[str, Path], object]
 
 class PromoteError(StabnError):
     """The champion cannot be compared with the fine-tuned network."""
+
+
+def require_network(uri: str) -> None:
+    """Refuse to register a network that is not there any more.
+
+    Raises:
+        PromoteError: says how to have it again.
+    """
+    if not uri_exists(uri):
+        raise PromoteError(
+            f"{uri}: the fine-tuned network is not there any more; fine-tune again, on a KFP server with `--no-cache "
+            "finetune` of `python -m pipelines submit`"
+        )
 
 
 @dataclass(frozen=True)

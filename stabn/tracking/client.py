@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,10 @@ from stabn.tracking.masking import first_line, without_password
 from stabn.tracking.names import EXPERIMENT, PARENT_RUN, ROLE, RUN_ID, TrackingError, check_name, common_tags, safe_name
 
 SETTLE_SECONDS = 0.5  # after which every process that made the same parent at once sees the others' too
+SHORT_SECONDS = "5"  # for a request to a server that was away
 REQUEST_RETRIES = "3"  # MLflow's own 7 would stop a training for minutes
+PASSING = (408, 429)
+NOT_THIS_REQUEST = (401, 403, 404, *PASSING)  # a refusal that another content would meet, too
 
 
 @contextlib.contextmanager
@@ -25,11 +29,52 @@ def start_errors() -> Iterator[None]:
         raise
     except Exception as error:  # MLflow, its HTTP client and the database raise many kinds
         uri = without_password(os.environ["MLFLOW_TRACKING_URI"])
-        answered = type(error).__name__ == "RestException"
+        status, is_page = _answer_of(error)
+        if is_page and not 500 <= status < 600:
+            raise TrackingError(
+                f"MLFLOW_TRACKING_URI = {uri!r}: it answers with a web page, as a sign-in does; set "
+                "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or give an address "
+                "that needs none"
+            ) from error
+        answered = type(error).__name__ == "RestException" or (400 <= status < 500 and status not in PASSING)
         kind = RetryableError if uri.startswith("http") and not answered else TrackingError
         raise kind(
             f"MLFLOW_TRACKING_URI = {uri!r}: {first_line(error)}; check the address and that it runs, or unset it"
         ) from error
+
+
+def _answer_of(error: Exception) -> tuple[int, bool]:
+    """Return the HTTP status that MLflow's error tells of, 0 for none, and whether the answer was a web page."""
+    text = str(error)
+    status = re.search(r"failed with error code (\d{3})", text)
+    return int(status[1]) if status else 0, bool(re.search(r"<(!doctype )?html", text, re.IGNORECASE))
+
+
+def is_refused(error: Exception) -> bool:
+    """Tell whether the server refused the content of a request, so that the same would be refused again."""
+    from mlflow.exceptions import MlflowException
+
+    if not isinstance(error, MlflowException):
+        return False
+    status, _ = _answer_of(error)
+    if status:
+        return 400 <= status < 500 and status not in NOT_THIS_REQUEST
+    return error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "REQUEST_LIMIT_EXCEEDED", "MALFORMED_REQUEST")
+
+
+@contextlib.contextmanager
+def one_short_attempt() -> Iterator[None]:
+    """Let requests inside be tried once and not long: a server that was away keeps nobody waiting again."""
+    names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": SHORT_SECONDS}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def tracking_client() -> Any:

@@ -16,6 +16,7 @@ STAGE, STAGE_KEY, RUN_ID, PIPELINE = "stabn.stage", "stabn.stage_key", "stabn.ru
 ROLE, ERROR, IMAGE, PARENT_MODEL = "stabn.role", "stabn.error", "stabn.image", "stabn.parent_model"
 PARENT_RUN, COMMIT = "mlflow.parentRunId", "mlflow.source.git.commit"  # names that MLflow's pages know
 MAX_PARAM_CHARS, MAX_TAG_CHARS, MAX_NAME_CHARS = 6000, 5000, 250
+FORMER_MAX_CHARS = (500, 250)  # of a value, on older servers
 
 
 class TrackingError(StabnError):

@@ -5,17 +5,20 @@ import logging
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stabn.errors import Preempted, RetryableError, StabnError
 from stabn.signals import Terminated, exit_on_sigterm
-from stabn.tracking.buffer import RETRY_SECONDS, MetricBuffer
+from stabn.tracking.buffer import RETRY_SECONDS, MetricBuffer, Refused
 from stabn.tracking.client import (
     experiment_and_parent,
     find_experiment,
     find_parent,
+    is_refused,
+    one_short_attempt,
     search,
     start_errors,
     tracking_client,
@@ -23,6 +26,7 @@ from stabn.tracking.client import (
 from stabn.tracking.masking import first_line
 from stabn.tracking.names import (
     ERROR,
+    FORMER_MAX_CHARS,
     MAX_PARAM_CHARS,
     MAX_TAG_CHARS,
     PARENT_MODEL,
@@ -59,7 +63,8 @@ class StageRun:
         self._open_again_at = 0.0
         self._waiting: list[Callable[[], Any]] = []
         self._warned = False
-        self._buffer = MetricBuffer(self._send)
+        self._away = False
+        self._buffer = MetricBuffer(self._send, self._drop)
 
     @property
     def link(self) -> str:
@@ -101,7 +106,7 @@ class StageRun:
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags, replacing those of the same name."""
-        values = {safe_name(name): str(value)[:MAX_TAG_CHARS] for name, value in tags.items()}
+        values = {safe_name(name): str(value) for name, value in tags.items()}
         self._try(lambda: self._log_batches(tags=values))
 
     def end(self, status: str, error: BaseException | None = None) -> None:
@@ -115,6 +120,8 @@ class StageRun:
         self._buffer.flush()
         if error is not None:
             self.set_tags({ERROR: f"{type(error).__name__}: {error}"[:500]})
+        if len(self._buffer):
+            log.warning("MLflow run %s: %d numbers not recorded, the server is away", self.run_id, len(self._buffer))
         self._try(lambda: self._client.set_terminated(self.run_id, status))
 
     def is_open(self) -> bool:
@@ -143,7 +150,15 @@ class StageRun:
         return True
 
     def _send(self, metrics: list[Any]) -> bool:
-        return self._opened() and self._try(lambda: self._client.log_batch(self.run_id, metrics=metrics))
+        def send() -> None:
+            try:
+                self._client.log_batch(self.run_id, metrics=metrics)
+            except Exception as error:
+                if is_refused(error):
+                    raise Refused(first_line(error)) from error
+                raise
+
+        return self._opened() and self._try(send)
 
     def _opened(self) -> bool:
         """Return whether the run is open, also if the server refuses it: the stage is under way by now."""
@@ -154,10 +169,14 @@ class StageRun:
             self._open_again_at = math.inf
             return False
 
+    def _drop(self, metric: Any, reason: Exception) -> None:
+        log.warning("MLflow run %s: %s = %s is refused: %s", self.run_id, metric.key, metric.value, reason)
+
     def _log_params(self, settings: Mapping[str, Any]) -> None:
-        values = {safe_name(name): value[:MAX_PARAM_CHARS] for name, value in flatten(settings)}
+        values = {safe_name(name): value for name, value in flatten(settings)}
         known = self._client.get_run(self.run_id).data.params
-        changed = sorted(name for name in values.keys() & known.keys() if values[name] != known[name])
+        same = {name for name in values.keys() & known.keys() if _is_short_for(known[name], values[name])}
+        changed = sorted((values.keys() & known.keys()) - same)
         if changed:
             log.warning("MLflow run %s keeps the first values of %s", self.run_id, ", ".join(changed))
             self.set_tags({f"stabn.changed.{name}": values[name] for name in changed})
@@ -166,14 +185,44 @@ class StageRun:
     def _log_batches(self, params: Mapping[str, str] = {}, tags: Mapping[str, str] = {}) -> None:
         from mlflow.entities import Param, RunTag
 
-        items: list[Any] = [Param(*item) for item in params.items()] + [RunTag(*item) for item in tags.items()]
+        items: list[Any] = [self._shortened(Param, *item, MAX_PARAM_CHARS) for item in params.items()]
+        items += [self._shortened(RunTag, *item, MAX_TAG_CHARS) for item in tags.items()]
         for start in range(0, len(items), MAX_PARAMS):
-            part = items[start : start + MAX_PARAMS]
+            self._log_batch(items[start : start + MAX_PARAMS])
+
+    def _log_batch(self, items: list[Any]) -> None:
+        """Send parameters and tags; what the server refuses in smaller parts, and a single one shorter."""
+        from mlflow.entities import Param
+
+        try:
             self._client.log_batch(
                 self.run_id,
-                params=[item for item in part if isinstance(item, Param)],
-                tags=[item for item in part if isinstance(item, RunTag)],
+                params=[item for item in items if isinstance(item, Param)],
+                tags=[item for item in items if not isinstance(item, Param)],
             )
+        except Exception as error:
+            if not is_refused(error):
+                raise
+            if len(items) > 1:
+                half = len(items) // 2
+                self._log_batch(items[:half])
+                self._log_batch(items[half:])
+                return
+            (item,) = items
+            shorter = next((length for length in FORMER_MAX_CHARS if length < len(item.value)), 0)
+            if shorter:
+                self._log_batch([self._shortened(type(item), item.key, item.value, shorter)])
+            else:
+                log.warning("MLflow run %s: %s is refused: %s", self.run_id, item.key, first_line(error))
+
+    def _shortened(self, kind: Any, name: str, value: str, length: int) -> Any:
+        """Return a parameter or tag; of a value that is too long the whole is kept as a file of the run."""
+        if len(value) > length:
+            file = f"long/{re.sub('[^A-Za-z0-9._-]', '_', name)}.txt"
+            log.warning("MLflow run %s: %s is cut to %d characters; the whole: %s", self.run_id, name, length, file)
+            if len(value) not in (MAX_PARAM_CHARS, MAX_TAG_CHARS, *FORMER_MAX_CHARS):  # else it was cut before
+                self.log_text(value, file)
+        return kind(name, value[:length])
 
     def _try(self, action: Callable[[], Any]) -> bool:
         if self._open_run is None:
@@ -182,13 +231,23 @@ class StageRun:
             self._waiting.append(action)
             return False
         try:
-            action()
+            with one_short_attempt() if self._away else contextlib.nullcontext():
+                action()
+            self._away = False
+        except Refused:
+            raise
         except Exception as error:  # MLflow, its HTTP client, the database and the artifact store raise many kinds
             if not self._warned:
                 log.warning("MLflow run %s: %s; the stage goes on without", self.run_id, first_line(error))
                 self._warned = True
+            self._away = True
             return False
         return True
+
+
+def _is_short_for(recorded: str, value: str) -> bool:
+    """Tell whether a recorded value is this one, which may have been cut."""
+    return recorded == value or (len(recorded) in (*FORMER_MAX_CHARS, MAX_PARAM_CHARS) and value.startswith(recorded))
 
 
 @contextlib.contextmanager
