@@ -6,7 +6,8 @@
 Renders the variant `knowledge` of the mini dataset and trains, with each seed, the 3D ResNet, ST-ABN, ST-ABN fine-tuned
 with the corrections of all training videos of the hard actions (the paper's route), and ST-ABN trained anew with them
 from the first step on; each with controls that differ in the curves alone: none (gamma 0), the same curves shifted by a
-random time, another video's, the network's own. The corrections are known segments. Every network is that of the last
+random time, another video's, the network's own. And ST-ABN whose recognition, all that follows the attention, is learnt
+anew by fine-tuning after the attention is right. The corrections are known segments. Every network is that of the last
 epoch, and every number is of the split held_out. The gate replaces Mt by the true segments in training and evaluation:
 what a perfect attention would bring.
 """
@@ -52,7 +53,9 @@ class Row:
     """One network of each seed: what it is called, and how it is made.
 
     Attributes:
-        route: train: without edits; finetune, retrain: with them; gate: with the true segments in place of Mt.
+        route: train: without edits; finetune, retrain: with them; anew: fine-tuned with them, but what follows the
+            attention begins with random weights; gate: with the true segments in place of Mt.
+        start: the row whose network is fine-tuned.
         curves: which edits, one of `CURVES`; all: the true segments of all videos.
         share: of the edits that are used, 0 to 1, drawn at random.
         noise: standard deviation of each border's error, in frames.
@@ -64,6 +67,7 @@ class Row:
     name: str
     route: str = "train"
     curves: str = ""
+    start: str = BEFORE
     share: float = 1.0
     noise: float = 0.0
     wrong: float = 0.0
@@ -77,6 +81,14 @@ ROWS = (
     *(Row(f"fine-tuned, {curves}", "finetune", curves) for curves in CURVES),
     *(Row(f"trained with them, {curves}", "retrain", curves) for curves in RETRAINED),
 )
+# Route 3: knowledge that is learnt late is used if what follows the attention is learnt after it.
+ANEW, ANEW_CONTROL = "trained with them, then recognition anew", "recognition anew, gamma 0"
+ROWS += (
+    Row("recognition anew, edits", "anew", EDITED),
+    Row(ANEW_CONTROL, "anew", "gamma 0"),
+    Row(ANEW, "anew", EDITED, start=f"trained with them, {EDITED}"),
+)
+ANEW_SETTINGS = {"reinitialize": "recognition", "epochs": 30, "validate_every": 30, "unedited_share": 1.0}
 GATE = (Row(BEFORE), Row("true attention", "gate", "all"))
 
 
@@ -195,8 +207,11 @@ def run_seed(bench: Bench, rows: tuple[Row, ...], seed: int, threads: int) -> No
     for row in rows:
         output = str(folder / row.name)
         own, path = config, bench.edits(row, seed, before) if row.curves else ""
+        if row.route == "anew":
+            rate = settings.learning_rate
+            own = dataclasses.replace(config, finetune=dataclasses.replace(late, learning_rate=rate, **ANEW_SETTINGS))
         if row.curves == "gamma 0":
-            own = dataclasses.replace(config, finetune=dataclasses.replace(late, gamma=0.0))
+            own = dataclasses.replace(own, finetune=dataclasses.replace(own.finetune, gamma=0.0))
         if row.name == "3D ResNet":
             own = dataclasses.replace(config, model=dataclasses.replace(config.model, name="resnet3d"))
         if row.route == "gate":
@@ -204,8 +219,9 @@ def run_seed(bench: Bench, rows: tuple[Row, ...], seed: int, threads: int) -> No
         modes = MODES[:1] if row.name == "3D ResNet" else ("temporal_segments",) if row.route == "gate" else MODES
         if all(bench.predictions(row, seed, mode).exists() for mode in modes):
             continue
-        if row.route == "finetune":
-            result = finetune(before, manifest, path, own, output, name=slug(row.name))
+        if row.route in ("finetune", "anew"):
+            start = str(folder / row.start / "best.pt")
+            result = finetune(start, manifest, path, own, output, name=slug(row.name))
         else:
             result = train(manifest, own, output, edits_path=path, name=slug(row.name))
         for mode in modes:
@@ -289,11 +305,14 @@ def accuracy_table(bench: Bench, seeds: list[int]) -> record.Table:
 def difference_table(bench: Bench, seeds: list[int]) -> record.Table:
     """Return what each route brings over the network before and over its controls."""
     results, rows = Results(bench, seeds), []
+    pairs: list[tuple[str, str]] = []
     for route, controls in (("fine-tuned", list(CURVES)[1:]), ("trained with them", RETRAINED[1:])):
-        for other in (BEFORE, *(f"{route}, {curves}" for curves in controls)):
-            for group, videos in list(results.groups.items())[:2]:
-                found = results.difference(f"{route}, {EDITED}", other, videos)
-                rows.append((f"{route}, {EDITED}", other, group, *cells(found)))
+        pairs += [(f"{route}, {EDITED}", other) for other in (BEFORE, *(f"{route}, {curves}" for curves in controls))]
+    pairs += [(f"recognition anew, {EDITED}", other) for other in (BEFORE, ANEW_CONTROL)]
+    pairs += [(ANEW, other) for other in (BEFORE, f"trained with them, {EDITED}", ANEW_CONTROL)]
+    for one, other in pairs:
+        for group, videos in list(results.groups.items())[:2]:
+            rows.append((one, other, group, *cells(results.difference(one, other, videos))))
     columns = ("network", "over", "held-out videos", "difference of top-1", "sd over seeds", "95% interval")
     title = "Points; intervals by a crossed bootstrap over seeds and videos"
     return record.Table(title, columns, ("", "", "", "+.1f", ".1f", ""), rows)
