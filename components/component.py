@@ -7,6 +7,7 @@ lines for every step: import the function from the image, and call it.
 import contextlib
 import json
 import linecache
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from kfp import dsl
 
+from components.mounted import read_mounted
 from components.patience import patiently
 from components.placement import Placement
 from stabn.config import RunConfig
@@ -72,7 +74,9 @@ def run_step(stage: str, run: Callable[[Step], Any], given: Mapping[str, Any]) -
     The component's text calls it.
     """
     declared = STAGES[stage]
+    logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # says at every start that it found some
     with ending_with_one_line(stage):
+        read_mounted()
         for item in declared.takes:
             item.check(given[item.name])
         names = [item.name for item in (*declared.reads, *declared.takes, *declared.writes)]

@@ -18,12 +18,10 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from components.images import DATA_IMAGE, TRAINER_IMAGE
+from components.mounted import SECRET_DIR, STORAGE_DIR
 from components.patience import PATIENCE
 from stabn.config import ConfigError, Settings, setting
-from stabn.endpoint import CHECKSUMS
 
-STORAGE_KEYS = ("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", *CHECKSUMS, "MLFLOW_TRACKING_URI", "STABN_MLFLOW_UI_URL")
-SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 MUTABLE_TAG = "latest"
 BACKOFF_FACTOR = 2.0
 NO_LIMIT_SECONDS = 365 * 24 * 3600
@@ -76,8 +74,10 @@ class CompileSettings(Settings):
         "IfNotPresent", "when nodes pull the images", choices=("Always", "IfNotPresent", "Never")
     )
     image_pull_secret: str = setting("", "secret of type dockerconfigjson for a private registry; empty: none")
-    storage_config_map: str = setting("stabn-storage", f"ConfigMap with any of {', '.join(STORAGE_KEYS)}; empty: none")
-    storage_secret: str = setting("stabn-s3", f"secret with any of {', '.join(SECRET_KEYS)}; empty: workload identity")
+    storage_config_map: str = setting(
+        "stabn-storage", "ConfigMap of variables that say where storage and MLflow are; empty: none"
+    )
+    storage_secret: str = setting("stabn-s3", "secret with AWS_… variables; empty: workload identity")
     experiment: str = setting("", "experiment in MLflow; empty: stabn")
     commit: str = setting("", "git commit of the images' code, for MLflow; empty: unknown")
     backoff_seconds: int = setting(30, "wait before the first retry, doubled each time", low=1)
@@ -198,11 +198,9 @@ def _retry_window(stage: StageSettings, backoff_seconds: int) -> int:
 def _set_environment(task: PipelineTask, pipeline: str, image: str, settings: CompileSettings) -> None:
     """Tell the task where storage and MLflow are, and which run of what it belongs to."""
     if settings.storage_config_map:
-        keys = {key: key for key in STORAGE_KEYS}
-        kubernetes.use_config_map_as_env(task, settings.storage_config_map, keys, optional=True)
+        kubernetes.use_config_map_as_volume(task, settings.storage_config_map, str(STORAGE_DIR), optional=True)
     if settings.storage_secret:
-        keys = {key: key for key in SECRET_KEYS}
-        kubernetes.use_secret_as_env(task, settings.storage_secret, keys, optional=True)
+        kubernetes.use_secret_as_volume(task, settings.storage_secret, str(SECRET_DIR), optional=True)
     kubernetes.use_field_path_as_env(task, "STABN_RUN_ID", RUN_ID_FIELD)
     values = {
         "STABN_PIPELINE": pipeline,

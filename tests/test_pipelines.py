@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import yaml
 from kfp.dsl.base_component import BaseComponent
 
 from components.component import run_step
+from components.mounted import STORAGE_DIR, read_mounted
 from pipelines.__main__ import PIPELINES, main
 from pipelines.build import build, compile_pipeline
 from pipelines.demo import TASKS, readable
@@ -154,7 +156,11 @@ def test_components_are_what_their_stages_declare() -> None:
     ("stage", "given", "said"),
     [
         ("plan-parts", {"num_parts": 0}, "plan-parts: extract_parts = 0: must be at least 1"),
-        ("edits", {"source": "person"}, "edits: edit_source = 'person': choose one of people, segments"),
+        (
+            "edits",
+            {"source": "person"},
+            "edits: edit_source = 'person': choose one of people, segments, segments_shifted, segments_other, network",
+        ),
     ],
 )
 def test_a_step_refuses_what_its_stage_cannot_use(
@@ -317,7 +323,8 @@ def test_compile_settings_reach_every_task(tmp_path: Path) -> None:
         assert environment["STABN_PIPELINE"] == "full" and environment["STABN_IMAGE"] == container["image"]
         pod = pods[name]
         assert pod["imagePullPolicy"] == "IfNotPresent" and pod["imagePullSecret"][0]["secretName"] == "registry"
-        assert "secretAsEnv" not in pod and pod["configMapAsEnv"][0]["configMapName"] == "stabn-storage"
+        mounts = {item["configMapName"]: item["mountPath"] for item in pod["configMapAsVolume"]}
+        assert mounts["stabn-storage"] == str(STORAGE_DIR) and "secretAsVolume" not in pod
         assert [item["name"] for item in pod["fieldPathAsEnv"]] == ["STABN_RUN_ID"]
     retries = {name: task["retryPolicy"] for name, task in tasks(spec)}
     assert retries["train"]["maxRetryCount"] == 9 and retries["report"]["maxRetryCount"] == 2
@@ -340,6 +347,27 @@ def test_the_last_retry_has_time_left(tmp_path: Path) -> None:
         else:
             assert window > 90 * 24 * 3600, name
     assert checked >= 10
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_step_is_small(name: str, tmp_path: Path) -> None:
+    """All of it stands in the workflow once for each step that runs, and Argo keeps less than 1 MB of that."""
+    (tmp_path / "settings.yaml").write_text("")
+    _, containers, pods = executors(tmp_path, name)
+    sizes = {step: len(json.dumps(container)) + len(json.dumps(pods[step])) for step, container in containers.items()}
+    assert max(sizes.values()) < 2700, sizes
+
+
+def test_a_step_finds_its_settings_as_files_and_what_was_injected_wins(tmp_path: Path) -> None:
+    """As a ConfigMap is mounted: each key a link into a folder whose name begins with two points."""
+    (tmp_path / "..2026").mkdir()
+    for name, text in {"AWS_ENDPOINT_URL": "https://s3\n", "MLFLOW_TRACKING_URI": "http://ours", "EMPTY": ""}.items():
+        (tmp_path / "..2026" / name).write_text(text)
+        (tmp_path / name).symlink_to(tmp_path / "..2026" / name)
+    (tmp_path / "..data").symlink_to(tmp_path / "..2026")
+    environment = {"MLFLOW_TRACKING_URI": "http://injected"}
+    read_mounted([tmp_path, tmp_path / "none"], environment)
+    assert environment == {"MLFLOW_TRACKING_URI": "http://injected", "AWS_ENDPOINT_URL": "https://s3"}
 
 
 @pytest.mark.parametrize("name", PIPELINES)
