@@ -1,16 +1,13 @@
 """Follow a run on a KFP server: a line for each task that changes, until the run ends."""
 
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipelines.server import Server
+from pipelines.tasks import ENDED, Task, tasks_of_details, tasks_of_workflow
 from stabn.errors import Overdue, RetryableError, StabnError
 
-ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
-INTERNAL = re.compile(r"root|executor|.*-driver")  # nodes of KFP's own, next to each task
-ATTEMPT = re.compile(r"\(\d+\)$")  # what a node that may be tried again has at the end of its name
 POLL_SECONDS = 10.0
 PATIENCE_SECONDS = 900.0
 
@@ -21,7 +18,13 @@ class RunFailed(StabnError):
     exit_code = 1
 
 
-def follow(server: Server, run_id: str, timeout_hours: float = 0.0, show: Callable[[str], None] = print) -> Any:
+def follow(
+    server: Server,
+    run_id: str,
+    timeout_hours: float = 0.0,
+    show: Callable[[str], None] = print,
+    titles: Mapping[str, str] = {},
+) -> Any:
     """Wait for a run, showing each change of a task's state.
 
     A server that is away for less than a quarter of an hour is waited for: the run goes on without us.
@@ -31,6 +34,7 @@ def follow(server: Server, run_id: str, timeout_hours: float = 0.0, show: Callab
         run_id: the run.
         timeout_hours: hours to wait at most; 0: no limit.
         show: gets each line.
+        titles: names of the tasks, see `pipelines.tasks.titles_of`; empty: KFP's own.
 
     Raises:
         RunFailed: it failed or was cancelled; names the tasks and the reason.
@@ -38,20 +42,26 @@ def follow(server: Server, run_id: str, timeout_hours: float = 0.0, show: Callab
     """
     started = answered = time.monotonic()
     states: dict[str, str] = {}
+    tasks: list[Task] = []
+    blind = False
     while True:
         try:
             run = server.get_run(run_id)
+            found = _tasks(server, run, titles)
             answered = time.monotonic()
         except RetryableError as error:
             if time.monotonic() - answered > PATIENCE_SECONDS:
                 raise RetryableError(f"{error}; the run itself may go on: {server.link(run_id)}") from None
             show(f"{_clock(started)}  {error}; waiting")
         else:
-            for task in tasks_of(run):
-                state = task.state or "PENDING"
-                if states.get(task.task_id) != state:
-                    states[task.task_id] = state
-                    show(f"{_clock(started)}  {task.display_name:40} {state.lower()}{_duration(task)}")
+            tasks = found or tasks
+            if not found and states and not blind and run.state not in ENDED:
+                blind = True
+                show(f"{_clock(started)}  KFP no longer says which tasks run; the run itself is followed to its end")
+            for task in tasks:
+                if states.get(task.title) != task.state:
+                    states[task.title] = task.state
+                    show(f"{_clock(started)}  {task.title:40} {task.state.lower()}{_ending(task)}")
             if run.state in ENDED:
                 break
         if timeout_hours and time.monotonic() - started > timeout_hours * 3600:
@@ -59,30 +69,29 @@ def follow(server: Server, run_id: str, timeout_hours: float = 0.0, show: Callab
         time.sleep(POLL_SECONDS)
     show(f"{_clock(started)}  run {run.state.lower()}")
     if run.state != "SUCCEEDED":
-        raise RunFailed(f"the run {run.state.lower()}{_reasons(run)}; logs: {server.link(run_id)}")
+        raise RunFailed(f"the run {run.state.lower()}{_reasons(run, tasks)}; logs: {server.link(run_id)}")
     return run
 
 
-def tasks_of(run: Any) -> list[Any]:
-    """Return the tasks that are stages, without KFP's own drivers and groups."""
-    details = (run.run_details and run.run_details.task_details) or []
-    names = [ATTEMPT.sub("", task.display_name or "") for task in details]
-    return [task for task, name in zip(details, names) if name and not INTERNAL.fullmatch(name)]
+def _tasks(server: Server, run: Any, titles: Mapping[str, str]) -> list[Task]:
+    """Return the tasks from the workflow, or where it cannot be had as KFP's API tells of them."""
+    workflow = server.workflow(run.run_id)
+    found = tasks_of_workflow(workflow, titles) if workflow else None
+    if found is None:
+        found = tasks_of_details((run.run_details and run.run_details.task_details) or [], titles)
+    return found
 
 
-def _reasons(run: Any) -> str:
-    failed = [task for task in tasks_of(run) if task.state == "FAILED"]
-    texts = [f"{task.display_name}: {task.error.message if task.error else 'see its log'}" for task in failed]
+def _reasons(run: Any, tasks: list[Task]) -> str:
+    texts = [f"{task.title}: {task.reason or 'see its log'}" for task in tasks if task.state == "FAILED"]
     if not texts and run.error:
         texts = [run.error.message]
     return f" ({'; '.join(texts)})" if texts else ""
 
 
-def _duration(task: Any) -> str:
-    if task.state not in ENDED or not task.end_time or not task.start_time:
-        return ""
-    seconds = int((task.end_time - task.start_time).total_seconds())
-    return f"  {seconds // 60}:{seconds % 60:02}" if 0 <= seconds < 10**8 else ""
+def _ending(task: Task) -> str:
+    took = "" if task.seconds is None else f"  {task.seconds // 60}:{task.seconds % 60:02}"
+    return took + (f"  {task.reason}" if task.reason else "")
 
 
 def _clock(started: float) -> str:

@@ -1,6 +1,7 @@
 """What a pipeline run came to, as MLflow has it: the before/after table, the promotion, the links."""
 
 from stabn.tracking import Stage, compare_link, stages_of
+from stabn.tracking.names import ERROR
 
 ROWS = (("before", "before"), ("after", "after"), ("control", "control (gamma 0)"))
 
@@ -25,6 +26,9 @@ def summary(run_id: str, link: str, state: str = "", experiment: str = "") -> st
         lines += [f"| {_split(stages)} | top-1, % | top-5, % |", "|---|---|---|"]
         lines += [f"| {title} | {_percent(stage, 'top1')} | {_percent(stage, 'top5')} |" for title, stage in rows]
         lines.append("")
+    failed = [(stage.key, stage.tags[ERROR]) for stage in stages.values() if stage.tags.get(ERROR)]
+    if failed and state == "FAILED":
+        lines += [f"**{key}** failed: {reason}\n" for key, reason in failed]
     if promotion := stages.get("promote"):
         moved = promotion.tags.get("promoted") == "True"
         title = "The alias `champion` moved" if moved else "The alias `champion` did not move"

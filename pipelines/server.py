@@ -63,6 +63,7 @@ class Server:
         if not self.endpoint.startswith(("http://", "https://")):
             raise ServerError(f"{ENDPOINT} = {self.endpoint!r}: begin with http:// or https://")
         self.namespace = namespace or None
+        self._has_workflows = True
         options: dict[str, Any] = {"host": self.endpoint, "ssl_ca_cert": os.environ.get(CA_CERT)}
         if path := os.environ.get(TOKEN_PATH):
             if not Path(path).is_file():
@@ -152,6 +153,28 @@ class Server:
     def get_run(self, run_id: str) -> Any:
         """Return a run with the states of its tasks."""
         return self._call(lambda: self.client.get_run(run_id))
+
+    def workflow(self, run_id: str) -> dict[str, Any] | None:
+        """Return the Argo workflow of a run with its status, from the server's older API; None: it is not given out."""
+        if not self._has_workflows:
+            return None
+        api = self.client._run_api.api_client
+        try:
+            answer = self._call(
+                lambda: api.call_api(
+                    f"/apis/v1beta1/runs/{run_id}",
+                    "GET",
+                    header_params={"Accept": "application/json"},
+                    auth_settings=["Bearer"],
+                    response_type="object",
+                    _return_http_data_only=True,
+                )
+            )
+            text = ((answer or {}).get("pipeline_runtime") or {}).get("workflow_manifest")
+            return json.loads(text) if text else None
+        except (ServerError, ValueError):
+            self._has_workflows = False
+            return None
 
     def schedule(
         self,

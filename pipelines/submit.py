@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import json_format
+
 from pipelines.build import build, compile_pipeline
 from pipelines.follow import RunFailed, follow
 from pipelines.local import parse_parameters
 from pipelines.outcome import summary
 from pipelines.resources import CompileSettings
 from pipelines.server import Server
+from pipelines.tasks import titles_of
 from stabn.config import fingerprint
 from stabn.errors import StabnError
 from stabn.tracking import git_commit
@@ -38,6 +41,7 @@ class _Prepared:
     experiment_id: str
     version: tuple[str, str, str]
     parameters: dict[str, Any]
+    titles: dict[str, str]
 
 
 def submit(
@@ -79,7 +83,7 @@ def submit(
     state = ""
     try:
         if wait:
-            run = follow(server, run.run_id, timeout_hours, lambda line: print(line, flush=True))
+            run = follow(server, run.run_id, timeout_hours, lambda line: print(line, flush=True), prepared.titles)
             state = run.state
     except RunFailed:
         state = "FAILED"
@@ -121,7 +125,8 @@ def _prepare(request: Request) -> _Prepared:
     compile_pipeline(pipeline, settings, package)
     server = Server(request.endpoint, request.namespace)
     version = server.upload(package, commit)
-    return _Prepared(server, server.experiment(request.experiment), version, parameters)
+    spec = json_format.MessageToDict(pipeline.pipeline_spec)
+    return _Prepared(server, server.experiment(request.experiment), version, parameters, titles_of(spec))
 
 
 def _inputs(pipeline: Any) -> dict[str, Any]:

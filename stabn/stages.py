@@ -40,6 +40,7 @@ class Parameter:
         form: its name in the pipelines' forms, where several stages meet; empty: the same.
         flag: whether the command line has it; else it has another means, or no use for it.
         setting: `section.field`, if it is one.
+        why: why its limits are what they are; for the message to somebody who went beyond them.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Parameter:
     form: str = ""
     flag: bool = True
     setting: str = ""
+    why: str = ""
 
     @property
     def kind(self) -> type:
@@ -81,7 +83,10 @@ class Parameter:
         Raises:
             ConfigError: a value that is not allowed.
         """
-        check_value(self.form_name, value, self.choices, self.low, self.high)
+        try:
+            check_value(self.form_name, value, self.choices, self.low, self.high)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; {self.why}" if self.why else str(error)) from None
 
 
 def setting(name: str, path: str) -> Parameter:
@@ -141,9 +146,11 @@ DATASET_VERSION = Parameter(
 )
 NUM_PARTS = Parameter(
     "num_parts",
-    "pods that extract frames at the same time, each with its share of the videos",
+    "pods that extract frames at the same time, each with its share of the videos; at most 100",
     1,
     low=1,
+    high=100,
+    why="Argo keeps the state of a run, with every step in it, in less than 1 MB",
     form="extract_parts",
 )
 PART = Parameter("part", "do only this share of the work, i/n; then `stabn merge-frames`", "")

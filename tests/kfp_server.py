@@ -36,6 +36,7 @@ class KfpServer:
     """What the server holds, and how it behaves.
 
     Attributes:
+        workflow: the Argo workflow of every run.
         steps: for each later request of a run, (state, {task: state}); the last one stays.
         failures: (method, part of the path, what): a status, `drop`: no answer, or `lose`: it is done, then no answer.
         token: the bearer token that is wanted; empty: none.
@@ -51,6 +52,7 @@ class KfpServer:
         self.recurring: dict[str, dict[str, Any]] = {}
         self.steps: list[tuple[str, dict[str, str]]] = [("SUCCEEDED", {})]
         self.error = ""
+        self.workflow: dict[str, Any] | None = None  # what the older API has of a run; None: it is not there
         self.failures: deque[tuple[str, str, Failure]] = deque()
         self.token = self.cookie = ""
         self.requests: list[tuple[str, str]] = []
@@ -84,6 +86,8 @@ class KfpServer:
             case "POST", ["runs"]:
                 self._check_job(body)
                 return _add(self.runs, "run_id", {**body, "state": "PENDING"})
+            case "GET", ["apis", "v1beta1", "runs", run] if self.workflow is not None:
+                return {"run": {"id": run}, "pipeline_runtime": {"workflow_manifest": json.dumps(self.workflow)}}
             case "GET", ["runs", run]:
                 return self._run(run)
             case "GET", ["recurringruns"]:

@@ -1,14 +1,19 @@
 """Submitting to KFP with its real client: versions by commit, runs once, live states, exit codes, schedules, access."""
 
+import base64
+import gzip
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 from kfp_server import KfpServer, kfp_server
 
 from pipelines import server as server_module
-from pipelines.__main__ import main
+from pipelines.__main__ import PIPELINES, main
+from pipelines.tasks import titles_of
 from stabn.tracking import stage_run
 
 FINETUNE = ["finetune", "--param", "round_uri=s3://b/rounds/r", "--param", "storage_uri=s3://b", "--name", "night"]
@@ -123,6 +128,78 @@ def test_wait_ends_with_1_and_the_reason_when_the_run_fails(kfp: KfpServer, caps
     assert "**Run failed**" in (tmp_path / "summary.md").read_text()
     kfp.steps = [("CANCELED", {})]
     assert submit("--wait") == 1 and "canceled" in capsys.readouterr().err
+
+
+def argo_workflow(packed: bool) -> dict[str, Any]:
+    """Return a workflow as KFP 2.17 makes it: drivers, executors, tries, a loop, a condition whose task failed."""
+    nodes: dict[str, dict[str, Any]] = {}
+
+    def node(name: str, parent: str = "", phase: str = "Succeeded", kind: str = "DAG", message: str = "") -> str:
+        key = f"n-{len(nodes)}"
+        minute = len(nodes)
+        nodes[key] = {
+            "id": key, "displayName": name, "boundaryID": parent, "phase": phase, "type": kind, "message": message,
+            "startedAt": f"2026-01-01T00:{minute:02}:00Z", "finishedAt": f"2026-01-01T00:{minute + 1:02}:15Z",
+        }  # fmt: skip
+        return key
+
+    root = node("st-abn-full-x7")
+    dag = node("root", root)
+    node("look-at-dataset-driver", dag, kind="Pod")
+    node("look-at-dataset", dag, kind="Retry")
+    node("look-at-dataset(0)", dag)
+    loop = node("for-loop-1", dag)
+    turns = node("iteration-iterator", loop)
+    for number in range(2):
+        turn = node(f"iteration-item({number}:{number})", turns)
+        node("extract-frames-driver", turn, kind="Pod")
+        node("extract-frames", turn, kind="Retry")
+        node("extract-frames(0)", turn)
+    condition = node("condition-2", dag, "Failed")
+    node("evaluate-6", condition, "Failed", "Retry", message="No more retries left")
+    last = node("evaluate-6(1)", condition, "Failed", message="child 'x' failed")
+    node("executor", last, "Failed", "Pod", message="main: Error (exit code 2)")
+    status: dict[str, Any] = {"phase": "Failed", "nodes": nodes}
+    if packed:
+        status = {"compressedNodes": base64.b64encode(gzip.compress(json.dumps(nodes).encode())).decode()}
+    return {"metadata": {"name": "st-abn-full-x7"}, "status": status}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_run_is_followed_by_its_own_names_when_argo_compresses_its_nodes(
+    kfp: KfpServer, capsys: Any, packed: bool
+) -> None:
+    """One line a task: no groups, no tries, the parts of a loop numbered, the reason of a failure."""
+    kfp.workflow, kfp.steps = argo_workflow(packed), [("RUNNING", {}), ("FAILED", {})]
+    places = [f"--param={name}=s3://x" for name in ("videos_uri", "labels_uri", "storage_uri")]
+    assert run("submit", "full", *places, "--commit", COMMIT, "--wait") == 1
+    captured = capsys.readouterr()
+    lines = [" ".join(line.split()[1:]) for line in captured.out.splitlines() if line[:1].isdigit()]
+    title = titles_of(json_format.MessageToDict(PIPELINES["full"].pipeline_spec))["evaluate-6"]
+    assert title.startswith("evaluate ") and "6" not in title
+    assert lines == [
+        "look at the dataset succeeded 1:15",
+        "extract frames 1/2 succeeded 1:15",
+        "extract frames 2/2 succeeded 1:15",
+        f"{title} failed 1:15 main: Error (exit code 2); No more retries left",
+        "run failed",
+    ]
+    assert f"the run failed ({title}: main: Error (exit code 2)" in captured.err
+
+
+def test_more_parts_than_a_run_can_hold_are_refused_before_anything_is_sent(kfp: KfpServer, capsys: Any) -> None:
+    places = [f"--param={name}=s3://x" for name in ("videos_uri", "labels_uri", "storage_uri")]
+    assert run("submit", "full", *places, "--param", "extract_parts=110") == 2
+    error = capsys.readouterr().err
+    assert "extract_parts = 110: must be at most 100; Argo keeps the state of a run" in error and not kfp.requests
+
+
+def test_a_run_whose_nodes_nobody_gives_out_is_followed_to_its_end(kfp: KfpServer, capsys: Any) -> None:
+    kfp.workflow = {"status": {"offloadNodeStatusVersion": "fnv:1"}}
+    kfp.steps = [("RUNNING", {"finetune": "RUNNING"}), ("RUNNING", {}), ("SUCCEEDED", {})]
+    assert submit("--wait") == 0
+    out = capsys.readouterr().out
+    assert "KFP no longer says which tasks run" in out and "run succeeded" in out
 
 
 def test_a_run_that_takes_too_long_goes_on_without_us(kfp: KfpServer, capsys: Any) -> None:
