@@ -41,19 +41,25 @@ class Step(SimpleNamespace):
         return Placement(self.num_nodes, self.procs_per_node, self.accelerator)
 
 
-def component(stage: str, run: Callable[[Step], Any], image: str) -> Any:
+STATUS = "status"  # of the run, for the step at its end
+
+
+def component(stage: str, run: Callable[[Step], Any], image: str, at_end: bool = False) -> Any:
     """Make the KFP component of a stage.
 
     Args:
         stage: name of its declaration in stabn.stages.
         run: does the work, in the image; the first line of its docstring is the component's description.
         image: of the step.
+        at_end: whether it is the exit task of a pipeline, to which KFP gives the run's final `status`.
     """
     if not hasattr(dsl, "component"):  # inside a step KFP leaves out what makes components
         return None
     declared, name = STAGES[stage], stage.replace("-", "_")
+    given = _inputs(declared) + _outputs(declared)
+    given += [f"{STATUS}: dsl.PipelineTaskFinalStatus"] if at_end else []
     source = (
-        f"def {name}({', '.join(_inputs(declared) + _outputs(declared))}){_returns(declared)}:\n"
+        f"def {name}({', '.join(given)}){_returns(declared)}:\n"
         f"    from components.component import run_step\n"
         f"    from {run.__module__} import {run.__name__} as run\n"
         f"    return run_step({stage!r}, run, locals())\n"
@@ -80,6 +86,7 @@ def run_step(stage: str, run: Callable[[Step], Any], given: Mapping[str, Any]) -
         for item in declared.takes:
             item.check(given[item.name])
         names = [item.name for item in (*declared.reads, *declared.takes, *declared.writes)]
+        names += [STATUS] if STATUS in given else []
         return patiently(lambda: run(Step(declared=declared, **{name: given[name] for name in names})), stage)
 
 

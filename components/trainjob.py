@@ -12,7 +12,7 @@ from components.cluster.api import GROUP, VERSION, ApiUnavailable, KubeApi
 from components.cluster.config import ClusterConfig
 from components.cluster.follow import Follower
 from components.cluster.logs import clock
-from components.cluster.manifest import Work, build_runtime, build_trainjob, needs_own_runtime, passed_on
+from components.cluster.manifest import Work, build_runtime, build_trainjob, needs_own_runtime, passed_on, run_selector
 from components.cluster.pods import Cause, without_launcher
 from stabn.errors import Overdue, RetryableError, StabnError
 from stabn.signals import Terminated, exit_on_sigterm
@@ -70,6 +70,23 @@ def run_trainjob(
             raise
         tell(f"TrainJob {work.name}: complete")
         _clean_up(api, work, cluster, tell)
+
+
+def delete_jobs_of(run_id: str) -> list[str]:
+    """Delete the TrainJobs that steps of a pipeline run have left behind, killed or with their node; return which.
+
+    Raises:
+        RetryableError: Kubernetes does not answer.
+        StabnError: it refuses.
+    """
+    if not run_id:
+        return []
+    cluster = ClusterConfig.load()
+    api = KubeApi(cluster.namespace, cluster.api_minutes * 60)
+    names = api.names("trainjobs", run_selector(run_id))
+    for name in names:
+        api.delete("trainjobs", name)
+    return names
 
 
 def _submit(api: KubeApi, work: Work, cluster: ClusterConfig, tell: Callable[[str], None]) -> Work:

@@ -37,6 +37,7 @@ TASKS = {
     "evaluate-7": 7,
     "report": 15,
     "promote": 5,
+    "end-run": 3,
 }
 SETTINGS = {"preset": "mini", "select_max_classes": "4", "edit_source": "segments", "model_name": "st-abn-mini"}
 STARTED = re.compile(r"Executing task \S*?'([\w-]+)'")

@@ -4,7 +4,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kfp import dsl
+
 from components.component import as_sentence
+from components.end_run import end_run
+from pipelines.cluster import on_nodes
+from pipelines.resources import configure
 from stabn.config import ConfigError
 from stabn.presets import resolve
 from stabn.stages import REQUIRED, STAGES, Parameter
@@ -29,11 +34,16 @@ class Form:
 
 
 def form(*parameters: Parameter) -> Callable[[Callable[[Form], Any]], Callable[..., Any]]:
-    """Give the definition of a pipeline a form, in the way that KFP reads it: signature and docstring."""
+    """Give the definition of a pipeline a form, in the way that KFP reads it: signature and docstring.
+
+    And a last task, which runs however the others end.
+    """
 
     def decorate(define: Callable[[Form], Any]) -> Callable[..., Any]:
         def pipeline(*values: Any) -> None:
-            define(Form(dict(zip((item.form_name for item in parameters), values))))
+            ending = configure(on_nodes(end_run), "plan").set_display_name("end the run").set_caching_options(False)
+            with dsl.ExitHandler(ending, name="run"):
+                define(Form(dict(zip((item.form_name for item in parameters), values))))
 
         signature = [
             inspect.Parameter(

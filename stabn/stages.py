@@ -40,7 +40,7 @@ class Parameter:
         form: its name in the pipelines' forms, where several stages meet; empty: the same.
         flag: whether the command line has it; else it has another means, or no use for it.
         setting: `section.field`, if it is one.
-        why: why its limits are what they are; for the message to somebody who went beyond them.
+        why: why `high` is what it is; for the message to somebody who went beyond it.
     """
 
     name: str
@@ -86,7 +86,8 @@ class Parameter:
         try:
             check_value(self.form_name, value, self.choices, self.low, self.high)
         except ConfigError as error:
-            raise ConfigError(f"{error}; {self.why}" if self.why else str(error)) from None
+            is_beyond = self.why and self.high is not None and value > self.high
+            raise ConfigError(f"{error}; {self.why}" if is_beyond else str(error)) from None
 
 
 def setting(name: str, path: str) -> Parameter:
@@ -338,4 +339,5 @@ STAGES = {
         writes=(File("decision", "Markdown", "whether the alias moved, why, and the numbers"),),
         returns={"promoted": bool, "reason": str},
     ),
+    "end-run": Stage(),
 }

@@ -48,14 +48,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_every_stage_is_shown_and_tables_are_printed(finished: tuple[Path, str]) -> None:
     _, output = finished
-    headings = re.findall(r"\[ ?(\d+)/20\] ([\w-]+)", output)
-    assert [int(number) for number, _ in headings] == list(range(1, 21))
+    headings = re.findall(r"\[ ?(\d+)/21\] ([\w-]+)", output)
+    assert [int(number) for number, _ in headings] == list(range(1, 22))
     assert {re.sub(r"-\d$", "", name) for _, name in headings} == STAGES | {
         "look-at-dataset",
         "plan-parts",
         "finetune",
         "report",
         "promote",
+        "end-run",
     }
     assert "Table 2" in output and "Table 3" in output and "control" in output
     assert "mlflow ui" in output and "stabn local" in output

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.component import run_step
+from components.end_run import run_end
 from components.mounted import STORAGE_DIR, read_mounted
 from pipelines.__main__ import PIPELINES, main
 from pipelines.build import build, compile_pipeline
@@ -26,11 +28,12 @@ from pipelines.resources import CompileSettings
 from stabn.data.sources import dataset_fingerprint
 from stabn.errors import StabnError
 from stabn.stages import STAGES
+from stabn.tracking import stage_run
 
 ROOT = Path(__file__).parent.parent
 COMPONENTS = sorted(path for path in (ROOT / "components").glob("*.py") if " = component(" in path.read_text())
 GOLDEN = ROOT / "tests" / "golden"
-UNCACHED = {"look-at-dataset", "promote"}  # they look at what may change without their inputs changing
+UNCACHED = {"look-at-dataset", "promote", "end-run"}  # they look at what may change without their inputs changing
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +83,41 @@ def test_defaults_of_the_forms_are_the_papers(compiled: dict[str, dict[str, Any]
 def test_the_graphs_have_every_stage(compiled: dict[str, dict[str, Any]]) -> None:
     stages = {name: [task for task, _ in tasks(spec)] for name, spec in compiled.items()}
     assert sorted(stages["full"]) == sorted(TASKS), "what the demo shows progress for"
-    assert len(stages["baseline"]) == 9 and "export-attention" in stages["baseline"]
+    assert len(stages["baseline"]) == 10 and "export-attention" in stages["baseline"]
     kinds = {name: Counter(re.sub(r"-\d$", "", task) for task in names) for name, names in stages.items()}
-    assert kinds["baseline"] + kinds["finetune"] + Counter(["edits"]) == kinds["full"], "the two halves and the people"
+    halves = kinds["baseline"] + kinds["finetune"] - Counter(["end-run"])
+    assert halves + Counter(["edits"]) == kinds["full"], "the two halves and the people"
+
+
+def test_a_run_always_comes_to_an_end(compiled: dict[str, dict[str, Any]]) -> None:
+    """However the other tasks end: parents in MLflow would stay RUNNING, TrainJobs of killed steps would go on."""
+    for spec in compiled.values():
+        root = spec["root"]["dag"]["tasks"]
+        assert sorted(root) == ["end-run", "exit-handler-1"]
+        assert root["end-run"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+
+
+@pytest.mark.parametrize(
+    ("state", "status"), [("SUCCEEDED", "FINISHED"), ("FAILED", "FAILED"), ("CANCELLED", "KILLED")]
+)
+def test_the_end_of_a_run_is_that_of_its_parent(
+    state: str, status: str, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    for name in ("KUBERNETES_SERVICE_HOST", "KUBECONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("STABN_RUN_ID", f"ending-{state}")
+    monkeypatch.setenv("STABN_PIPELINE", "full")
+    with stage_run("train", settings={}, inputs={}) as run:
+        pass
+    final = dsl.PipelineTaskFinalStatus(
+        state=state, pipeline_job_resource_name="x", pipeline_task_name="x", error_code=0, error_message=""
+    )
+    run_step("end-run", run_end, {"status": final})
+    client = MlflowClient(mlflow_uri)
+    parent = client.get_run(run.run_id).data.tags["mlflow.parentRunId"]
+    assert client.get_run(parent).info.status == status
 
 
 def test_edits_are_never_taken_from_the_cache(compiled: dict[str, dict[str, Any]]) -> None:
@@ -137,7 +172,8 @@ def test_components_are_what_their_stages_declare() -> None:
         for name, item in components.items():
             stage = STAGES[name]
             inputs, outputs = item.component_spec.inputs or {}, item.component_spec.outputs or {}
-            assert list(inputs) == [one.name for one in (*stage.reads, *stage.takes)], name
+            given = ["status"] if name == "end-run" else []  # KFP's own, to the last task
+            assert list(inputs) == [one.name for one in (*stage.reads, *stage.takes)] + given, name
             assert set(outputs) == {one.name for one in stage.writes} | {key or "Output" for key in stage.returns}, name
             runs = re.search(
                 rf"from components.{path.stem} import (\w+) as run$", inspect.getsource(item.python_func), re.M
@@ -215,10 +251,10 @@ Task train cache hit (key=cfcc8309332d); skipping execution.
 def test_readable_keeps_headings_and_the_stages_own_lines() -> None:
     lines = [line for line in readable(KFP_OUTPUT.splitlines()) if line.strip()]
     assert [line.strip() for line in lines] == [
-        "[ 1/20] extract-frames   (0:00 so far)",
+        "[ 1/21] extract-frames   (0:00 so far)",
         "extract-frames  45/45 videos  10.9/s  0:04 taken  rejects 0",
-        "[ 2/20] train   reused: it ran before with the same inputs and code",
-        "[ 3/20] evaluate-2   (0:00 so far)",
+        "[ 2/21] train   reused: it ran before with the same inputs and code",
+        "[ 3/21] evaluate-2   (0:00 so far)",
         "evaluate baseline, train: 30 videos, top1 40.0%",
         "stabn.errors.StabnError: a line of the stage itself is never lost",
     ]
@@ -388,7 +424,7 @@ def test_every_step_is_told_how_long_to_try_again(tmp_path: Path) -> None:
         for name, container in containers.items()
     }
     assert minutes.pop("exec-select-classes") == "60", "no longer than the step may take"
-    assert minutes.pop("exec-look-at-dataset") == minutes.pop("exec-plan-parts") == "60"
+    assert {minutes.pop(f"exec-{name}") for name in ("look-at-dataset", "plan-parts", "end-run")} == {"60"}
     assert set(minutes.values()) == {"90"}
 
 

@@ -90,6 +90,17 @@ class KubeApi:
 
         return self._try(f"get {plural}/{name}", read)
 
+    def names(self, plural: str, selector: str) -> list[str]:
+        """Return the names of the trainjobs or runtimes with these labels."""
+        where = (GROUP, VERSION, self.namespace, plural)
+        found = self._try(
+            f"list {plural}",
+            lambda: self._custom.list_namespaced_custom_object(
+                *where, label_selector=selector, _request_timeout=TIMEOUT
+            ),
+        )
+        return [item["metadata"]["name"] for item in found["items"]]
+
     def create(self, plural: str, manifest: dict[str, Any]) -> dict[str, Any]:
         """Create an object, with unknown fields refused; one of that name that is there already is returned.
 

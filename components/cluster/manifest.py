@@ -118,6 +118,11 @@ def build_trainjob(work: Work, cluster: ClusterConfig, namespace: str = "") -> d
     return checked({"apiVersion": f"{GROUP}/{VERSION}", "kind": "TrainJob", "metadata": metadata, "spec": spec})
 
 
+def run_selector(run_id: str) -> str:
+    """Return what selects the jobs of a pipeline run by their labels."""
+    return f"{RUN_LABEL}={_label(run_id)}"
+
+
 def checked(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return the manifest if it says nothing that Trainer's own models do not know.
 
