@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import record
 
-from stabn.attention.automatic import load_segments, segment_curve
+from stabn.attention.automatic import segment_curve
 from stabn.attention.control_curves import correction_curves
 from stabn.config import fingerprint
 from stabn.data.edit_table import save_edit_table
@@ -32,6 +32,7 @@ from stabn.data.frames import extract_frames
 from stabn.data.manifest import Manifest
 from stabn.data.mini import VARIANTS, make_mini_dataset
 from stabn.data.mini_motion import HELPED
+from stabn.data.segments import load_segments
 from stabn.data.ssv2 import template_to_class
 from stabn.evaluation.crossed import Interval, crossed_bootstrap
 from stabn.evaluation.prediction_table import Predictions

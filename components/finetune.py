@@ -20,6 +20,7 @@ def run(step: Step) -> None:
             step.placement,
             route=step.route,
             checkpoint_uri=step.checkpoint.metadata.get("uri", ""),
+            truth_uri=step.truth_uri,
         )
     step.finetuned.metadata["uri"] = result.best_uri
     write_metrics(step.metrics, result.metrics)

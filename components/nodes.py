@@ -30,7 +30,12 @@ SECTIONS_WITH_PROCESSES = ("train", "finetune")
 
 
 def train(
-    manifest: str, config: RunConfig, storage_uri: str, checkpoint_path: str, placement: Placement = HERE
+    manifest: str,
+    config: RunConfig,
+    storage_uri: str,
+    checkpoint_path: str,
+    placement: Placement = HERE,
+    truth_uri: str = "",
 ) -> TrainResult:
     """Train in a folder of the storage that the same settings and data find again, and copy the best checkpoint.
 
@@ -38,9 +43,10 @@ def train(
     """
     here, output = placement.is_here, train_output(manifest, config, storage_uri)
     if here:
-        training.train(manifest, _with_processes(config, placement), output)
+        training.train(manifest, _with_processes(config, placement), output, truth_uri=truth_uri)
     else:
         arguments = {"manifest": _stage(manifest, storage_uri, "manifest.parquet"), "output": output}
+        arguments |= _truth(truth_uri)
         _run("train", arguments, config, placement, storage_uri)
     return _collect(output, checkpoint_path)
 
@@ -56,20 +62,22 @@ def finetune(
     placement: Placement,
     route: str = "finetune",
     checkpoint_uri: str = "",
+    truth_uri: str = "",
 ) -> TrainResult:
     """Fine-tune in a folder of the storage that the same settings and inputs find again, like `train`.
 
     Args:
         route: finetune; or retrain: train a network anew with the edits.
         checkpoint_uri: where the checkpoint is in object storage, if it is there; empty: not known.
+        truth_uri: see `stabn.training.stage.train`.
     """
     if route == "retrain":
-        return _retrain(
-            manifest, edits, config, storage_uri, finetuned_path, name.replace("finetune", route), placement
-        )
+        name = name.replace("finetune", route)
+        return _retrain(manifest, edits, config, storage_uri, finetuned_path, name, placement, truth_uri)
     here, output = placement.is_here, finetune_output(checkpoint, edits, config, storage_uri, name)
     if here:
-        training.finetune(checkpoint, manifest, edits, _with_processes(config, placement), output, name)
+        own = _with_processes(config, placement)
+        training.finetune(checkpoint, manifest, edits, own, output, name, truth_uri=truth_uri)
     else:
         arguments = {
             "checkpoint": _stage(checkpoint, storage_uri, "checkpoint.pt", checkpoint_uri),
@@ -77,26 +85,36 @@ def finetune(
             "edits": _stage(edits, storage_uri, "edits.parquet"),
             "output": output,
             "name": name,
+            **_truth(truth_uri),
         }
         _run("finetune", arguments, config, placement, storage_uri)
     return _collect(output, finetuned_path)
 
 
 def _retrain(
-    manifest: str, edits: str, config: RunConfig, storage_uri: str, path: str, name: str, placement: Placement
+    manifest: str,
+    edits: str,
+    config: RunConfig,
+    storage_uri: str,
+    path: str,
+    name: str,
+    placement: Placement,
+    truth_uri: str,
 ) -> TrainResult:
     """Train anew with the edits, and another seed than before: with gamma 0 it would be the same network again."""
     own = dataclasses.replace(config.train, gamma=config.finetune.gamma, seed=config.train.seed + 1)
     config = dataclasses.replace(config, train=own)
     here, output = placement.is_here, train_output(manifest, config, storage_uri, edits, name)
     if here:
-        training.train(manifest, _with_processes(config, placement), output, edits_path=edits, name=name)
+        own = _with_processes(config, placement)
+        training.train(manifest, own, output, edits_path=edits, name=name, truth_uri=truth_uri)
     else:
         arguments = {
             "manifest": _stage(manifest, storage_uri, "manifest.parquet"),
             "edits": _stage(edits, storage_uri, "edits.parquet"),
             "output": output,
             "name": name,
+            **_truth(truth_uri),
         }
         _run("train", arguments, config, placement, storage_uri)
     return _collect(output, path)
@@ -154,6 +172,11 @@ def command(stage: str, arguments: dict[str, str], config: RunConfig) -> tuple[s
             if is_wanted and value != getattr(original, item.name):
                 words.append(f"--{section}.{item.name}={_text(value)}")
     return tuple(words)
+
+
+def _truth(uri: str) -> dict[str, str]:
+    """Return the argument that names what is known of the attention, if anything is."""
+    return {"truth": uri} if uri else {}
 
 
 def _run(stage: str, arguments: dict[str, str], config: RunConfig, placement: Placement, storage_uri: str) -> None:

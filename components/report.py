@@ -8,7 +8,8 @@ def run(step: Step) -> None:
     """Write tables 2 and 3 in the paper's columns, curves, per-class accuracy, confusion and pictures."""
     from stabn.evaluation.report import ReportInputs, tables_text, write_report
 
-    inputs = ReportInputs(**{item.name: getattr(step, item.name).path for item in step.declared.reads})
+    files = {item.name: getattr(step, item.name).path for item in step.declared.reads}
+    inputs = ReportInputs(**files, truth=step.truth_uri)
     result = write_report(inputs, step.page.path, step.figures.path, promotion=step.config.promote)
     with open(step.tables.path, "w") as file:
         file.write(f"```\n{tables_text(result)}\n```\n")

@@ -8,7 +8,9 @@ def run(step: Step) -> None:
     """Train a network; an interrupted run goes on from its last checkpoint."""
     from components.nodes import train
 
-    result = train(step.manifest.path, step.config, step.storage_uri, step.checkpoint.path, step.placement)
+    result = train(
+        step.manifest.path, step.config, step.storage_uri, step.checkpoint.path, step.placement, step.truth_uri
+    )
     step.checkpoint.metadata["uri"] = result.best_uri
     write_metrics(step.metrics, result.metrics)
 

@@ -13,7 +13,7 @@ from components.train import train
 from pipelines.cluster import on_nodes
 from pipelines.form import Form, form
 from pipelines.resources import configure
-from stabn.stages import CHOICE, DATASET, DATASET_VERSION, NODES, NUM_PARTS, SETTINGS, STORAGE_URI
+from stabn.stages import CHOICE, DATASET, DATASET_VERSION, NODES, NUM_PARTS, SETTINGS, STORAGE_URI, TRUTH
 
 
 class TrainedTasks(NamedTuple):
@@ -66,7 +66,7 @@ def export(tasks: TrainedTasks, form: Form) -> PipelineTask:
     return configure(exported, "export").set_display_name("export attention")
 
 
-@form(*DATASET, STORAGE_URI, *SETTINGS, DATASET_VERSION, NUM_PARTS, *CHOICE, *NODES)
+@form(*DATASET, STORAGE_URI, *SETTINGS, DATASET_VERSION, NUM_PARTS, TRUTH, *CHOICE, *NODES)
 def baseline(form: Form) -> None:
     """Train ST-ABN, find the actions it recognises badly, and export their attention for editing."""
     tasks = train_and_select(form)

@@ -82,6 +82,7 @@ def demo(folder: Path, size: int = 0, seed: int = 0, overrides: str = "") -> Non
             "labels_uri": dataset.labels_dir,
             "dataset_version": f"{dataset.num_videos}-{seed}",
             "edit_segments_uri": dataset.segments_path,
+            "truth_uri": dataset.segments_path,
             "storage_uri": store.uri("data"),
             "overrides": overrides,
             **SETTINGS,

@@ -10,7 +10,7 @@ from components.report import report
 from pipelines.cluster import on_nodes
 from pipelines.form import Form, form
 from pipelines.resources import configure
-from stabn.stages import GAMMA, NODES, PROMOTION, ROUND_URI, ROUTE, SETTINGS, SPLIT, STORAGE_URI
+from stabn.stages import GAMMA, NODES, PROMOTION, ROUND_URI, ROUTE, SETTINGS, SPLIT, STORAGE_URI, TRUTH
 
 
 def finetune_and_report(imported: PipelineTask, form: Form) -> PipelineTask:
@@ -70,7 +70,7 @@ def finetune_and_report(imported: PipelineTask, form: Form) -> PipelineTask:
     return reported
 
 
-@form(ROUND_URI, STORAGE_URI, *SETTINGS, ROUTE, GAMMA, SPLIT, *PROMOTION, *NODES)
+@form(ROUND_URI, STORAGE_URI, *SETTINGS, TRUTH, ROUTE, GAMMA, SPLIT, *PROMOTION, *NODES)
 def finetune(form: Form) -> None:
     """Fine-tune ST-ABN with a round's corrections and compare it with itself before, and with a control run."""
     imported = import_edits(round_uri=form.round_uri, edits_fingerprint="")

@@ -20,6 +20,7 @@ from stabn.stages import (
     SETTINGS,
     SPLIT,
     STORAGE_URI,
+    TRUTH,
 )
 
 
@@ -31,6 +32,7 @@ from stabn.stages import (
     NUM_PARTS,
     *CHOICE,
     *CORRECTION,
+    TRUTH,
     ROUTE,
     GAMMA,
     SPLIT,

@@ -221,6 +221,12 @@ ROUTE = Parameter(
     ("finetune", "retrain"),
     flag=False,
 )
+TRUTH = Parameter(
+    "truth_uri",
+    "frames that are known to matter in videos that are not learnt from, to compare the attention with: JSON of video "
+    "id to [first, last) frame, or an edit table of their corrections; empty: nothing is compared",
+    "",
+)
 WINNING = (setting("metric", "promote.metric"), setting("class_fdr", "promote.class_fdr"))
 PROMOTION = (
     Parameter(
@@ -254,7 +260,7 @@ STAGES = {
         ),
     ),
     "train": Stage(
-        reads=(MANIFEST,), takes=ON_NODES, settings=("data", "model", "train"), writes=(CHECKPOINT, METRICS)
+        reads=(MANIFEST,), takes=(TRUTH, *ON_NODES), settings=("data", "model", "train"), writes=(CHECKPOINT, METRICS)
     ),
     "evaluate": Stage(
         reads=(CHECKPOINT, MANIFEST),
@@ -300,7 +306,7 @@ STAGES = {
     ),
     "finetune": Stage(
         reads=(CHECKPOINT, MANIFEST, EDITS),
-        takes=(GAMMA, ROUTE, Parameter("name", "name of the run in MLflow", "finetune"), *ON_NODES),
+        takes=(GAMMA, ROUTE, Parameter("name", "name of the run in MLflow", "finetune"), TRUTH, *ON_NODES),
         settings=(*LOADING_SETTINGS, "finetune"),
         writes=(File("finetuned", "Model", "the fine-tuned network"), METRICS),
     ),
@@ -318,7 +324,7 @@ STAGES = {
             SELECTION,
             EDITS,
         ),
-        takes=(*SETTINGS, *WINNING),
+        takes=(TRUTH, *SETTINGS, *WINNING),
         settings=("promote",),
         writes=(
             File("page", "HTML", "the page, one file"),

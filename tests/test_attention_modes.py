@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny_run import settings
 
-from stabn.attention.automatic import SegmentsError
 from stabn.config import ConfigError
 from stabn.data.manifest import Manifest
+from stabn.data.segments import SegmentsError
 from stabn.evaluation.attention_modes import AttentionMode, known_curves
 from stabn.evaluation.predict import evaluate
 from stabn.evaluation.prediction_table import Predictions

@@ -109,7 +109,7 @@ def test_flags_reach_the_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     given = {}
 
     def train(*places: object) -> stage.TrainResult:
-        given.update(zip(("manifest", "config", "output", "profile", "edits", "name"), places, strict=True))
+        given.update(zip(("manifest", "config", "output", "profile", "edits", "name", "truth"), places, strict=True))
         return stage.TrainResult("out/best.pt", "out/states/parts/a.pt", [], {})
 
     monkeypatch.setattr(stage, "train", train)

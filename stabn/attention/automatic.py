@@ -1,11 +1,9 @@
 """Stage edits: wait for people's corrections, or write them from known action segments."""
 
 import contextlib
-import json
 import math
 import time
 from datetime import UTC, datetime
-from operator import index
 
 import numpy as np
 
@@ -14,19 +12,15 @@ from stabn.attention.edit_document import DONE, Edit
 from stabn.attention.edits import EditSummary, latest_edits, read_edits, save_edit, summarize
 from stabn.attention.rounds import Round, RoundVideo, check_round, load_round, model_attention
 from stabn.config import ConfigError
-from stabn.data.labels import unique_names
-from stabn.errors import Overdue, RetryableError, StabnError
+from stabn.data.segments import check_segment, load_segments
+from stabn.errors import Overdue, RetryableError
 from stabn.stages import EDIT_SOURCES
-from stabn.storage import read_uri, sole_writer
+from stabn.storage import sole_writer
 from stabn.tracking import stage_run
 
 EDITOR = "automatic"
 RAMP_FRAMES = 2
 POLL_SECONDS = 30.0
-
-
-class SegmentsError(StabnError):
-    """A file of action segments cannot be used."""
 
 
 def collect_edits(round_uri: str, source: str, segments_uri: str, min_share: float, timeout_seconds: float) -> str:
@@ -89,11 +83,7 @@ def automatic_edits(
     for video in item.videos:
         if (segment := known.get(video.video_id)) is None:
             continue
-        if not 0 <= segment[0] < segment[1] <= video.num_frames:
-            raise SegmentsError(
-                f"{segments_uri}: segment {list(segment)} of video {video.video_id} does not lie in its "
-                f"{video.num_frames} frames; correct it or leave the video out"
-            )
+        check_segment(segments_uri, video.video_id, segment, video.num_frames)
         true[video.video_id] = segment_curve(video.num_frames, *segment, ramp_frames)
     rng = np.random.default_rng(list(item.round_id.encode()))  # the same curves whenever it runs again
     curves = correction_curves(source, true, lambda name: np.asarray(model_attention(item, name)), rng)
@@ -109,19 +99,6 @@ def automatic_edits(
     if unknown := [video.video_id for video in item.videos if video.video_id not in known]:
         print(f"edits: {segments_uri} has no segment for {len(unknown)} videos: {', '.join(unknown[:20])}", flush=True)
     return summary
-
-
-def load_segments(uri: str) -> dict[str, tuple[int, int]]:
-    """Read known action segments: by video id the first frame, and the one after the last.
-
-    Raises:
-        SegmentsError: the file is not JSON of [first, last) segments.
-    """
-    try:
-        known = json.loads(read_uri(uri), object_pairs_hook=unique_names)
-        return {key: (index(first), index(last)) for key, (first, last) in known.items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise SegmentsError(f'{uri}: expected {{"video id": [first, last], …}} ({error})') from None
 
 
 def segment_curve(num_frames: int, first: int, last: int, ramp_frames: int = RAMP_FRAMES) -> np.ndarray:

@@ -29,7 +29,7 @@ def train(args: Namespace, config: RunConfig) -> None:
     """
     from stabn.training import stage
 
-    result = stage.train(args.manifest, config, args.output, args.profile, args.edits, args.name)
+    result = stage.train(args.manifest, config, args.output, args.profile, args.edits, args.name, args.truth)
     print(f"best checkpoint: {result.best_uri}")
 
 
@@ -41,7 +41,8 @@ def finetune(args: Namespace, config: RunConfig) -> None:
     """
     from stabn.training import stage
 
-    result = stage.finetune(args.checkpoint, args.manifest, args.edits, config, args.output, args.name, args.profile)
+    places = (args.checkpoint, args.manifest, args.edits)
+    result = stage.finetune(*places, config, args.output, args.name, args.profile, args.truth)
     print(f"best checkpoint: {result.best_uri}")
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stabn.attention.automatic import load_segments, segment_curve
+from stabn.attention.automatic import segment_curve
 from stabn.config import ConfigError
 from stabn.data.manifest import Manifest
+from stabn.data.segments import check_segment, load_segments
 from stabn.models.st_abn import invert
 from stabn.stages import ATTENTION_MODES
 
@@ -78,5 +79,6 @@ def known_curves(manifest: Manifest, rows: np.ndarray, segments_uri: str) -> Cur
         video = manifest.video(int(row))
         if video.video_id in segments:
             segment = segments[video.video_id]
+            check_segment(segments_uri, video.video_id, segment, video.num_frames)
             curves[video.video_id] = segment_curve(video.num_frames, *segment).astype(np.float32)
     return curves

@@ -18,6 +18,7 @@ from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
 from stabn.data.presence import check_frames
 from stabn.data.sampler import shard
+from stabn.data.sampling import evaluation_sample
 from stabn.evaluation.attention_modes import AttentionMode, known_curves
 from stabn.evaluation.metrics import confusion_matrix, topk_accuracy
 from stabn.evaluation.prediction_table import TOP, UNDER, Predictions
@@ -156,7 +157,8 @@ def predict(
 ) -> dict[str, Any]:
     """Return the columns of `Predictions` for some rows of a manifest, each row once.
 
-    Of ST-ABN as it is they have the best class under each of FRAME_MODES too, which costs only the perception branch.
+    Of ST-ABN as it is they have its temporal attention, and the best class under each of FRAME_MODES too, which costs
+    only the perception branch.
 
     Args:
         model: the network, in evaluation mode.
@@ -201,6 +203,9 @@ def predict(
                 top = logits.float().softmax(1).topk(min(TOP, logits.shape[1]), dim=1)
                 parts.setdefault(f"{branch}top5", []).append(top.indices.cpu())
                 parts.setdefault(f"{branch}scores", []).append(top.values.cpu())
+        if attention == "as_is" and output.temporal_attention is not None:
+            temporal = output.temporal_attention.float().reshape(len(clips), -1)
+            parts.setdefault("temporal", []).append(temporal.cpu())
         target = batch["target"]
         loss = nn.functional.cross_entropy(output.logits.float(), target, reduction="none", ignore_index=-1)
         parts.setdefault("loss", []).append(torch.where(target < 0, torch.nan, loss).cpu())
@@ -215,6 +220,9 @@ def predict(
         name: np.concatenate([share[name] for share in shares if share])[order] for name in names
     }
     under = {name.removeprefix(UNDER): columns.pop(name) for name in list(columns) if name.startswith(UNDER)}
+    if "temporal" in columns:
+        counts = (manifest.video(int(row)).num_frames for row in rows)
+        columns["frames"] = np.stack([evaluation_sample(n, data.num_frames, data.num_clips).ravel() for n in counts])
     return {"video_ids": tuple(manifest.video_id(row) for row in rows), "under": under, **columns}
 
 

@@ -20,6 +20,7 @@ from stabn.storage import ObjectNotFound, read_uri, write_uri
 METADATA_KEY = b"stabn"
 UNDER = "under_"  # how the columns of other attention begin
 TOP = 5
+OPTIONAL = (("attention_top5", "attention_scores"), ("frames", "temporal"))  # pairs of columns, whole numbers first
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -41,6 +42,9 @@ class Predictions:
         loss: (N,) float32, cross-entropy of the perception branch; NaN where there is no label.
         attention_top5: (N, k) int32, the same of the attention branch; None for a network without one.
         attention_scores: (N, k) float32, their probabilities; None for a network without one.
+        temporal: (N, s) float32, the temporal attention at the s frames that the network saw of a video, all clips one
+            after the other; None for a network without attention, and in tables of earlier versions.
+        frames: (N, s) int32, which source frames those are; None like `temporal`.
         under: by name of FRAME_MODES the best class under that attention, (N,) int32; where it was asked for.
         metadata: JSON values; `classes`, `split` and `attention` (how the attention was changed) are required,
             `checkpoint_fingerprint`, `manifest_fingerprint`, `top1`, `top5` are usual.
@@ -53,6 +57,8 @@ class Predictions:
     loss: Floats
     attention_top5: Ints | None = None
     attention_scores: Floats | None = None
+    temporal: Floats | None = None
+    frames: Ints | None = None
     under: dict[str, Ints] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -65,11 +71,12 @@ class Predictions:
         object.__setattr__(self, "video_ids", tuple(self.video_ids))
         for name, kind in (("class_index", np.int32), ("top5", np.int32), ("scores", np.float32), ("loss", np.float32)):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind))
-        if (self.attention_top5 is None) != (self.attention_scores is None):
-            raise MetricsError("predictions: attention_top5 and attention_scores go together; give both or neither")
-        if self.attention_top5 is not None:
-            object.__setattr__(self, "attention_top5", np.asarray(self.attention_top5, dtype=np.int32))
-            object.__setattr__(self, "attention_scores", np.asarray(self.attention_scores, dtype=np.float32))
+        for classes, values in OPTIONAL:
+            if (getattr(self, classes) is None) != (getattr(self, values) is None):
+                raise MetricsError(f"predictions: {classes} and {values} go together; give both or neither")
+            if getattr(self, classes) is not None:
+                object.__setattr__(self, classes, np.asarray(getattr(self, classes), dtype=np.int32))
+                object.__setattr__(self, values, np.asarray(getattr(self, values), dtype=np.float32))
         self._check()
 
     def _check(self) -> None:
@@ -78,6 +85,8 @@ class Predictions:
         shapes = {"class_index": (num_videos,), "loss": (num_videos,), "top5": wide, "scores": wide}
         if self.attention_top5 is not None:
             shapes |= {"attention_top5": wide, "attention_scores": wide}
+        if self.frames is not None:
+            shapes |= dict.fromkeys(("frames", "temporal"), (num_videos, *self.frames.shape[1:2]))
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
                 raise MetricsError(
@@ -134,15 +143,14 @@ class Predictions:
     def take(self, rows: npt.ArrayLike) -> "Predictions":
         """Return the videos at these rows, in this order."""
         rows = np.asarray(rows, dtype=np.int64)
-        has_attention = self.attention_top5 is not None and self.attention_scores is not None
+        optional = {name: getattr(self, name) for pair in OPTIONAL for name in pair}
         return Predictions(
             video_ids=tuple(self.video_ids[i] for i in rows),
             class_index=self.class_index[rows],
             top5=self.top5[rows],
             scores=self.scores[rows],
             loss=self.loss[rows],
-            attention_top5=self.attention_top5[rows] if has_attention else None,  # type: ignore[index]
-            attention_scores=self.attention_scores[rows] if has_attention else None,  # type: ignore[index]
+            **{name: values[rows] for name, values in optional.items() if values is not None},
             under={name: best[rows] for name, best in self.under.items()},
             metadata=self.metadata,
         )
@@ -155,11 +163,8 @@ class Predictions:
             "top5": _lists(self.top5),
             "scores": _lists(self.scores),
         }
-        if self.attention_top5 is not None and self.attention_scores is not None:
-            columns |= {
-                "attention_top5": _lists(self.attention_top5),
-                "attention_scores": _lists(self.attention_scores),
-            }
+        optional = {name: getattr(self, name) for pair in OPTIONAL for name in pair}
+        columns |= {name: _lists(values) for name, values in optional.items() if values is not None}
         columns["loss"] = pa.array(self.loss)
         columns |= {f"{UNDER}{name}": pa.array(best.astype(np.int32)) for name, best in self.under.items()}
         table = pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(self.metadata).encode()})
@@ -188,7 +193,7 @@ class Predictions:
             raise MetricsError(
                 f"{path}: a prediction table without videos; run the evaluation on a split that has some"
             )
-        has_attention = "attention_top5" in table.column_names
+        optional = {name for pair in OPTIONAL for name in pair} & set(table.column_names)
         try:
             return cls(
                 video_ids=tuple(table["video_id"].to_pylist()),
@@ -196,8 +201,7 @@ class Predictions:
                 top5=_matrix(table["top5"]),
                 scores=_matrix(table["scores"]),
                 loss=table["loss"].to_numpy(),
-                attention_top5=_matrix(table["attention_top5"]) if has_attention else None,
-                attention_scores=_matrix(table["attention_scores"]) if has_attention else None,
+                **{name: _matrix(table[name]) for name in optional},
                 under={
                     name.removeprefix(UNDER): table[name].to_numpy()
                     for name in table.column_names

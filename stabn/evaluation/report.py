@@ -18,7 +18,9 @@ import stabn
 from stabn.attention.selection import Selection, load_selection
 from stabn.config import ModelConfig, PromoteConfig
 from stabn.data.edit_table import load_edit_table
+from stabn.data.manifest import Manifest
 from stabn.evaluation import charts
+from stabn.evaluation.attention_section import agreement_section
 from stabn.evaluation.examples import (
     LISTED_VIDEOS,
     FigureMaker,
@@ -32,7 +34,7 @@ from stabn.evaluation.figures import make_figure_maker
 from stabn.evaluation.headline import lead, metric_values, tiles
 from stabn.evaluation.metrics import topk_accuracy
 from stabn.evaluation.prediction_table import Predictions
-from stabn.evaluation.sections import JSON_LINES, class_changes, confusion, curves, read_history
+from stabn.evaluation.sections import JSON_LINES, ReportError, class_changes, confusion, curves, read_history
 from stabn.evaluation.significance import wins
 from stabn.evaluation.tables import (
     PAPER_RUN,
@@ -51,6 +53,7 @@ from stabn.evaluation.verdict import SAMPLES, judge, measure_effects
 from stabn.presets import BACKBONES
 from stabn.storage import write_uri
 from stabn.tracking import stage_run
+from stabn.training.agreement import known_frames
 from stabn.training.checkpoint import describe, read_checkpoint
 
 HTML_FILE, METRICS_FILE, FIGURES_DIR = "report.html", "metrics.json", "figures"
@@ -80,6 +83,8 @@ class ReportInputs:
         control_checkpoint: the network of the control run, or JSON lines of its fine-tuning.
         manifest: the dataset's manifest.
         edits: edit table of import-edits; edited videos are drawn beside the edit.
+        truth: frames that are known to matter in the reported videos, with which the attention is compared: see
+            `known_frames`; needs the manifest.
     """
 
     before: Location
@@ -93,6 +98,7 @@ class ReportInputs:
     control_checkpoint: Location | None = None
     manifest: Location | None = None
     edits: Location | None = None
+    truth: Location | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,9 @@ def write_report(
         table2, table3 = table_2(comparison), table_3(comparison)
         effects = measure_effects(comparison)
         won, reason = wins(comparison.before, comparison.after, **dataclasses.asdict(promotion or PromoteConfig()))
+        agreed = _agreement(inputs, comparison)
         metrics = metric_values(comparison, effects, table3) | {"wins": float(won)}
+        metrics |= agreed["metrics"] if agreed else {}
         edited = _edited_curves(inputs)
         figures = _figures(figure_maker or _figure_maker(inputs, edited), comparison, edited)
         histories = {name: read_history(path) for name, path in _checkpoints(inputs).items()}
@@ -182,6 +190,7 @@ def write_report(
             table2=table2,
             table3=table3,
             frames=frames_table(comparison, OTHER_ATTENTION),
+            agreed=agreed,
             paper_table1=PAPER_TABLE_1,
             paper_table2=PAPER_TABLE_2,
             paper_table3=PAPER_TABLE_3,
@@ -258,6 +267,25 @@ def _figure_maker(inputs: ReportInputs, edited: Mapping[str, npt.NDArray[np.floa
     return make_figure_maker(paths[0], paths[1], paths[2], edited)
 
 
+def _agreement(inputs: ReportInputs, comparison: Comparison) -> dict[str, Any] | None:
+    """Compare the attention with what is known of the reported videos; None: nothing is known, or too little.
+
+    Raises:
+        ReportError: there is no manifest to say how long the videos are.
+    """
+    if not inputs.truth:
+        return None
+    if not inputs.manifest:
+        raise ReportError(f"truth {inputs.truth} without a manifest: give --manifest, which says how long videos are")
+    manifest = Manifest.load(os.fspath(inputs.manifest))
+    rows = [manifest.index_of(name) for name in comparison.before.video_ids]
+    agreed = agreement_section(comparison, known_frames(manifest, rows, os.fspath(inputs.truth)))
+    if agreed is None:
+        split = comparison.before.split
+        print(f"report: {inputs.truth}: nothing to compare the attention of the {split} videos with", flush=True)
+    return agreed
+
+
 def _edited_curves(inputs: ReportInputs) -> dict[str, npt.NDArray[np.float64]]:
     """Return the edited attention per source frame, by video."""
     if not inputs.edits:
@@ -288,6 +316,8 @@ def _provenance(
     rows.append(("selection", selection.fingerprint, str(inputs.selection)))
     if inputs.edits:
         rows.append(("edits", load_edit_table(inputs.edits).fingerprint, str(inputs.edits)))
+    if inputs.truth:
+        rows.append(("known frames", "", str(inputs.truth)))
     return rows
 
 

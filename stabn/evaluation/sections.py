@@ -126,6 +126,8 @@ def curves(histories: Mapping[str, History]) -> dict[str, list[Markup]]:
             ("Temporal attention loss", "train_temporal_loss", False),
             ("Validation loss", "validation_loss", False),
             ("Validation top-1", "validation_top1", True),
+            ("Agreement with the known frames: AP", "validation_agreement_ap", False),
+            ("Pointing game: highest frame inside", "validation_agreement_pointing", True),
         )
     ]
     return {"training_curves": [c for c in first if c], "finetuning_curves": [c for c in second if c]}

@@ -205,8 +205,10 @@ class Loop:
             self._save()
             self._leave()
         loss, top1, top5 = (metrics[f"validation_{name}"] for name in ("loss", "top1", "top5"))
+        agreed = metrics.get("validation_agreement_ap")
         self.world.say(
             f"{self.recipe.name} epoch {epoch + 1}: validation loss {loss:.3f}, top-1 {top1:.1%}, top-5 {top5:.1%}"
+            + ("" if agreed is None else f", AP of the attention {agreed:.3f}")
         )
         return metrics
 

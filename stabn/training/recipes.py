@@ -15,6 +15,7 @@ from stabn.errors import StabnError
 from stabn.models import STABN, Output, ResNet3D
 from stabn.models.sources import fetch_initial_weights
 from stabn.models.weights import load_initial_weights
+from stabn.training.agreement import Known
 from stabn.training.checkpoint import Checkpoint
 from stabn.training.device import Batch
 from stabn.training.features import FeatureCache
@@ -58,17 +59,23 @@ def baseline(manifest: Manifest, config: RunConfig, say: Callable[[str], None] =
 
 
 def st_abn(
-    manifest: Manifest, config: RunConfig, say: Callable[[str], None] = print, edits: EditTable | None = None
+    manifest: Manifest,
+    config: RunConfig,
+    say: Callable[[str], None] = print,
+    edits: EditTable | None = None,
+    known: Known | None = None,
 ) -> Recipe:
     """Train ST-ABN, with the cross-entropies of both branches (paper, section 4.1; eq. 4).
 
     With edits the network is trained anew with people's knowledge from the first step on (eq. 5 and 6); the paper does
-    not try this.
+    not try this. Nothing is learnt from `known`, the frames that matter in some validation videos: the validation
+    compares the attention with it.
 
     Raises:
         TrainingError: the edits do not fit the manifest.
     """
     recipe = _train(STABN, manifest, config, say)
+    recipe.validation.edits = known or {}
     if edits is None:
         return recipe
     _edited_rows(edits, manifest)
@@ -84,11 +91,13 @@ def finetuning(
     edits: EditTable,
     config: RunConfig,
     name: str = "finetune",
+    known: Known | None = None,
 ) -> Recipe:
     """Fine-tune both branches so that Mt approaches the edits (paper, section 3.2; eq. 5 and 6).
 
     The feature extractor is frozen. Every epoch sees all edited videos and a fresh draw of `unedited_share` of the
     other training videos. With gamma = 0 this is the control run: the same training without the edits' influence.
+    Nothing is learnt from `known`, see `st_abn`.
 
     Raises:
         TrainingError: the edits do not fit the manifest.
@@ -114,7 +123,7 @@ def finetuning(
         videos=ClipDataset(
             manifest, np.concatenate([edited, others]), clips, train=settings.augment, seed=settings.seed, edits=edits
         ),
-        validation=ClipDataset(manifest, manifest.indices("validation"), clips, train=False),
+        validation=ClipDataset(manifest, manifest.indices("validation"), clips, train=False, edits=known),
         epoch_rows=epoch_rows,
         loss=_edited_loss(settings),
         inputs={"manifest": manifest.fingerprint, "parent": checkpoint.fingerprint, "edits": edits.fingerprint},

@@ -11,6 +11,7 @@ from stabn.data.presence import check_frames
 from stabn.models import STABN
 from stabn.storage import Claim, check_promises, open_storage
 from stabn.tracking import StageRun, stage_run
+from stabn.training.agreement import Known, known_frames
 from stabn.training.checkpoint import check_classes, describe, load_model, read_checkpoint, require_attention
 from stabn.training.distributed import World, join_world
 from stabn.training.launch import launch, must_launch
@@ -44,6 +45,7 @@ def train(
     profile_path: str = "",
     edits_path: str = "",
     name: str = "train",
+    truth_uri: str = "",
 ) -> TrainResult:
     """Train ST-ABN or the 3D ResNet baseline on the training split.
 
@@ -57,6 +59,8 @@ def train(
         profile_path: file for a trace of a few steps; empty: none.
         edits_path: edit table of import-edits to learn from besides the labels, for ST-ABN; empty: none.
         name: what the run is called in logs and in MLflow, such as `train` or `retrain`.
+        truth_uri: known segments or held-out corrections of validation videos, with which each validation compares the
+            attention; nothing is learnt from them; empty: none.
 
     Raises:
         TrainingError: the edits do not fit the manifest, or the network has no attention.
@@ -72,6 +76,7 @@ def train(
             profile_path=profile_path,
             edits_path=edits_path,
             name=name,
+            truth_uri=truth_uri,
         )
         return read_result(output_uri)
     with join_world(settings.device, settings.timeout_seconds) as world:
@@ -79,7 +84,7 @@ def train(
         inputs = {"dataset": manifest.fingerprint}
         if config.model.has_attention:
             edits = load_edit_table(edits_path) if edits_path else None
-            recipe = st_abn(manifest, config, world.say, edits)
+            recipe = st_abn(manifest, config, world.say, edits, _known(manifest, truth_uri, world, name))
             inputs |= {"edits": edits.fingerprint} if edits else {}
         elif edits_path:
             raise TrainingError(f"edits {edits_path} for a {config.model.name}, which has no attention to correct")
@@ -97,6 +102,7 @@ def finetune(
     output_uri: str,
     name: str = "finetune",
     profile_path: str = "",
+    truth_uri: str = "",
 ) -> TrainResult:
     """Fine-tune both branches of ST-ABN with edited temporal attention, in one or several processes like `train`.
 
@@ -108,6 +114,7 @@ def finetune(
         output_uri: folder or prefix for checkpoints and the history.
         name: what the run is called in logs and in MLflow, such as `finetune` or `finetune-control`.
         profile_path: file for a trace of a few steps; empty: none.
+        truth_uri: as in `train`.
 
     Raises:
         CheckpointError: the network has no attention, or other classes.
@@ -125,6 +132,7 @@ def finetune(
             output_uri=output_uri,
             name=name,
             profile_path=profile_path,
+            truth_uri=truth_uri,
         )
         return read_result(output_uri)
     with join_world(settings.device, settings.timeout_seconds) as world:
@@ -134,7 +142,8 @@ def finetune(
         require_attention(checkpoint, checkpoint_uri, " to fine-tune")
         assert isinstance(model, STABN)
         edits = load_edit_table(edits_path)
-        recipe = finetuning(model, checkpoint, manifest, edits, config, name)
+        known = _known(manifest, truth_uri, world, name)
+        recipe = finetuning(model, checkpoint, manifest, edits, config, name, known)
         inputs = {"dataset": manifest.fingerprint, "edits": edits.fingerprint}
         return _run(recipe, output_uri, world, profile_path, inputs, parent_model=checkpoint.fingerprint)
 
@@ -155,6 +164,16 @@ def finetune_output(checkpoint_uri: str, edits_path: str, config: RunConfig, sto
     inputs = (describe(read_checkpoint(checkpoint_uri)).fingerprint, load_edit_table(edits_path).fingerprint)
     folder = f"{name}-{_run_name(config.finetune, config, *inputs)}"
     return open_storage(storage_uri).child(f"checkpoints/{folder}").uri
+
+
+def _known(manifest: Manifest, truth_uri: str, world: World, name: str) -> Known:
+    """Return what is known of the validation videos; nothing without a file."""
+    if not truth_uri:
+        return {}
+    rows = manifest.indices("validation")
+    known = known_frames(manifest, rows, truth_uri)
+    world.say(f"{name}: attention is compared with {truth_uri} on {len(known)} of {len(rows)} validation videos")
+    return known
 
 
 def _run_name(settings: FitConfig, config: RunConfig, *inputs: str) -> str:

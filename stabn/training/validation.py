@@ -1,15 +1,16 @@
-"""How good a network is on the validation split, over all processes, every video once."""
+"""How good a network is on the validation split, and where it looks, over all processes, every video once."""
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from stabn.config import FitConfig
 from stabn.data.dataset import ClipDataset
 from stabn.data.sampler import shard
+from stabn.training.agreement import Agreement, agreement
 from stabn.training.device import autocast, batch_input, forward_clips, make_loader, on_device
 from stabn.training.distributed import World
 from stabn.training.losses import training_loss
@@ -30,11 +31,12 @@ def validate(
     dtype: torch.dtype,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Return loss, top-1 and top-5 over all processes.
+    """Return loss, top-1 and top-5 over all processes, and where it is known which frames count, the agreement.
 
     Args:
         model: the network on its device; left in evaluation mode.
-        dataset: the validation videos; each process takes its share.
+        dataset: the validation videos; each process takes its share. Its `edits` are what `known_frames` returns: the
+            means of Agreement are over these videos alone, and only for a network that has temporal attention.
         settings: batch size.
         world: the processes.
         dtype: of the arithmetic.
@@ -47,6 +49,7 @@ def validate(
     largest_share = -(-len(dataset) // world.size)
     batches = on_device(make_loader(Subset(dataset, mine.tolist()), size, dataset.config.workers), device)
     sums = torch.zeros(4, dtype=torch.float64, device=device)
+    matched = torch.zeros(1 + len(Agreement._fields), dtype=torch.float64)
     for _ in range(-(-largest_share // size)):
         batch = next(batches, None)
         if batch is not None:
@@ -57,8 +60,29 @@ def validate(
             loss = training_loss(output, target).total.double() * len(target)
             top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
             sums += torch.stack([loss, top[:, 0].sum(), top.any(1).sum(), torch.full_like(loss, len(target))])
+            if dataset.edits and output.temporal_attention is not None:
+                matched += _matched(output.temporal_attention, batch["temporal_target"])
         if interrupted():
             return None
-    loss_sum, top1, top5, count = world.sum_(sums).tolist()
+    loss_sum, top1, top5, count, videos, *numbers = world.sum_(torch.cat([sums, matched.to(device)])).tolist()
     assert count == len(dataset), f"{count} videos counted of {len(dataset)}"
-    return {"validation_loss": loss_sum / count, "validation_top1": top1 / count, "validation_top5": top5 / count}
+    metrics = {"validation_loss": loss_sum / count, "validation_top1": top1 / count, "validation_top5": top5 / count}
+    if videos:
+        metrics["validation_agreement_videos"] = videos
+        metrics |= {f"validation_agreement_{name}": v / videos for name, v in zip(Agreement._fields, numbers)}
+    return metrics
+
+
+def _matched(attention: Tensor, known: Tensor) -> Tensor:
+    """Return how many videos of a batch were compared, and the sums of Agreement's numbers over them.
+
+    Args:
+        attention: Mt, (B * num_clips, 1, T, 1, 1).
+        known: (B, num_clips, T), see `agreement`; NaN where nothing is known.
+    """
+    sums = torch.zeros(1 + len(Agreement._fields), dtype=torch.float64)
+    curves = attention.float().reshape(known.shape).flatten(1).cpu().numpy()
+    for curve, inside in zip(curves, known.flatten(1).cpu().numpy(), strict=True):
+        if found := agreement(curve, inside):
+            sums += torch.tensor([1.0, *found], dtype=torch.float64)
+    return sums
