@@ -35,6 +35,7 @@ TASKS = {
     "evaluate-5": 7,
     "evaluate-6": 7,
     "evaluate-7": 7,
+    "evaluate-8": 7,
     "report": 15,
     "promote": 5,
     "end-run": 3,

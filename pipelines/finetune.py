@@ -34,6 +34,7 @@ def finetune_and_report(imported: PipelineTask, form: Form) -> PipelineTask:
         ("after", "as_is"),
         ("after", "spatial_inverted"),
         ("control", "as_is"),
+        ("control", "spatial_inverted"),
     ):
         evaluated = on_nodes(
             evaluate,

@@ -317,6 +317,7 @@ STAGES = {
             File("after", "Dataset", "predictions after fine-tuning"),
             File("after_inverted", "Dataset", "predictions after, spatial attention inverted"),
             File("control", "Dataset", "predictions after fine-tuning with gamma 0"),
+            File("control_inverted", "Dataset", "predictions after that, spatial attention inverted", optional=True),
             File("before_checkpoint", "Model", "the network before"),
             File("after_checkpoint", "Model", "the network after"),
             File("control_checkpoint", "Model", "the network of the control run"),

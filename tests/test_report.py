@@ -74,6 +74,8 @@ def write_inputs(folder: Path, names=NAMES, before=BEFORE, after=AFTER, control=
     }
     if control is not None:
         tables["control"] = make_table(control, names, checkpoint="g")
+        inverted = make_table(np.array(control) / 2, names, attention="spatial_inverted", checkpoint="g")
+        tables["control_inverted"] = inverted
     for name, table in tables.items():
         table.save(folder / f"{name}.parquet")
     make_table(before, names, split="train", checkpoint="b").save(folder / "train.parquet")
@@ -162,11 +164,27 @@ def test_table_2_has_the_exact_numbers_beside_the_papers(page):
 
 
 def test_table_3_has_the_exact_numbers_beside_the_papers(page):
-    inverted = [100 * np.round(np.array(a) / d * PER_CLASS).mean() / PER_CLASS for a, d in ((BEFORE, 2), (AFTER, 4))]
-    assert Outline(page).tables["table3"] == [
-        ["", "as is", "inverted", "drop"],
-        ["before", "54.0 / 100.0", f"{inverted[0]:.1f} / 100.0", f"{54 - inverted[0]:.1f} / 0.0"],
-        ["after", "68.0 / 100.0", f"{inverted[1]:.1f} / 100.0", f"{68 - inverted[1]:.1f} / 0.0"],
+    inverted = [
+        100 * np.round(np.array(a) / d * PER_CLASS).mean() / PER_CLASS
+        for a, d in ((BEFORE, 2), (AFTER, 4), (CONTROL_RUN, 2))
+    ]
+    rows = Outline(page).tables["table3"]
+    drops = [row[3] for row in rows[1:4]] + [row[1] for row in rows[5:8]]
+    number = r"[+−]?[\d.]+"
+    for cell in drops:  # 95% intervals, of top-1 and of top-5
+        assert re.fullmatch(rf"{number} / 0.0{number} to {number} / 0.0 to 0.0", cell), cell
+    assert [cell.partition(" /")[0] for cell in drops] == [
+        *(f"{top1 - drop:.1f}" for top1, drop in zip((54, 68, 56), inverted)), "+24.0", "+1.0", "+23.0"
+    ]  # fmt: skip
+    assert [row[:3] for row in rows[:5]] + [row[:1] for row in rows[5:8]] + rows[8:] == [
+        ["", "as is", "inverted"],
+        ["before", "54.0 / 100.0", f"{inverted[0]:.1f} / 100.0"],
+        ["after", "68.0 / 100.0", f"{inverted[1]:.1f} / 100.0"],
+        ["control (γ = 0)", "56.0 / 100.0", f"{inverted[2]:.1f} / 100.0"],
+        ["By how much more the drop is, in points"],
+        ["after − before"],
+        ["control − before"],
+        ["after − control"],
         ["The paper: ST-ABN, 3D ResNet-50, 32 frames, Something-Something v.2"],
         ["before", "58.6 / 85.5", "27.1 / 52.7", "31.5 / 32.8"],
         ["after", "60.7 / 86.9", "20.1 / 43.4", "40.6 / 43.6"],
@@ -286,6 +304,11 @@ def test_tables_of_other_networks_or_attention_are_refused(tmp_path):
         compare(before, after, None, good, bad, [0])
     with pytest.raises(MetricsError, match="predictions before, inverted: attention is 'as_is'"):
         compare(before, after, None, before, bad, [0])
+    right = table("spatial_inverted", "a")
+    with pytest.raises(MetricsError, match="predictions control: as is from checkpoint a, inverted from other"):
+        compare(before, after, after, good, right, [0], bad)
+    with pytest.raises(MetricsError, match="control, inverted: there are none of it as it is"):
+        compare(before, after, None, good, right, [0], right)
 
 
 def test_examples_are_of_the_modified_actions_and_of_their_kind(tmp_path):

@@ -8,11 +8,10 @@ import numpy.typing as npt
 
 from stabn.evaluation.crossed import crossed_bootstrap
 from stabn.evaluation.prediction_table import MetricsError, Predictions
-from stabn.evaluation.tables import Comparison
+from stabn.evaluation.tables import PAIRS, Comparison
 from stabn.training.agreement import Agreement, Known, agreement
 
 NUMBERS = {"ap": "AP", "auc": "AUC", "iou": "IoU", "pointing": "pointing game"}  # of Agreement, as they are called
-PAIRS = (("before", "after"), ("before", "control"), ("control", "after"))  # whose difference is shown
 BY_CHANCE = {"auc": 0.5}  # the others: the share of frames inside
 Numbers = npt.NDArray[np.float64]
 

@@ -49,7 +49,7 @@ def tiles(table2: pd.DataFrame, table3: pd.DataFrame) -> list[dict[str, Any]]:
     change = points((drop["after"] - drop["before"]) / 100)
     result.append(
         {"name": "drop when the spatial attention is inverted", "before": drop["before"], "after": drop["after"],
-         "change": change, "control": None}
+         "change": change, "control": drop.get("control")}
     )  # fmt: skip
     return result
 
@@ -57,10 +57,7 @@ def tiles(table2: pd.DataFrame, table3: pd.DataFrame) -> list[dict[str, Any]]:
 def metric_values(comparison: Comparison, effects: Effects, table3: pd.DataFrame) -> dict[str, float]:
     """Return the numbers of the page by the names that the run logs; shares, 0 to 1."""
     metrics: dict[str, float] = {}
-    tables = comparison.networks | {
-        "before_inverted": comparison.before_inverted,
-        "after_inverted": comparison.after_inverted,
-    }
+    tables = comparison.networks | {f"{name}_inverted": pair[1] for name, pair in comparison.inverted.items()}
     chosen = in_classes(comparison.before, comparison.selected)
     for name, table in tables.items():
         metrics |= {f"{name}_top1": topk_accuracy(table, 1), f"{name}_top5": topk_accuracy(table, 5)}

@@ -35,7 +35,7 @@ from stabn.evaluation.headline import lead, metric_values, tiles
 from stabn.evaluation.metrics import topk_accuracy
 from stabn.evaluation.prediction_table import Predictions
 from stabn.evaluation.sections import JSON_LINES, ReportError, class_changes, confusion, curves, read_history
-from stabn.evaluation.significance import wins
+from stabn.evaluation.significance import points, wins
 from stabn.evaluation.tables import (
     PAPER_RUN,
     PAPER_TABLE_1,
@@ -43,6 +43,8 @@ from stabn.evaluation.tables import (
     PAPER_TABLE_3,
     Comparison,
     compare,
+    drop_differences,
+    drops,
     frames_table,
     percent,
     plain_text,
@@ -80,6 +82,7 @@ class ReportInputs:
         control: predictions after the same fine-tuning with gamma = 0, if there was a control run.
         before_checkpoint: the network before, or JSON lines of its training (one dict per epoch).
         after_checkpoint: the network after, or JSON lines of its fine-tuning.
+        control_inverted: predictions of the control run, spatial attention inverted.
         control_checkpoint: the network of the control run, or JSON lines of its fine-tuning.
         manifest: the dataset's manifest.
         edits: edit table of import-edits; edited videos are drawn beside the edit.
@@ -93,6 +96,7 @@ class ReportInputs:
     after_inverted: Location
     selection: Location
     control: Location | None = None
+    control_inverted: Location | None = None
     before_checkpoint: Location | None = None
     after_checkpoint: Location | None = None
     control_checkpoint: Location | None = None
@@ -165,6 +169,7 @@ def write_report(
         Predictions.load(inputs.before_inverted),
         Predictions.load(inputs.after_inverted),
         selection.class_indices,
+        Predictions.load(inputs.control_inverted) if inputs.control_inverted else None,
     )
     fingerprints = {name: table.fingerprint for name, table in comparison.networks.items()}
     with stage_run("report", settings={}, inputs={**fingerprints, "selection": selection.fingerprint}) as run:
@@ -189,6 +194,8 @@ def write_report(
             table1=_table_1_rows(comparison, inputs),
             table2=table2,
             table3=table3,
+            drops=drops(comparison),
+            drop_differences=drop_differences(comparison),
             frames=frames_table(comparison, OTHER_ATTENTION),
             agreed=agreed,
             paper_table1=PAPER_TABLE_1,
@@ -205,6 +212,7 @@ def write_report(
             provenance=_provenance(inputs, comparison, selection, created_at or datetime.datetime.now(datetime.UTC)),
             settings=_flat(settings or {}),
             percent=percent,
+            points=points,
         )
         write_uri(html_path, page.encode())
         paths = []
@@ -309,6 +317,8 @@ def _provenance(
     ]
     if comparison.control is not None:
         tables.insert(2, ("control", comparison.control, inputs.control))
+    if comparison.control_inverted is not None:
+        tables.append(("control, spatial attention inverted", comparison.control_inverted, inputs.control_inverted))
     for name, table, place in tables:
         if table.attention == "as_is":
             rows.append((f"network {name}", str(table.metadata.get("checkpoint_fingerprint", "")), ""))

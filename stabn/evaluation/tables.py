@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from stabn.evaluation.crossed import crossed_bootstrap
-from stabn.evaluation.metrics import group_accuracy, topk_accuracy
+from stabn.evaluation.crossed import Interval, crossed_bootstrap
+from stabn.evaluation.metrics import group_accuracy, topk_accuracy, topk_hits
 from stabn.evaluation.prediction_table import MetricsError, Predictions, align
-from stabn.evaluation.significance import points
+from stabn.evaluation.significance import Difference, paired_bootstrap, points
 
+PAIRS = (("before", "after"), ("before", "control"), ("control", "after"))  # whose difference tables show
 PAPER_RUN = "ST-ABN, 3D ResNet-50, 32 frames, Something-Something v.2"
 
 # Model, backbone, frames, top-1, top-5 (None: not in our notes of the paper).
@@ -55,6 +56,7 @@ class Comparison:
         before_inverted: `before` with its spatial attention inverted (eq. 7).
         after_inverted: `after` with its spatial attention inverted.
         selected: class indices of the modified actions, worst first.
+        control_inverted: `control` with its spatial attention inverted, or None.
     """
 
     before: Predictions
@@ -63,12 +65,21 @@ class Comparison:
     before_inverted: Predictions
     after_inverted: Predictions
     selected: tuple[int, ...]
+    control_inverted: Predictions | None = None
 
     @property
     def networks(self) -> dict[str, Predictions]:
         """The networks compared as is, by their name in the tables."""
         networks = {"before": self.before, "after": self.after}
         return networks | {"control": self.control} if self.control is not None else networks
+
+    @property
+    def inverted(self) -> dict[str, tuple[Predictions, Predictions]]:
+        """Those networks whose spatial attention was inverted too, as is and inverted, by their name in the tables."""
+        pairs = {"before": (self.before, self.before_inverted), "after": (self.after, self.after_inverted)}
+        if self.control is None or self.control_inverted is None:
+            return pairs
+        return pairs | {"control": (self.control, self.control_inverted)}
 
 
 def compare(
@@ -78,8 +89,9 @@ def compare(
     before_inverted: Predictions,
     after_inverted: Predictions,
     selected: Sequence[int],
+    control_inverted: Predictions | None = None,
 ) -> Comparison:
-    """Check that five prediction tables belong together and bring their videos into one order.
+    """Check that the prediction tables belong together and bring their videos into one order.
 
     Raises:
         MetricsError: other videos, classes or split, or an inverted table of another network.
@@ -90,12 +102,18 @@ def compare(
         ("control", control, "as_is"),
         ("before, inverted", before_inverted, "spatial_inverted"),
         ("after, inverted", after_inverted, "spatial_inverted"),
+        ("control, inverted", control_inverted, "spatial_inverted"),
     ):
         if table is not None and table.attention != attention:
             raise MetricsError(f"predictions {name}: attention is {table.attention!r}, needed is {attention!r}")
         if table is not None and table.split != before.split:
             raise MetricsError(f"predictions {name}: split {table.split!r}, the others are of {before.split!r}")
-    for name, as_is, inverted in (("before", before, before_inverted), ("after", after, after_inverted)):
+    if control is None and control_inverted is not None:
+        raise MetricsError("predictions control, inverted: there are none of it as it is; give both or neither")
+    pairs = [("before", before, before_inverted), ("after", after, after_inverted)]
+    if control is not None and control_inverted is not None:
+        pairs.append(("control", control, control_inverted))
+    for name, as_is, inverted in pairs:
         of = [table.metadata.get("checkpoint_fingerprint") for table in (as_is, inverted)]
         if of[0] != of[1]:
             raise MetricsError(f"predictions {name}: as is from checkpoint {of[0]}, inverted from {of[1]}")
@@ -106,6 +124,7 @@ def compare(
         before_inverted=align(before, before_inverted),
         after_inverted=align(before, after_inverted),
         selected=tuple(selected),
+        control_inverted=None if control_inverted is None else align(before, control_inverted),
     )
 
 
@@ -123,15 +142,34 @@ def table_2(comparison: Comparison) -> pd.DataFrame:
 def table_3(comparison: Comparison) -> pd.DataFrame:
     """Return top-1 and top-5 in percent as is, with inverted spatial attention, and the drop (eq. 7)."""
     rows = {}
-    for name, as_is, inverted in (
-        ("before", comparison.before, comparison.before_inverted),
-        ("after", comparison.after, comparison.after_inverted),
-    ):
+    for name, (as_is, inverted) in comparison.inverted.items():
         top = [[100 * topk_accuracy(table, k) for k in (1, 5)] for table in (as_is, inverted)]
         rows[name] = [*top[0], *top[1], top[0][0] - top[1][0], top[0][1] - top[1][1]]
     groups = ("as is", "inverted", "drop")
     columns = pd.MultiIndex.from_product([groups, ("top-1", "top-5")])
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def drops(comparison: Comparison) -> dict[str, tuple[Difference, Difference]]:
+    """Return by how much top-1 and top-5 fall when the spatial attention is inverted, with intervals, by network."""
+    return {
+        name: (paired_bootstrap(inverted, as_is, k=1), paired_bootstrap(inverted, as_is, k=5))
+        for name, (as_is, inverted) in comparison.inverted.items()
+    }
+
+
+def drop_differences(comparison: Comparison) -> dict[str, tuple[Interval, Interval]]:
+    """Return by how much more one network's top-1 and top-5 fall than another's, on the same videos, with intervals."""
+    falls = {
+        name: [topk_hits(as_is, k).astype(float) - topk_hits(inverted, k) for k in (1, 5)]
+        for name, (as_is, inverted) in comparison.inverted.items()
+    }
+    found = {}
+    for first, second in PAIRS:
+        if {first, second} <= set(falls):
+            one, five = (crossed_bootstrap((new - old)[None]) for old, new in zip(falls[first], falls[second]))
+            found[f"{second} − {first}"] = (one, five)
+    return found
 
 
 def frames_table(comparison: Comparison, mode_names: Mapping[str, str]) -> pd.DataFrame:
@@ -172,7 +210,7 @@ def plain_text(table2: pd.DataFrame, table3: pd.DataFrame) -> str:
     for prefix, rows in (("", zip(table3.index, table3.to_numpy(), strict=True)), ("paper, ", PAPER_TABLE_3.items())):
         for name, row in rows:
             pairs = [f"{percent(row[i])} / {percent(row[i + 1])}" for i in (0, 2, 4)]
-            second.append([f"{prefix}{name}", *pairs])
+            second.append([f"{prefix}{notes[str(name)]}", *pairs])
     note = f"paper: {PAPER_RUN}; 8 modified actions, 166 others"
     return "\n".join([*_aligned(lines), "", *_aligned(second), "", note])
 
