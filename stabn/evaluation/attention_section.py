@@ -12,12 +12,11 @@ from stabn.evaluation.tables import PAIRS, Comparison
 from stabn.training.agreement import Agreement, Known, agreement
 
 NUMBERS = {"ap": "AP", "auc": "AUC", "iou": "IoU", "pointing": "pointing game"}  # of Agreement, as they are called
-BY_CHANCE = {"auc": 0.5}  # the others: the share of frames inside
 Numbers = npt.NDArray[np.float64]
 
 
 def agreement_by_video(table: Predictions, known: Known) -> Numbers:
-    """Return float64 (N, 5), the numbers of Agreement of each video, at the frames that the network saw; NaN: none.
+    """Return float64 (N, 6), the numbers of Agreement of each video, at the frames that the network saw; NaN: none.
 
     Raises:
         MetricsError: the table has no temporal attention, or a video has fewer frames than were seen.
@@ -51,8 +50,8 @@ def agreement_section(comparison: Comparison, known: Known) -> dict[str, Any] | 
         return None
     means = {name: dict(zip(Agreement._fields, values[counted].mean(0))) for name, values in found.items()}
     rows = [(name, [f"{means[name][number]:.3f}" for number in NUMBERS]) for name in tables]
-    chance = means["before"]["chance"]
-    rows.append(("by chance", [f"{BY_CHANCE.get(number, chance):.3f}" for number in NUMBERS]))
+    chance = means["before"]
+    rows.append(("by chance", [f"{chance['ap_by_chance']:.3f}", "0.500", "–", f"{chance['chance']:.3f}"]))
     changes = [
         (f"{second} − {first}", [_change(found[first], found[second], counted, number) for number in NUMBERS])
         for first, second in PAIRS
@@ -67,7 +66,7 @@ def agreement_section(comparison: Comparison, known: Known) -> dict[str, Any] | 
         "rows": rows,
         "changes": changes,
         "actions": _by_action(comparison.before, found, counted),
-        "metrics": metrics | {"agreement_videos": float(counted.sum()), "agreement_chance": float(chance)},
+        "metrics": metrics | {"agreement_videos": float(counted.sum()), "agreement_chance": float(chance["chance"])},
     }
 
 

@@ -19,11 +19,12 @@ class Agreement(NamedTuple):
     """How well a curve tells the frames of the action from the others, each 0 to 1, 1 best.
 
     Attributes:
-        ap: average precision; by chance the share of frames inside.
+        ap: average precision; by chance `ap_by_chance`.
         auc: area under the ROC curve; by chance 0.5.
         iou: of the frames inside and those above the middle of the curve's range.
         pointing: 1 if the highest frame is inside (the pointing game); by chance the share of frames inside.
         chance: the share of frames inside.
+        ap_by_chance: the mean average precision over all orders of the frames; with few frames well above `chance`.
     """
 
     ap: float
@@ -31,6 +32,7 @@ class Agreement(NamedTuple):
     iou: float
     pointing: float
     chance: float
+    ap_by_chance: float
 
 
 def agreement(curve: npt.ArrayLike, known: npt.ArrayLike) -> Agreement | None:
@@ -55,7 +57,17 @@ def agreement(curve: npt.ArrayLike, known: npt.ArrayLike) -> Agreement | None:
         iou=float((above & inside).sum() / (above | inside).sum()),
         pointing=float(inside[int(values.argmax())]),
         chance=float(inside.mean()),
+        ap_by_chance=_ap_by_chance(len(inside), int(inside.sum())),
     )
+
+
+def _ap_by_chance(num_frames: int, num_inside: int) -> float:
+    """Return the expected average precision of a random order.
+
+    At rank i the expected precision of a frame inside is (1 + (i - 1) (k - 1) / (n - 1)) / i; its rank is any of n.
+    """
+    ranks = np.arange(1, num_frames + 1)
+    return float(((1 + (ranks - 1) * (num_inside - 1) / (num_frames - 1)) / ranks).mean())
 
 
 def known_frames(manifest: Manifest, rows: Iterable[int], truth_uri: str) -> Known:
