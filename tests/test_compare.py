@@ -1,16 +1,23 @@
 """Two networks on the same videos: what is certain about their difference, in numbers, text and a page."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_run import settings
 
 from stabn.cli import main
-from stabn.evaluation.compare import compare_networks
+from stabn.config import ConfigError
+from stabn.evaluation.compare import compare, compare_networks
 from stabn.evaluation.crossed import crossed_bootstrap
+from stabn.evaluation.predict import evaluate
 from stabn.evaluation.prediction_table import MetricsError, Predictions
-from stabn.tracking import stage_run
+from stabn.tracking import fetch_artifact, stage_run
+from stabn.tracking.client import tracking_client
+from stabn.training.stage import train
 
 CLASSES = [f"Doing <{number}>" for number in range(4)]
 
@@ -88,3 +95,57 @@ def test_the_command_prints_and_keeps_the_comparison(
     assert document["change"]["low"] > 0 and len(document["classes"]) == 4 and document["videos"]["won"]
     page = (tmp_path / "out" / "compare.html").read_text()
     assert "Doing &lt;0&gt;" in page and "Doing <0>" not in page
+
+
+def test_the_page_shows_the_attention_of_videos_that_changed(tmp_path: Path, mlflow_uri: str) -> None:
+    """Curves of at most so many videos won and lost, from the tables alone; the page is kept in MLflow too."""
+    rng = np.random.default_rng(0)
+    places = []
+    for seed, accuracy in ((1, 0.5), (2, 0.8)):
+        table = network(seed, accuracy)
+        frames = np.tile([9, 1, 3, 5], (len(table), 1))
+        table = dataclasses.replace(table, temporal=rng.random((len(table), 4)), frames=frames)
+        places.append(str(tmp_path / f"{seed}.parquet"))
+        table.save(places[-1])
+    found = compare(*places, 2, tmp_path / "out")
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert page.count("<svg") == page.count('class="line before"') == page.count('class="line after"') == 4
+    shown = json.loads((tmp_path / "out" / "compare.json").read_text())["attention"]
+    assert len(shown) == 4 and len(set(shown) & set(found.videos[0])) == len(set(shown) & set(found.videos[1])) == 2
+    name, curves = next(iter(shown.items()))
+    table = Predictions.load(places[0])
+    assert table.temporal is not None
+    assert curves["A"]["frame"] == [2, 4, 6, 10], "source frames in order, counted from 1"
+    own = table.temporal[table.video_ids.index(name)]
+    assert curves["A"]["attention"] == pytest.approx([*own[1:], own[0]], abs=1e-4)
+    assert "2 of them, taken in the order of a hash" in page and not re.search(r"https?://", page)
+    client = tracking_client()
+    run = client.search_runs([item.experiment_id for item in client.search_experiments()])[0]
+    assert fetch_artifact(run.info.run_id, "compare.html", tmp_path / "kept").read_text() == page  # type: ignore[union-attr]
+    compare(*places, 0, tmp_path / "none")
+    assert "<svg" not in (tmp_path / "none" / "compare.html").read_text()
+    with pytest.raises(ConfigError, match="shown = -1: must be at least 0"):
+        compare(*places, -1)
+
+
+def test_checkpoints_draw_the_videos_that_changed(manifest_path: str, trained: str, tmp_path: Path) -> None:
+    """With the networks and the manifest the frames are drawn; others than those that were evaluated are refused."""
+    other = train(manifest_path, settings(train__epochs=1, train__seed=9), str(tmp_path / "other")).best_uri
+    places = [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
+    for checkpoint, place in zip((trained, other), places):
+        evaluate(checkpoint, manifest_path, "validation", "as_is", place, settings())
+    table = Predictions.load(places[0])
+    spoiled = table.top5.copy()
+    spoiled[0] = table.class_index[0], *[c for c in range(3) if c != table.class_index[0]]
+    dataclasses.replace(table, top5=spoiled).save(places[0])  # so that at least this video changes
+    table = Predictions.load(places[1])
+    spoiled = table.top5.copy()
+    spoiled[0] = (table.class_index[0] + np.array([1, 0, 2])) % 3
+    dataclasses.replace(table, top5=spoiled).save(places[1])
+    compare(*places, 1, tmp_path / "out", f"{trained},{other}", manifest_path)
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "data:image/png;base64," in page and "spatial attention" in page
+    with pytest.raises(MetricsError, match=r"the predictions of A are of \w+; give its own"):
+        compare(*places, 1, "", f"{other},{trained}", manifest_path)
+    with pytest.raises(ConfigError, match="give two, A,B, and a manifest"):
+        compare(*places, 1, "", trained, manifest_path)

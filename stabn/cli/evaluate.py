@@ -51,16 +51,20 @@ def report(args: Namespace, config: RunConfig) -> None:
     argument("first", metavar="A", help="predictions of evaluate: a path, URI or runs:/ID; seeds parted by commas"),
     argument("second", metavar="B", help="those of the other network, on the same split"),
     argument("--output", metavar="DIR", default="", help="folder for compare.html and compare.json"),
+    argument("--shown", metavar="N", type=int, default=6, help="videos won, and lost, that are shown at most"),
+    argument("--checkpoints", metavar="A,B", default="", help="both networks, to draw those videos with"),
+    argument("--manifest", metavar="URI", default="", help="with --checkpoints: manifest of extract-frames"),
 )
 def compare(args: Namespace, config: RunConfig) -> None:
     """Say in what two networks differ and how certain that is: videos won and lost, per action, with intervals.
 
     Reads prediction tables of the same videos; with several seeds of each, the intervals are over seeds and videos.
-    Prints the comparison, and writes it as a page and as JSON.
+    Prints the comparison, and writes it as a page and as JSON, with the attention of videos that changed: their curves,
+    or with the checkpoints their frames and the spatial attention too.
     """
     from stabn.evaluation.compare import compare
 
-    compare(args.first, args.second, args.output)
+    compare(args.first, args.second, args.shown, args.output, args.checkpoints, args.manifest)
 
 
 @command(

@@ -45,13 +45,18 @@ class ClassChange:
     selected: bool
 
 
-def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, x_label: str = "epoch") -> Markup:
-    """Draw lines over epochs or frames, each labelled at its right end; over epochs with its last value."""
+def line_chart(
+    title: str, series: Sequence[Series], *, percent: bool = False, x_label: str = "epoch", unit: bool = False
+) -> Markup:
+    """Draw lines over epochs or frames, each labelled at its right end; over epochs with its last value.
+
+    With `unit` the axis goes from 0 to 1 whatever the values, so that charts can be compared.
+    """
     width, height, left, right, top, bottom = 400.0, 216.0, 44.0, 116.0, 10.0, 30.0
     values = np.array([y for s in series for y in s.y if math.isfinite(y)])
     if not values.size:
         return Markup("")
-    ticks = _ticks(float(values.min()), float(values.max()))
+    ticks = _ticks(0.0, 1.0) if unit else _ticks(float(values.min()), float(values.max()))
     low, high = ticks[0], ticks[-1]
     x_low, x_high = min(min(s.x) for s in series), max(max(s.x) for s in series)
     x_span = x_high - x_low or 1.0

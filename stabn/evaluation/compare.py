@@ -1,6 +1,5 @@
 """Stage compare: two networks on the same videos, or several seeds of each, and how certain the difference is."""
 
-import html
 import json
 import os
 import tempfile
@@ -12,14 +11,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stabn.config.settings import check_value
+from stabn.evaluation.changed import picture_maker, shown_videos
 from stabn.evaluation.crossed import Interval, crossed_bootstrap
+from stabn.evaluation.pages import load_template
 from stabn.evaluation.prediction_table import MetricsError, Predictions, align
 from stabn.evaluation.significance import class_differences, exact_mcnemar, points
+from stabn.evaluation.tables import percent
 from stabn.storage import write_uri
 from stabn.tracking import fetch_artifact, stage_run
 
 RUN = "runs:/"  # how MLflow names a run
-LISTED = 20  # classes and videos shown
+LISTED = 20  # classes printed
 
 
 @dataclass(frozen=True)
@@ -115,27 +118,49 @@ def describe_difference(found: Compared, names: tuple[str, str] = ("A", "B")) ->
     return "\n".join(lines)
 
 
-def compare(first: str, second: str, output_dir: str | os.PathLike[str] = "") -> Compared:
+def compare(
+    first: str,
+    second: str,
+    shown: int,
+    output_dir: str | os.PathLike[str] = "",
+    checkpoints: str = "",
+    manifest_uri: str = "",
+) -> Compared:
     """Compare two networks, print what came of it, and keep it as a page and as JSON.
 
     Args:
         first: prediction tables of one network: paths, URIs or `runs:/ID` of evaluations in MLflow, seeds parted by
             commas.
         second: those of the other.
+        shown: videos won, and as many lost, whose attention is shown at most, with one seed of each.
         output_dir: folder for compare.html and compare.json; empty: only print.
+        checkpoints: of both networks, parted by a comma, to draw those videos with; empty: the curves that the tables
+            have.
+        manifest_uri: with checkpoints: the videos.
+
+    Raises:
+        ConfigError: a negative number of videos, not two checkpoints, or no manifest with them.
+        MetricsError: tables that do not belong together, or checkpoints that did not make them.
     """
+    check_value("shown", shown, low=0)
     tables = [[_load(place) for place in places.split(",")] for places in (first, second)]
     inputs = {name: ",".join(t.fingerprint for t in ts) for name, ts in zip(("first", "second"), tables, strict=True)}
     with stage_run("compare", settings={"first": first, "second": second}, inputs=inputs) as run:
         found = compare_networks(tables[0], tables[1])
         text = describe_difference(found)
         print(text, flush=True)
+        changed: tuple[list[dict[str, Any]], ...] = ([], [])
+        if found.num_seeds == 1:
+            pair = (tables[0][0], align(tables[0][0], tables[1][0]))
+            maker = picture_maker(checkpoints, manifest_uri, pair)
+            changed = tuple(shown_videos(pair, ids, shown, maker) for ids in found.videos)
+        page = _page(found, changed, (first, second))
         run.log_metrics({"change": found.change.mean, "low": found.change.low, "high": found.change.high})
         run.log_text(text, "compare.txt")
-        run.log_text(_page(found, text), "compare.html")
+        run.log_text(page, "compare.html")
         if output_dir:
-            write_uri(Path(output_dir) / "compare.html", _page(found, text).encode())
-            write_uri(Path(output_dir) / "compare.json", json.dumps(_document(found), indent=1).encode())
+            write_uri(Path(output_dir) / "compare.html", page.encode())
+            write_uri(Path(output_dir) / "compare.json", json.dumps(_document(found, changed), indent=1).encode())
     return found
 
 
@@ -151,22 +176,51 @@ def _load(place: str) -> Predictions:
     raise MetricsError(f"{place}: this run has stored no predictions; give the id of a run of stage evaluate")
 
 
-def _document(found: Compared) -> dict[str, Any]:
+def _document(found: Compared, changed: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
     values = {name: value for name, value in vars(found).items() if name not in ("classes", "videos", "change")}
     videos = dict(zip(("won", "lost"), map(list, found.videos), strict=True))
     classes = json.loads(found.classes.to_json(orient="records"))
-    return {"format": 1, **values, "change": found.change._asdict(), "videos": videos, "classes": classes}
+    attention = {video["video_id"]: video["attention"] for videos in changed for video in videos}
+    return {
+        "format": 1, **values, "change": found.change._asdict(), "videos": videos, "attention": attention,
+        "classes": classes,
+    }  # fmt: skip
 
 
-def _page(found: Compared, text: str) -> str:
-    table = found.classes.sort_values("change").to_html(index=False, float_format=lambda value: f"{value:.3f}")
-    lists = "".join(
-        f"<h2>Videos that became {name}: {len(ids)}</h2><p>{html.escape(', '.join(ids[:200]))}</p>"
-        for name, ids in zip(("right", "wrong"), found.videos, strict=True)
-    )
-    return (
-        "<!doctype html><meta charset=utf-8><title>Comparison</title><style>body{font:15px sans-serif;max-width:60em;"
-        "margin:2em auto;padding:0 1em}table{border-collapse:collapse}td,th{padding:.2em .6em;border:1px solid #cbd5e1;"
-        f"text-align:right}}</style><h1>Two networks on the same videos</h1><pre>{html.escape(text)}</pre>"
-        f"<h2>Every action</h2>{table}{lists}"
+def _page(found: Compared, changed: Sequence[list[dict[str, Any]]], places: tuple[str, str]) -> str:
+    seeds = f", {found.num_seeds} seeds of each" if found.num_seeds > 1 else ""
+    change = found.change
+    drawn = [video for videos in changed for video in videos]
+    note = ""
+    if any(video["pictures"] for video in drawn):
+        note = "Over each frame its temporal attention, below it the spatial attention."
+    elif any(video["attention"] for video in drawn):
+        note = "The curves are the temporal attention at the frames that the networks saw."
+    elif drawn:
+        note = "The predictions hold no attention: evaluate ST-ABN again, or give --checkpoints and --manifest."
+    changes = "not beyond noise" if change.low <= 0 <= change.high else "beyond noise"
+    won_lost = f"{found.won:,} became right, {found.lost:,} became wrong"
+    return load_template("compare.html.jinja").render(
+        title="Two networks on the same videos",
+        lead=f"{found.num_videos:,} videos of the split {found.split}{seeds}: top-1 is {percent(100 * found.first)}% "
+        f"with A and {percent(100 * found.second)}% with B.",
+        tone="good" if change.low > 0 else "bad" if change.high < 0 else "neutral",
+        verdict=f"{points(change.mean)} points from A to B, {changes}",
+        sentence=f"95% interval {points(change.low)} to {points(change.high)}; {won_lost}"
+        + (f"; exact McNemar p = {found.p:.2g}." if found.p is not None else "."),
+        places=places,
+        single=found.num_seeds == 1,
+        num_seeds=found.num_seeds,
+        classes=found.classes.sort_values("change", ascending=False).to_dict("records"),
+        groups=[
+            {"name": name, "what": what, "ids": ids, "shown": videos}
+            for name, what, ids, videos in zip(
+                ("won", "lost"), ("wrong with A, right with B", "right with A, wrong with B"), found.videos, changed
+            )
+        ]
+        if found.num_seeds == 1
+        else [],
+        attention_note=note,
+        percent=percent,
+        points=points,
     )

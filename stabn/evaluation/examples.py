@@ -98,5 +98,9 @@ def shown(figure: VideoFigure, item: dict[str, Any]) -> dict[str, Any]:
         for values in [np.asarray(figure.curves[name], dtype=float)]
     ]
     pictures = [(caption, charts.data_uri(picture)) for caption, picture in figure.pictures]
-    curve = charts.line_chart("Temporal attention per frame", lines, x_label="source frame") if lines else Markup("")
+    curve = (
+        charts.line_chart("Temporal attention per frame", lines, x_label="source frame", unit=True)
+        if lines
+        else Markup("")
+    )
     return item | {"pictures": pictures, "curve": curve}

@@ -14,7 +14,11 @@ from stabn.training.device import choose_device, prepare
 
 
 def make_figure_maker(
-    manifest_uri: str, before_uri: str, after_uri: str, edits: Mapping[str, np.ndarray]
+    manifest_uri: str,
+    before_uri: str,
+    after_uri: str,
+    edits: Mapping[str, np.ndarray],
+    names: tuple[str, str] = ("before", "after"),
 ) -> Callable[[str], VideoFigure]:
     """Return a function that runs both networks on a video of the manifest and draws what they attend to.
 
@@ -23,11 +27,12 @@ def make_figure_maker(
         before_uri: the network before fine-tuning.
         after_uri: the network after.
         edits: edited curves by video id, drawn beside the networks' own.
+        names: what the networks are called in the figures.
     """
     manifest = Manifest.load(manifest_uri)
     device = choose_device("auto")
     networks = {}
-    for name, uri in (("before", before_uri), ("after", after_uri)):
+    for name, uri in zip(names, (before_uri, after_uri), strict=True):
         model, checkpoint = load_model(uri)
         networks[name] = (prepare(model, device), checkpoint.data_config)
 

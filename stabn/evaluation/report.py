@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -33,6 +32,7 @@ from stabn.evaluation.examples import (
 from stabn.evaluation.figures import make_figure_maker
 from stabn.evaluation.headline import lead, metric_values, tiles
 from stabn.evaluation.metrics import topk_accuracy
+from stabn.evaluation.pages import load_template
 from stabn.evaluation.prediction_table import Predictions
 from stabn.evaluation.sections import JSON_LINES, ReportError, class_changes, confusion, curves, read_history
 from stabn.evaluation.significance import points, wins
@@ -182,7 +182,7 @@ def write_report(
         edited = _edited_curves(inputs)
         figures = _figures(figure_maker or _figure_maker(inputs, edited), comparison, edited)
         histories = {name: read_history(path) for name, path in _checkpoints(inputs).items()}
-        page = _template().render(
+        page = load_template("report.html.jinja").render(
             title="Fine-tuning with corrected temporal attention",
             lead=lead(comparison, len(edited)),
             verdict=judge(effects),
@@ -350,14 +350,3 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
                 (f"{prefix}{key}", json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value))
             )
     return rows
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("stabn", "evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja")

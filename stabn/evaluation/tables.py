@@ -193,7 +193,7 @@ def frames_table(comparison: Comparison, mode_names: Mapping[str, str]) -> pd.Da
 
 def percent(value: float | None) -> str:
     """Return a percentage with one decimal as the paper prints it, a dash where there is none."""
-    return "–" if value is None or pd.isna(value) else f"{value:.1f}"
+    return "–" if value is None or pd.isna(value) else f"{value:.1f}".replace("-", "−")
 
 
 def plain_text(table2: pd.DataFrame, table3: pd.DataFrame) -> str:
