@@ -19,8 +19,9 @@ from components.mounted import read_mounted
 from components.patience import patiently
 from components.placement import Placement
 from stabn.config import RunConfig
-from stabn.errors import StabnError
+from stabn.errors import Interrupted, StabnError
 from stabn.presets import resolve
+from stabn.signals import exit_on_signals
 from stabn.stages import STAGES, Stage
 
 
@@ -81,7 +82,7 @@ def run_step(stage: str, run: Callable[[Step], Any], given: Mapping[str, Any]) -
     """
     declared = STAGES[stage]
     logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # says at every start that it found some
-    with ending_with_one_line(stage):
+    with exit_on_signals(for_good=True), ending_with_one_line(stage):
         read_mounted()
         for item in declared.takes:
             item.check(given[item.name])
@@ -98,6 +99,9 @@ def ending_with_one_line(name: str) -> Iterator[None]:
     except StabnError as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; run it again to go on", file=sys.stderr, flush=True)
+        sys.exit(Interrupted.exit_code)
 
 
 def write_metrics(artifact: dsl.Metrics, metrics: Mapping[str, float]) -> None:

@@ -15,7 +15,7 @@ from components.cluster.logs import clock
 from components.cluster.manifest import Work, build_runtime, build_trainjob, needs_own_runtime, passed_on, run_selector
 from components.cluster.pods import Cause, without_launcher
 from stabn.errors import Overdue, RetryableError, StabnError
-from stabn.signals import Terminated, exit_on_sigterm
+from stabn.signals import Terminated, exit_on_signals
 
 __all__ = ["ClusterConfig", "JobFailed", "Work", "build_trainjob", "passed_on", "run_trainjob"]
 
@@ -43,7 +43,7 @@ def run_trainjob(
     """
     api = api or KubeApi(cluster.namespace, cluster.api_minutes * 60)
     tell = say or (lambda line: print(line, flush=True))
-    with exit_on_sigterm():
+    with exit_on_signals():
         try:
             work = _submit(api, work, cluster, tell)
             while cause := Follower(api, work.name, work.num_nodes, cluster, tell).run():

@@ -16,7 +16,8 @@ from pipelines.build import DEFINITIONS, build, compile_all
 from pipelines.local import parse_parameters, run_local
 from pipelines.resources import STAGES, CompileSettings
 from pipelines.submit import Request, schedule, submit
-from stabn.errors import StabnError
+from stabn.errors import Interrupted, StabnError
+from stabn.signals import Terminated, exit_on_signals, passed_on_to_children
 from stabn.tracking import end_parent
 
 PIPELINES = {name: build(name) for name in DEFINITIONS}
@@ -60,8 +61,12 @@ def _run(args: argparse.Namespace) -> None:
     parameters = parse_parameters(pipeline, _parameters(args))
     status = "FAILED"
     try:
-        run_local(pipeline, parameters, args.dir)
+        with passed_on_to_children():
+            run_local(pipeline, parameters, args.dir)
         status = "FINISHED"
+    except (KeyboardInterrupt, Terminated):
+        status = "KILLED"
+        raise
     finally:
         end_parent(status)
 
@@ -173,6 +178,11 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line; exit 0, 1 (the run failed), 2 (bad input) or 75 (may pass by itself)."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with exit_on_signals(for_good=True):
+        _act(args)
+
+
+def _act(args: argparse.Namespace) -> None:
     try:
         args.action(args)
     except StabnError as error:
@@ -180,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print(f"\npipelines {args.command}: interrupted; a run on a server goes on", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(Interrupted.exit_code)
 
 
 if __name__ == "__main__":

@@ -22,3 +22,9 @@ class Preempted(RetryableError):
 
 class Overdue(RetryableError):
     """Report that others (people, a run, restarts of a job) were waited for as long as was asked: not again at once."""
+
+
+class Interrupted(Preempted):
+    """Report the same of Ctrl+C (SIGINT); the exit code is what shells expect then, 128 + SIGINT."""
+
+    exit_code = 130

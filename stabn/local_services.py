@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stabn.errors import StabnError
-from stabn.signals import end_with_parent, exit_on_sigterm
+from stabn.signals import end_with_parent, exit_on_signals
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
@@ -74,7 +75,7 @@ def local_object_store(folder: str | os.PathLike[str], buckets: Sequence[str] = 
     _check_disk(folder)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_lock(folder))
-        stack.enter_context(exit_on_sigterm())
+        stack.enter_context(exit_on_signals())
         state = _load_state(folder)
         variables = _variables(state)
         process = stack.enter_context(_weed(program, folder, state, buckets))
@@ -233,6 +234,7 @@ def _weed(program: str, folder: Path, state: dict[str, Any], buckets: Sequence[s
     }
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_"))}
     environment |= {"AWS_ACCESS_KEY_ID": state["access_key"], "AWS_SECRET_ACCESS_KEY": state["secret_key"]}
+    is_main = threading.current_thread() is threading.main_thread()
     with open(folder / "weed.log", "wb") as log:
         process = subprocess.Popen(
             [program, "-logtostderr", "mini", *(f"-{name}={value}" for name, value in options.items())],
@@ -242,7 +244,7 @@ def _weed(program: str, folder: Path, state: dict[str, Any], buckets: Sequence[s
             cwd=folder,
             env=environment,
             start_new_session=True,  # Ctrl+C must not end it before the last objects are written
-            preexec_fn=end_with_parent() if threading.current_thread() is threading.main_thread() else None,
+            preexec_fn=end_with_parent(signal.SIGTERM) if is_main else None,
         )
     try:
         yield process

@@ -19,7 +19,8 @@ from stabn import presets
 from stabn.cli import data, edit, evaluate, services, train
 from stabn.commands import Argument, Command
 from stabn.config import SECTIONS, override
-from stabn.errors import StabnError
+from stabn.errors import Interrupted, StabnError
+from stabn.signals import exit_on_signals
 
 GROUPS = (data, train, evaluate, edit, services)
 DEFAULTS_NOTE = "What is not given is the preset's; in brackets what it is in ssv2_r50_32."
@@ -101,6 +102,11 @@ def _kind_name(value: Any) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; a user's error ends with one line and exit code 2, a passing failure with 75."""
     args = build_parser().parse_args(argv)
+    with exit_on_signals(for_good=True):
+        _run(args)
+
+
+def _run(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     item = COMMANDS[args.subcommand]
     try:
@@ -112,6 +118,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print(f"\nstabn {args.subcommand}: interrupted; run it again to go on", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(Interrupted.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

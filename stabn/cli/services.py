@@ -10,6 +10,7 @@ from pathlib import Path
 from stabn.commands import argument, command
 from stabn.config import RunConfig
 from stabn.errors import StabnError
+from stabn.signals import passed_on_to_children
 
 
 @command(
@@ -85,5 +86,5 @@ def local(args: Namespace, config: RunConfig) -> None:
         raise StabnError(f"{folder}: no such folder; run `stabn demo --dir {folder}` first")
     environment = {"MLFLOW_TRACKING_URI": prepare_mlflow(folder / "mlflow")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    with local_object_store(folder / "storage"):
-        sys.exit(subprocess.run(words, env={**os.environ, **environment, "PATH": path}).returncode)
+    with local_object_store(folder / "storage"), passed_on_to_children():
+        sys.exit(subprocess.Popen(words, env={**os.environ, **environment, "PATH": path}).wait())

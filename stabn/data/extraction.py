@@ -24,7 +24,7 @@ from stabn.data.sources import SourceVideo, VideoSource
 from stabn.data.video import Planes, open_video
 from stabn.data.video_structure import VideoError
 from stabn.progress import Progress
-from stabn.signals import end_with_parent, exit_on_sigterm
+from stabn.signals import deaf_children, exit_on_signals, leave_signals_to_parent
 from stabn.storage import ObjectNotFound, Storage
 
 LIMITS = ("fps", "min_frames", "max_frames", "max_pixels", "max_mb", "time_limit")
@@ -109,7 +109,7 @@ class _Extraction:
     def run(self) -> Extracted:
         workers = self.config.workers or len(os.sched_getaffinity(0))
         context = multiprocessing.get_context("spawn")
-        with exit_on_sigterm(), Progress(len(self.video_ids), self.what) as self.progress:
+        with exit_on_signals(), Progress(len(self.video_ids), self.what) as self.progress:
             pool = ProcessPool(workers, initializer=_start, initargs=[self.worker], context=context)
             try:
                 for video in self.source.videos(self._is_needed):
@@ -182,7 +182,8 @@ class _Extraction:
             self._accept(Done(known, False, 0))  # its record is there already
         else:
             job = Job(video, known, video.video_id + SUFFIX in self.stored)
-            future = pool.schedule(_run, args=[job], timeout=self.config.time_limit)
+            with deaf_children():  # the first one starts the pool
+                future = pool.schedule(_run, args=[job], timeout=self.config.time_limit)
             self.pending.append((video.video_id, future))
 
     def _collect(self) -> None:
@@ -329,8 +330,7 @@ _worker: _Worker
 def _start(worker: _Worker) -> None:
     global _worker
     _worker = worker
-    if end := end_with_parent():
-        end()
+    leave_signals_to_parent()
     limit = psutil.Process().memory_info().vms + MEMORY_BYTES  # a bomb ends this process' work, not the machine's
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 

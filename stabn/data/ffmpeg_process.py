@@ -9,7 +9,7 @@ import ffmpeg
 import imageio_ffmpeg
 
 from stabn.data.video_structure import VideoError
-from stabn.signals import end_with_parent
+from stabn.signals import deaf_program
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def run_ffmpeg(stream: object, path: object, **pipes: int) -> Iterator[subproces
     """Run an ffmpeg-python stream; what ffmpeg says on stderr becomes the error when it fails."""
     command = ffmpeg.compile(stream, cmd=[imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", "-y"])
     with tempfile.TemporaryFile() as stderr:
-        process = subprocess.Popen(command, stderr=stderr, preexec_fn=end_with_parent(), **pipes)  # type: ignore[call-overload]
+        process = subprocess.Popen(command, stderr=stderr, preexec_fn=deaf_program(), **pipes)  # type: ignore[call-overload]
         finished, gave_up = False, False
         try:
             yield process

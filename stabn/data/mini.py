@@ -21,6 +21,7 @@ from stabn.data.mini_drawing import PHOTOGRAPHS, draw
 from stabn.data.mini_motion import ACTIONS, HELPED, HELPED_ACTIONS, Action, MiniError, plan_video
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES, template_to_class
 from stabn.data.video_encoding import encode
+from stabn.signals import deaf_children, leave_signals_to_parent
 from stabn.stages import SPLITS
 
 FPS = 12
@@ -126,8 +127,15 @@ def _run(jobs: list[tuple[Entry, int, str]], workers: int) -> Iterator[None]:
         yield from map(_render_job, jobs)
         return
     try:
-        with ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn")) as pool:
-            yield from pool.map(_render_job, jobs, chunksize=2)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=leave_signals_to_parent) as pool:
+            try:
+                with deaf_children():
+                    done = pool.map(_render_job, jobs, chunksize=2)
+                yield from done
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     except BrokenProcessPool:
         raise MiniError(
             "a process that renders videos died, perhaps out of memory; run again with fewer workers, "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stabn.errors import Preempted, RetryableError, StabnError
-from stabn.signals import Terminated, exit_on_sigterm
+from stabn.signals import Terminated, exit_on_signals
 from stabn.tracking.buffer import RETRY_SECONDS, MetricBuffer, Refused
 from stabn.tracking.client import (
     experiment_and_parent,
@@ -275,7 +275,7 @@ def stage_run(
         return
     check_name(stage, "stage")
     owner = os.getpid()
-    with exit_on_sigterm():
+    with exit_on_signals():
         run = StageRun(lambda: _open(stage, inputs, parent_model))
         run.is_open()
         status, failure = "FAILED", None  # type: str, BaseException | None

@@ -12,6 +12,7 @@ from stabn.data.sampler import EpochSampler
 from stabn.data.transforms import to_input
 from stabn.errors import StabnError
 from stabn.models import Output
+from stabn.signals import deaf_children, leave_signals_to_parent
 
 Batch = dict[str, Tensor]
 
@@ -108,7 +109,13 @@ def make_loader(dataset: Any, batches: int | EpochSampler, workers: int) -> Data
     # The generator is not used, but without it a loader draws from the random numbers that dropout draws from, and an
     # epoch that is gone on with would differ from one that was not interrupted.
     how["generator"] = torch.Generator()
+    how["worker_init_fn"] = start_worker
     return DataLoader(dataset, num_workers=workers, pin_memory=torch.cuda.is_available(), **how)
+
+
+def start_worker(number: int) -> None:
+    """Prepare a loading process, before its first batch: it ends when its loader says so, and not sooner."""
+    leave_signals_to_parent()
 
 
 def on_device(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -138,7 +145,9 @@ def on_device(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 def _loaded(loader: Iterable[Batch]) -> Iterator[Batch]:
     """Yield batches; an error of a loading process, which comes as a whole traceback, says what it said there."""
     try:
-        yield from loader
+        with deaf_children():
+            batches = iter(loader)
+        yield from batches
     except StabnError as error:
         kind = type(error)
         _, found, said = str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")

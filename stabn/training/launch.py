@@ -22,11 +22,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from stabn.config import FitConfig
-from stabn.errors import Overdue, Preempted, RetryableError, StabnError
-from stabn.signals import end_with_parent
+from stabn.errors import Interrupted, Overdue, Preempted, RetryableError, StabnError
+from stabn.signals import GRACE_SECONDS, end_with_parent, exit_on_signals, on_signal
 from stabn.training.distributed import is_main
-
-GRACE_SECONDS = 25  # that processes have to save and end after SIGTERM; Kubernetes gives 30
 
 
 def number_of_processes(settings: FitConfig) -> int:
@@ -50,12 +48,12 @@ def launch(function: Callable[..., Any], settings: FitConfig, **arguments: Any) 
     Raises:
         StabnError: what a process said that is the user's to change.
         RetryableError: processes died more often than `restarts`.
-        Preempted: SIGTERM came; the processes have saved and ended.
+        Preempted: SIGTERM came, or Interrupted: Ctrl+C; the processes have saved and ended.
     """
     for talkative in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
         logging.getLogger(talkative).setLevel(logging.CRITICAL)  # what they would say is said below
     name, processes = function.__name__, number_of_processes(settings)
-    with tempfile.TemporaryDirectory(prefix="stabn-launch-") as folder:
+    with tempfile.TemporaryDirectory(prefix="stabn-launch-") as folder, _ending_processes(name):
         for attempt in range(settings.restarts + 1):
             config = LaunchConfig(
                 min_nodes=1,
@@ -69,17 +67,12 @@ def launch(function: Callable[..., Any], settings: FitConfig, **arguments: Any) 
                 monitor_interval=0.5,
                 max_restarts=0,  # the agent's own would meet the addresses of the dead, and say nothing of the reason
                 shutdown_timeout=GRACE_SECONDS,
+                signals_to_handle="SIGHUP,SIGQUIT",  # the others are `_ending_processes`' own
                 logs_specs=DefaultLogsSpecs(log_dir=folder),
             )
             try:
-                with _signal_handlers_kept():
-                    elastic_launch(config, _process)(function, arguments)
+                elastic_launch(config, _process)(function, arguments)
                 return
-            except SignalException as error:
-                number = signal.Signals(error.sigval)
-                if number == signal.SIGINT:
-                    raise KeyboardInterrupt from None
-                raise Preempted(f"{name}: asked to end ({number.name}); run it again, it goes on") from None
             except ChildFailedError as error:
                 failure = _cause(error)
                 reason = _reason(failure)
@@ -118,15 +111,28 @@ def _reason(failure: ProcessFailure) -> str:
 
 
 @contextlib.contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
-    """Put the signal handlers back that the agent replaces with its own and leaves."""
+def _ending_processes(name: str) -> Iterator[None]:
+    """Let the first signal make the agent end the processes it has started; further ones do not disturb it.
+
+    The agent's own handlers would raise at every signal, also while it waits for processes that save.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    kinds = (signal.SIGHUP, signal.SIGQUIT)
     former = {kind: signal.getsignal(kind) for kind in kinds}
+
+    def end(number: signal.Signals) -> None:
+        raise SignalException(f"got {number.name}", number)
+
     try:
-        yield
+        with on_signal(end):
+            yield
+    except SignalException as error:
+        number = signal.Signals(error.sigval)
+        raise (Interrupted if number == signal.SIGINT else Preempted)(
+            f"{name}: asked to end ({number.name}); run it again, it goes on"
+        ) from None
     finally:
         for kind, handler in former.items():
             signal.signal(kind, handler)
@@ -134,9 +140,14 @@ def _signal_handlers_kept() -> Iterator[None]:
 
 def _process(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
     """Be one of the processes: run the function, and tell the agent why if it fails."""
-    end = end_with_parent()
+    end = end_with_parent(signal.SIGTERM)
     if end is not None:
         end()
+    with exit_on_signals(for_good=True):
+        _work(function, arguments)
+
+
+def _work(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
     try:
         function(**arguments)
     except StabnError as error:

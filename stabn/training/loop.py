@@ -1,6 +1,7 @@
 """The loop that every recipe runs through: epochs of steps, validation, signals, going on where a run was."""
 
 import io
+import signal
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NoReturn
@@ -9,9 +10,9 @@ import torch
 from torch import nn
 
 from stabn.data.sampler import EpochSampler
-from stabn.errors import Preempted
+from stabn.errors import Interrupted, Preempted
 from stabn.progress import Progress
-from stabn.signals import Request, deferred_sigterm
+from stabn.signals import Request, deferred_signals
 from stabn.storage import Storage
 from stabn.training.batchnorm import synchronize_batch_norm
 from stabn.training.checkpoint import parse_checkpoint
@@ -87,7 +88,7 @@ class Loop:
         Raises:
             TrainingError: a gradient is not finite; names the videos of the batch.
             CheckpointError: the storage holds a run with other settings or data.
-            Preempted: SIGTERM came; the state was saved.
+            Preempted: SIGTERM came, or Interrupted: Ctrl+C; the state was saved.
         """
         self.world.say(f"{self.recipe.name}: {self.plan}")
         self._resume()
@@ -95,7 +96,7 @@ class Loop:
             frozen = not all(p.requires_grad for p in self.model.parameters())
             self._flops = training_flops(self.recipe.model.config, self.recipe.videos.config, frozen)
             self._peak = matmul_rate(self.device, self.dtype)
-        with deferred_sigterm() as self._asked, self.saving, self._profiler or nullcontext():
+        with deferred_signals() as self._asked, self.saving, self._profiler or nullcontext():
             while not self.schedule.ended(self.history):
                 self._run_epoch(len(self.history))
             self._control.finish()
@@ -173,7 +174,7 @@ class Loop:
                 logged = self._log(shown, epoch * num_steps + step + 1, meter, logged, measured)
             if self._profiler is not None:
                 self._profiler.step()
-            stop, save = self._control.exchange(self._asked.received, self.saving.is_due)
+            stop, save = self._control.exchange(self._asked.received is not None, self.saving.is_due)
             if stop or save:
                 self._divergence.check(epoch)
                 self._save()
@@ -197,7 +198,7 @@ class Loop:
 
     def _validate(self, epoch: int) -> dict[str, float]:
         def interrupted() -> bool:
-            return self._control.exchange(self._asked.received, False)[0]
+            return self._control.exchange(self._asked.received is not None, False)[0]
 
         network, videos = self.stepper.validated, self.recipe.validation
         metrics = validate(network, videos, self.settings, self.world, self.dtype, interrupted)
@@ -230,9 +231,10 @@ class Loop:
     def _leave(self) -> NoReturn:
         self._control.finish()
         self.world.on_main(self.saving.finish)
-        raise Preempted(
-            f"{self.recipe.name}: asked to end (SIGTERM); saved in {self.saving.storage.uri} after {self._seen} videos "
-            f"of epoch {len(self.history) + 1}: run it again to go on"
+        number = self._asked.received or signal.SIGTERM  # or another process was asked
+        where = f"{self.saving.storage.uri} after {self._seen} videos of epoch {len(self.history) + 1}"
+        raise (Interrupted if number == signal.SIGINT else Preempted)(
+            f"{self.recipe.name}: asked to end ({number.name}); saved in {where}: run it again to go on"
         )
 
     def _resume(self) -> None:
