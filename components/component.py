@@ -19,7 +19,8 @@ from components.mounted import read_mounted
 from components.patience import patiently
 from components.placement import Placement
 from stabn.config import RunConfig
-from stabn.errors import Interrupted, StabnError
+from stabn.errors import Interrupted
+from stabn.failures import as_error
 from stabn.presets import resolve
 from stabn.signals import exit_on_signals
 from stabn.stages import STAGES, Stage
@@ -96,9 +97,12 @@ def ending_with_one_line(name: str) -> Iterator[None]:
     """End the process of a step as the command line does: one line of reason, and 75 if another try may help."""
     try:
         yield
-    except StabnError as error:
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+    except Exception as error:
+        known = as_error(error)
+        if known is None:
+            raise
+        print(f"{name}: {known}", file=sys.stderr, flush=True)
+        sys.exit(known.exit_code)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run it again to go on", file=sys.stderr, flush=True)
         sys.exit(Interrupted.exit_code)

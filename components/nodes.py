@@ -7,12 +7,11 @@ from where the stage keeps it anyway.
 
 import dataclasses
 import hashlib
-import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
+from components.attempts import tried_once, tried_once_here
 from components.placement import HERE, Placement
 from stabn import presets
 from stabn.config import ConfigError, RunConfig, fingerprint
@@ -25,7 +24,6 @@ from stabn.training import stage as training
 from stabn.training.stage import TrainResult, finetune_output, read_result, train_output
 
 LAUNCHED = ("processes", "restarts")  # settings of the launcher, which torchrun replaces
-REMEMBERED_SECONDS = 3600.0  # longer than KFP waits between two tries of a step
 SECTIONS_WITH_PROCESSES = ("train", "finetune")
 
 
@@ -43,7 +41,9 @@ def train(
     """
     here, output = placement.is_here, train_output(manifest, config, storage_uri)
     if here:
-        training.train(manifest, _with_processes(config, placement), output, truth_uri=truth_uri)
+        own = _with_processes(config, placement)
+        with tried_once_here(storage_uri, "train", output, own):
+            training.train(manifest, own, output, truth_uri=truth_uri)
     else:
         arguments = {"manifest": _stage(manifest, storage_uri, "manifest.parquet"), "output": output}
         arguments |= _truth(truth_uri)
@@ -77,7 +77,8 @@ def finetune(
     here, output = placement.is_here, finetune_output(checkpoint, edits, config, storage_uri, name)
     if here:
         own = _with_processes(config, placement)
-        training.finetune(checkpoint, manifest, edits, own, output, name, truth_uri=truth_uri)
+        with tried_once_here(storage_uri, "finetune", output, own):
+            training.finetune(checkpoint, manifest, edits, own, output, name, truth_uri=truth_uri)
     else:
         arguments = {
             "checkpoint": _stage(checkpoint, storage_uri, "checkpoint.pt", checkpoint_uri),
@@ -107,7 +108,8 @@ def _retrain(
     here, output = placement.is_here, train_output(manifest, config, storage_uri, edits, name)
     if here:
         own = _with_processes(config, placement)
-        training.train(manifest, own, output, edits_path=edits, name=name, truth_uri=truth_uri)
+        with tried_once_here(storage_uri, "train", output, own):
+            training.train(manifest, own, output, edits_path=edits, name=name, truth_uri=truth_uri)
     else:
         arguments = {
             "manifest": _stage(manifest, storage_uri, "manifest.parquet"),
@@ -137,7 +139,8 @@ def evaluate(
     if placement.is_here:
         own = _with_processes(config, placement)
         places = (checkpoint, manifest, split, attention, predictions_path)
-        return evaluate_here(*places, own, name=name, segments_uri=segments_uri)
+        with tried_once_here(storage_uri, "evaluate", *places[2:4], own, name, segments_uri):
+            return evaluate_here(*places, own, name=name, segments_uri=segments_uri)
     arguments = {
         "checkpoint": _stage(checkpoint, storage_uri, "checkpoint.pt", checkpoint_uri),
         "manifest": _stage(manifest, storage_uri, "manifest.parquet"),
@@ -180,11 +183,7 @@ def _truth(uri: str) -> dict[str, str]:
 
 
 def _run(stage: str, arguments: dict[str, str], config: RunConfig, placement: Placement, storage_uri: str) -> None:
-    """Run a stage as a TrainJob.
-
-    KFP tries every failed step again. So a job that failed for good leaves a note, and the next try of the same within
-    the hour ends with the same message at once.
-    """
+    """Run a stage as a TrainJob."""
     from components.cluster.api import KubeApi
     from components.trainjob import ClusterConfig, JobFailed, Work, build_trainjob, passed_on, run_trainjob
 
@@ -201,17 +200,8 @@ def _run(stage: str, arguments: dict[str, str], config: RunConfig, placement: Pl
         env=passed_on(),
         run_id=os.environ.get("STABN_RUN_ID") or run_id or os.environ.get("MLFLOW_RUN_ID", ""),
     )
-    storage, key = open_storage(storage_uri), f"failed/{work.name}-{fingerprint(build_trainjob(work, cluster))}.json"
-    if storage.exists(key):
-        failure = json.loads(storage.read(key))
-        if time.time() - failure["time"] < REMEMBERED_SECONDS:
-            uri = storage.locate(key)
-            raise JobFailed(f"{failure['reason']} (in the try before this one; to have it tried again, delete {uri})")
-    try:
+    with tried_once(storage_uri, f"{work.name}-{fingerprint(build_trainjob(work, cluster))}", JobFailed):
         run_trainjob(work, cluster, api)
-    except JobFailed as error:
-        storage.write(key, json.dumps({"reason": str(error), "time": time.time()}).encode())
-        raise
 
 
 def _image(step: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ class StageSettings(Settings):
 
 
 _SMALL = StageSettings()
-_NETWORK = {"cpu": "2", "cpu_limit": "8", "memory": "6Gi", "memory_limit": "16Gi", "shm": "2Gi"}
+_NETWORK = {"cpu": "2", "cpu_limit": "8", "memory": "6Gi", "memory_limit": "16Gi", "shm": "6Gi"}
 # train, finetune and evaluate are these pods only on one node without an accelerator. Otherwise their step starts a
 # TrainJob, whose nodes have sizes of their own (ConfigMap stabn-trainjob), and the accelerators are there.
 STAGES: dict[str, StageSettings] = {

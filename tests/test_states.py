@@ -58,7 +58,7 @@ def test_no_whole_state_is_an_error_and_no_state_is_none(store: StateStore, tmp_
     assert StateStore(open_storage(str(tmp_path / "empty")), 1).newest(accept, print) is None
     for path in tmp_path.glob("states/*.json"):
         path.write_text("{")
-    with pytest.raises(CheckpointError, match="none of the 2 states is whole; give another output"):
+    with pytest.raises(CheckpointError, match="none of the 2 states can be used; give another output"):
         store.newest(accept, print)
 
 

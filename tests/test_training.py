@@ -1,6 +1,7 @@
 """Training and fine-tuning on real frames: resumed equals uninterrupted, the frozen part stays, edits are learnt."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_run import CLASSES, EDITED, checkpoints, newest_state, same, settings, without_times, write_edits
+from tiny_run import (
+    CLASSES,
+    EDITED,
+    checkpoints,
+    last_weights,
+    newest_state,
+    same,
+    settings,
+    without_times,
+    write_edits,
+)
 
 import stabn.training.recipes as stage
 from components.nodes import finetune as tune_somewhere
@@ -20,13 +31,23 @@ from stabn.data.manifest import Manifest
 from stabn.evaluation.predict import evaluate
 from stabn.evaluation.prediction_table import Predictions
 from stabn.models import STABN
+from stabn.storage import open_storage
 from stabn.training import loop
-from stabn.training.checkpoint import CheckpointError, load_model, read_checkpoint
+from stabn.training.checkpoint import (
+    CheckpointError,
+    load_model,
+    parse_checkpoint,
+    read_checkpoint,
+    serialize,
+    weights_fingerprint,
+)
 from stabn.training.device import batch_input
+from stabn.training.divergence import is_finite
 from stabn.training.recipes import TrainingError
-from stabn.training.saving import run_identity
-from stabn.training.schedule import one_cycle
+from stabn.training.resuming import run_identity
+from stabn.training.schedule import Schedule, one_cycle
 from stabn.training.stage import TrainResult, finetune, train
+from stabn.training.states import StateStore
 
 
 class Interrupted(BaseException):
@@ -130,7 +151,7 @@ def test_an_output_of_other_settings_is_refused(manifest_path: str, tmp_path: Pa
     train(manifest_path, settings(train__epochs=1), str(tmp_path))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     with pytest.raises(
-        CheckpointError, match=r"00001-000000000\.json: .*learning_rate: 0\.01 there, 0\.02 here.*another output"
+        CheckpointError, match=r"00001-000000000\.json: .*complete.*learning_rate = 0\.02 instead of 0\.01.*another out"
     ):
         train(manifest_path, settings(train__epochs=1, train__learning_rate=0.02), str(tmp_path))
     with pytest.raises(
@@ -142,13 +163,65 @@ def test_an_output_of_other_settings_is_refused(manifest_path: str, tmp_path: Pa
     Manifest(manifest.table.slice(1), manifest.classes, manifest.storage_uri, {}).save(fewer)
     with pytest.raises(CheckpointError, match=f"manifest: '{manifest.fingerprint}' there"):
         train(str(fewer), settings(train__epochs=1), str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"seed: 0 there, 1 here \(it decides.*\); set it back or give"):
+        train(manifest_path, settings(train__epochs=1, train__seed=1), str(tmp_path))
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_finished_training_goes_on_to_more_epochs(manifest_path: str, tmp_path: Path) -> None:
+    train(manifest_path, settings(train__epochs=1), str(tmp_path / "out"))
+    longer = train(manifest_path, settings(train__epochs=2), str(tmp_path / "out")).history
+    whole = train(manifest_path, settings(train__epochs=2), str(tmp_path / "whole")).history
+    assert without_times(longer) == without_times(whole)
+    falling = {"train__schedule": "one_cycle"}
+    train(manifest_path, settings(train__epochs=1, **falling), str(tmp_path / "falling"))
+    with pytest.raises(CheckpointError, match=r"epochs: 1 there, 2 here \(the rate .* only schedule = plateau"):
+        train(manifest_path, settings(train__epochs=2, **falling), str(tmp_path / "falling"))
+
+
+@pytest.mark.parametrize(
+    ("rate", "what"), [(1e38, "the validation loss is nan"), (math.inf, "the weights are not finite any more")]
+)
+def test_a_network_that_is_lost_is_never_kept(
+    manifest_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, what: str
+) -> None:
+    """The rate is far too high from the end of the second epoch on; with a lower one the same output goes on."""
+    real, output = Schedule.at, str(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(Schedule, "at", lambda self, epoch: real(self, epoch) if epoch < 1 + 2 / 3 else rate)
+        with pytest.raises(TrainingError, match=rf"{what}; lower learning_rate \(it is 0\.01\).*goes on"):
+            train(manifest_path, settings(train__clip_norm=0.0), output)
+    state = newest_state(tmp_path / "out")
+    assert state is not None and state.content["epoch"] == 1
+    assert is_finite(last_weights(tmp_path / "out"))
+    slower = settings(train__clip_norm=0.0, train__learning_rate=0.001)
+    history = train(manifest_path, slower, output).history
+    assert [round(row["learning_rate"], 6) for row in history] == [0.01, 0.001, 0.001]
+    state = newest_state(tmp_path / "out")
+    assert state is not None and state.content["changes"] == ["epoch 2: learning_rate = 0.001 instead of 0.01"]
+
+
+def test_a_state_whose_weights_are_not_finite_is_passed_over(manifest_path: str, tmp_path: Path, capfd: Any) -> None:
+    """Earlier versions saved such states."""
+    train(manifest_path, settings(train__epochs=2), str(tmp_path))
+    state = newest_state(tmp_path)
+    assert state is not None
+    network = parse_checkpoint(state.parts["network"], state.uri)
+    network["model"] = {n: v * math.nan if v.is_floating_point() else v for n, v in network["model"].items()}
+    network["fingerprint"] = weights_fingerprint(network["model"])
+    store = StateStore(open_storage(str(tmp_path)), 2)
+    store.write("00002-000000004", state.content | {"seen": 4}, state.parts | {"network": serialize(network)})
+    train(manifest_path, settings(train__epochs=3), str(tmp_path))
+    said = capfd.readouterr().out
+    assert "00002-000000004.json: its weights are not finite; the state before it is used" in said
+    assert "goes on after epoch 2" in said and "with epochs = 3 instead of 2" in said
 
 
 def test_a_loss_that_is_not_finite_names_the_videos(manifest_path: str, tmp_path: Path) -> None:
     config = settings(train__learning_rate=1e25, train__clip_norm=0.0)
     with pytest.raises(
-        TrainingError, match=r"train: the loss is (nan|inf) in epoch 1, videos .*; lower the learning rate"
+        TrainingError,
+        match=r"train: the loss is (nan|inf) in epoch 1, videos .*; look at these videos, or low",
     ) as error:
         train(manifest_path, config, str(tmp_path))
     ids = str(error.value).split("videos ")[1].split(";")[0].split(", ")

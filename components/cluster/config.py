@@ -46,7 +46,7 @@ class ClusterConfig(Settings):
     cpu: str = setting("4", "processor cores that a node is promised for each of its processes")
     cpu_limit: str = setting("", "processor cores that it may use for each of them; empty: as many as it is promised")
     memory: str = setting("16Gi", "memory of a node, with its /dev/shm, for each of its processes")
-    shm_size: str = setting("4Gi", "size of /dev/shm, which the loaders use, at most, for each of a node's processes")
+    shm_size: str = setting("6Gi", "size of /dev/shm, which the loaders use, at most, for each of a node's processes")
     tmp_size: str = setting("20Gi", "size of /tmp, with data.cache_dir below it, at most")
     node_selector: tuple[str, ...] = setting((), "labels that the machines must have, key=value")
     tolerations: tuple[str, ...] = setting((), "taints of the machines that do not matter, key[=value][:effect]")

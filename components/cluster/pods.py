@@ -1,12 +1,12 @@
 """What a pod of a job says of itself, and which pod's end explains the end of the job."""
 
 import re
-import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from stabn.errors import RetryableError, StabnError
+from stabn.failures import LOST, judge, judge_end
 
 CONTAINER = "node"
 JOB_LABEL = "jobset.sigs.k8s.io/jobset-name"
@@ -27,14 +27,8 @@ EXIT_CODE = re.compile(r"exitcode\s*:\s*(-?\d+)")  # in torchrun's table of fail
 OWN_ERROR = re.compile(r"^(?:\[\w+\]:\s*)?(?:stabn [\w-]+|process \d+): (?P<text>.+)")
 PYTHON_ERROR = re.compile(r"^(?:\[\w+\]:\s*)?(?P<text>(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt)\b.*)")
 LAUNCHER_ERROR = ("ChildFailedError", "SignalException")
+KILLED = (135, 137, 139, 143)  # 128 + SIGBUS, SIGKILL, SIGSEGV, SIGTERM
 LAUNCHER = re.compile(r"torch/distributed/(elastic|launcher|run\.py)|bin/torchrun")
-LOST = re.compile(
-    r"connection (closed|reset|refused)|connectionreset|broken pipe|lost another process|remote process exited"
-    r"|another process of the run died"
-    r"|dist(network|backend|store)error|timed out after \d+|socket timeout|rendezvous\w*(error|timeout)",
-    re.IGNORECASE,
-)
-KILLED, TERMINATED = 137, 143  # 128 + SIGKILL, 128 + SIGTERM
 
 
 @dataclass
@@ -178,17 +172,24 @@ def _judge(pod: Pod) -> tuple[int, str, bool]:
         return 6, "was removed while it ran; its machine was lost, or somebody deleted it", True
     if StabnError.exit_code in codes and said:
         return 1, said, False
+    if (verdict := judge(said)) and not verdict.passes:  # the others of its node were ended for it
+        return 1, verdict.text, False
     if LOST.search(said) or (not said and any(LOST.search(line) for line in pod.lines[-100:])):
         return 5, f"lost another node: {said}", True
     if RetryableError.exit_code in codes:
-        return 3, said or f"ended with exit code {RetryableError.exit_code}: may pass by itself", True
-    killed = [-code for code in codes if code < 0] + [code - 128 for code in codes if code in (KILLED, TERMINATED)]
+        return 3, *_verdict(RetryableError.exit_code, said)
+    killed = [code for code in codes if code < 0 or code in KILLED]
     if killed:
-        hint = ", often for want of memory on its machine" if signal.SIGKILL in killed else ""
-        return 4, f"was ended by {signal.Signals(killed[0]).name}{hint}", True
-    if said:
-        return 4, f"ended with exit code {pod.exit_code}: {said}", False
-    return 4, f"ended with exit code {pod.exit_code}: {pod.reason} {pod.message}", False
+        return 4, *_verdict(killed[0], "")
+    code = pod.exit_code or 1
+    if not said:
+        return 4, *_verdict(code, "", f": {pod.reason} {pod.message}")
+    return 4, *_verdict(code, said)
+
+
+def _verdict(code: int, said: str, more: str = "") -> tuple[str, bool]:
+    verdict = judge_end(code, said)
+    return verdict.text + more, verdict.passes
 
 
 def error_line(lines: Sequence[str]) -> str:

@@ -19,7 +19,8 @@ from stabn import presets
 from stabn.cli import data, edit, evaluate, services, train
 from stabn.commands import Argument, Command
 from stabn.config import SECTIONS, override
-from stabn.errors import Interrupted, StabnError
+from stabn.errors import Interrupted
+from stabn.failures import as_error
 from stabn.signals import exit_on_signals
 
 GROUPS = (data, train, evaluate, edit, services)
@@ -113,11 +114,14 @@ def _run(args: argparse.Namespace) -> None:
         config = presets.load(getattr(args, "preset", item.preset))
         given = {key: value for key, value in vars(args).items() if "." in key and value is not None}
         item.run(args, override(config, given))
-    except StabnError as error:
-        print(f"stabn {args.subcommand}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print(f"\nstabn {args.subcommand}: interrupted; run it again to go on", file=sys.stderr)
         sys.exit(Interrupted.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        known = as_error(error)
+        if known is None:
+            raise
+        print(f"stabn {args.subcommand}: {known}", file=sys.stderr)
+        sys.exit(known.exit_code)

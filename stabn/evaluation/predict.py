@@ -40,6 +40,7 @@ from stabn.training.device import (
     prepare,
 )
 from stabn.training.distributed import Control, World, join_world
+from stabn.training.estimate import check_shared_memory
 from stabn.training.launch import launch, must_launch
 from stabn.training.validation import evaluation_batch
 
@@ -182,6 +183,7 @@ def predict(
     parts: dict[str, list[Tensor]] = {}
     progress = Progress(len(mine), "evaluate", stream=None if world.is_main else io.StringIO())
     size = evaluation_batch(config.train, world.size)
+    world.agree(lambda: check_shared_memory(dataset.config, size, world.local_size))
     batches = on_device(make_loader(dataset, size, config.data.workers), device)
     control = Control(world)
     for _ in range(-(-len(rows) // world.size // size)):

@@ -33,6 +33,7 @@ class World:
         rank: its number, 0 to size - 1; 0 alone logs and saves.
         size: processes of the run, over all machines.
         local_rank: its number on its machine.
+        local_size: processes of the run on its machine.
         control: group for small messages between the processors, beside the one for gradients.
     """
 
@@ -40,6 +41,7 @@ class World:
     size: int = 1
     local_rank: int = 0
     control: Any = None
+    local_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -79,6 +81,23 @@ class World:
         if failure is not None:
             raise failure
         return value  # type: ignore[no-any-return]
+
+    def agree(self, check: Callable[[], T]) -> T:
+        """Check something in every process before any goes on; return the own result, or raise the first error in all.
+
+        Raises:
+            StabnError: what the check raised in the process of the lowest number that it failed in.
+        """
+        outcome: Any = None
+        failure: StabnError | None = None
+        try:
+            outcome = check()
+        except StabnError as error:
+            failure = error
+        for one in self.gather(failure):
+            if one is not None:
+                raise one
+        return outcome  # type: ignore[no-any-return]
 
     def broadcast(self, value: T) -> T:
         """Return the value of process 0, in every process."""
@@ -123,7 +142,9 @@ def join_world(device: str, timeout_seconds: float) -> Iterator[World]:
     timeout = timedelta(seconds=timeout_seconds)
     with collective_errors():
         dist.init_process_group("cpu:gloo,cuda:nccl" if uses_gpu else "gloo", timeout=timeout)
-        world = World(rank, size, local_rank, dist.new_group(backend="gloo", timeout=timeout))
+        world = World(
+            rank, size, local_rank, dist.new_group(backend="gloo", timeout=timeout), _number("LOCAL_WORLD_SIZE", 1)
+        )
         yield world
         dist.destroy_process_group()  # not after an error: it might wait for processes that are gone
 

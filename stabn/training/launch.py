@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +24,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from stabn.config import FitConfig
 from stabn.errors import Interrupted, Overdue, Preempted, RetryableError, StabnError
+from stabn.failures import as_error, judge_end
+from stabn.memory import has_been_short
 from stabn.signals import GRACE_SECONDS, end_with_parent, exit_on_signals, on_signal
 from stabn.training.distributed import is_main
 
@@ -75,8 +78,10 @@ def launch(function: Callable[..., Any], settings: FitConfig, **arguments: Any) 
                 return
             except ChildFailedError as error:
                 failure = _cause(error)
-                reason = _reason(failure)
-                if failure.exitcode == StabnError.exit_code:
+                verdict = judge_end(failure.exitcode, _said(failure), has_been_short())
+                own = failure.exitcode in (StabnError.exit_code, RetryableError.exit_code)
+                reason = verdict.text if own else f"process {failure.local_rank} {verdict.text}"
+                if not verdict.passes:
                     raise StabnError(reason) from None
                 if attempt == settings.restarts:
                     raise Overdue(
@@ -100,14 +105,15 @@ def _cause(error: ChildFailedError) -> ProcessFailure:
     return min(error.failures.values(), key=order)
 
 
-def _reason(failure: ProcessFailure) -> str:
-    if failure.exitcode < 0:
-        return f"process {failure.local_rank} was ended by {signal.Signals(-failure.exitcode).name}"
+def _said(failure: ProcessFailure) -> str:
+    """Return what the process gave as its reason, in one line: its own error without the kind; empty: nothing."""
     message: Any = failure.message
-    _, separator, said = (message["message"] if isinstance(message, dict) else message).partition(": ")
+    text = message["message"] if isinstance(message, dict) else message
+    kind, separator, said = text.partition(": ")
     if not separator or failure.error_file == "<N/A>":
-        return f"process {failure.local_rank} ended with exit code {failure.exitcode}"
-    return said.strip().splitlines()[0]
+        return ""
+    is_own = failure.exitcode in (StabnError.exit_code, RetryableError.exit_code)
+    return next(iter((said if is_own else text).strip().splitlines()), kind)
 
 
 @contextlib.contextmanager
@@ -150,8 +156,12 @@ def _process(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
 def _work(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
     try:
         function(**arguments)
-    except StabnError as error:
-        if isinstance(error, Preempted) and is_main():
-            print(error, file=sys.stderr, flush=True)  # the agent has been asked to end too, and reads no reasons
-        get_error_handler().record_exception(error)
-        sys.exit(error.exit_code)
+    except Exception as error:
+        known = as_error(error)
+        if known is None:
+            traceback.print_exc()
+            raise
+        if isinstance(known, Preempted) and is_main():
+            print(known, file=sys.stderr, flush=True)  # the agent has been asked to end too, and reads no reasons
+        get_error_handler().record_exception(known)
+        sys.exit(known.exit_code)

@@ -15,10 +15,11 @@ from stabn.progress import Progress
 from stabn.signals import Request, deferred_signals
 from stabn.storage import Storage
 from stabn.training.batchnorm import synchronize_batch_norm
-from stabn.training.checkpoint import parse_checkpoint
+from stabn.training.checkpoint import CheckpointError, parse_checkpoint
 from stabn.training.device import choose_device, choose_precision, make_loader, on_device, prepare
 from stabn.training.distributed import Control, World
 from stabn.training.divergence import Divergence
+from stabn.training.estimate import check_memory, check_shared_memory, estimate
 from stabn.training.flops import matmul_rate, training_flops
 from stabn.training.losses import Losses
 from stabn.training.meter import Meter, line, profiler
@@ -74,6 +75,7 @@ class Loop:
         )
         self.saving = Saving(recipe, storage, self.world.say)
         self._seen = 0  # videos of the present epoch
+        self._changes: list[str] = []  # of settings, since the run began
         self._divergence = Divergence(recipe, self.world)
         self._control, self._asked = Control(self.world), Request()
         self._profiler = profiler(profile_path if self.world.is_main else "")
@@ -86,12 +88,15 @@ class Loop:
             `history`; process 0 leaves `best.pt`, which has it too, and the newest states in the storage.
 
         Raises:
-            TrainingError: a gradient is not finite; names the videos of the batch.
+            ConfigError: there is less memory, or room in /dev/shm, than a step needs.
+            TrainingError: a gradient, the weights or the validation loss are not finite.
             CheckpointError: the storage holds a run with other settings or data.
             Preempted: SIGTERM came, or Interrupted: Ctrl+C; the state was saved.
         """
         self.world.say(f"{self.recipe.name}: {self.plan}")
         self._resume()
+        if not self.schedule.ended(self.history) and (warning := self.world.agree(self._check_memory)):
+            self.world.say(f"{self.recipe.name}: {warning}")
         if self.settings.log_steps and self.world.is_main:
             frozen = not all(p.requires_grad for p in self.model.parameters())
             self._flops = training_flops(self.recipe.model.config, self.recipe.videos.config, frozen)
@@ -103,6 +108,14 @@ class Loop:
             self.saving.finish()
         self.world.on_main(lambda: self.saving.add_history_to_best(self.history))
         return self.history
+
+    def _check_memory(self) -> str:
+        """Hold what a step needs against what this machine has; see estimate.py."""
+        clips, share = self.recipe.videos.config, -(-self.plan.batch_size // self.world.size)
+        check_shared_memory(clips, share, self.world.local_size)
+        group = -(-share // self.plan.accumulation)
+        needed = estimate(self.recipe.model, self.recipe.model.config, clips, self.settings, group, self.dtype)
+        return check_memory(needed, self.device, self.world.local_size, self.settings)
 
     def _run_epoch(self, epoch: int) -> None:
         measured = self._train(epoch)
@@ -116,6 +129,7 @@ class Loop:
             **measured,
         }
         if (epoch + 1) % self.settings.validate_every == 0 or epoch + 1 == self.settings.epochs:
+            self._divergence.check_weights(self.model, self.stepper.average)
             row |= self._validate(epoch)
             self.schedule.validated(row["validation_loss"])
         self.history.append(row)
@@ -205,6 +219,7 @@ class Loop:
         if metrics is None:
             self._save()
             self._leave()
+        self._divergence.check_validation(metrics["validation_loss"])
         loss, top1, top5 = (metrics[f"validation_{name}"] for name in ("loss", "top1", "top5"))
         agreed = metrics.get("validation_agreement_ap")
         self.world.say(
@@ -214,6 +229,8 @@ class Loop:
         return metrics
 
     def _save(self, best: bool = False) -> None:
+        self._divergence.check_weights(self.model, self.stepper.average)
+        self._divergence.saved = True
         position = {
             "stage": self.recipe.name,
             "epoch": len(self.history),
@@ -222,6 +239,7 @@ class Loop:
             "skipped": self._divergence.skipped,
             "schedule": self.schedule.state_dict(),
             "history": list(self.history),
+            "changes": self._changes,
             "world_size": self.world.size,
         }
         if self.world.is_main:
@@ -247,10 +265,25 @@ class Loop:
             self.stepper.average.load_state_dict(parse_checkpoint(state.parts["average"], state.uri)["model"])
         self.optimizer.load_state_dict(load_part(state.parts["optimizer"]))
         self.schedule.load_state_dict(content["schedule"])
+        changes = self.saving.changes(state)
+        if changes.changed and self.schedule.ended(content["history"]):
+            raise CheckpointError(
+                f"{state.uri}: this training is complete, so {changes} would change nothing; raise epochs to go on "
+                f"with it (schedule = plateau, above min_learning_rate), or give another output to begin anew"
+            )
+        if "learning_rate" in changes.changed:
+            former, now = changes.changed["learning_rate"]
+            self.schedule.rate *= now / former if former else 1.0
         self.stepper.load_totals(content["totals"])
         self.history, self._seen, self._divergence.skipped = content["history"], content["seen"], content["skipped"]
         where = f"in epoch {len(self.history) + 1} after {self._seen} videos" if self._seen else "after"
-        self.world.say(f"{self.recipe.name}: goes on {where} epoch {len(self.history)} of {state.uri}")
+        self._divergence.saved = True
+        self._changes = content.get("changes", [])
+        said = ""
+        if changes.changed:
+            self._changes = [*self._changes, f"epoch {len(self.history) + 1}: {changes}"]
+            said = f", with {changes}"
+        self.world.say(f"{self.recipe.name}: goes on {where} epoch {len(self.history)} of {state.uri}{said}")
 
 
 def _place(recipe: Recipe, device: torch.device, world: World) -> nn.Module:

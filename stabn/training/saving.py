@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any, Self
 
-from stabn.config import LOADING, RUNNING, DataConfig, FitConfig, ModelConfig, to_dict
-from stabn.storage import Storage, differences
-from stabn.training.checkpoint import CheckpointError, dump_checkpoint, read_checkpoint, serialize
+from stabn.storage import Storage
+from stabn.training.checkpoint import CheckpointError, dump_checkpoint, parse_checkpoint, read_checkpoint, serialize
+from stabn.training.divergence import is_finite
 from stabn.training.recipes import Recipe
+from stabn.training.resuming import MAY_CHANGE, Comparison, compare, run_identity
 from stabn.training.states import BackgroundWriter, State, StateStore, copy_to_memory, dump_part
 
 BEST = "best.pt"
@@ -50,7 +50,11 @@ class Saving:
         Raises:
             CheckpointError: it belongs to a run with other settings or data, or none is whole.
         """
-        return self._store.newest(self._check_identity, self._say)
+        return self._store.newest(self._check_identity, self._say, self._unusable)
+
+    def changes(self, state: State) -> Comparison:
+        """Return what has changed since a state of this run was saved."""
+        return compare(state.content["identity"], self.identity)
 
     def save(
         self,
@@ -118,8 +122,16 @@ class Saving:
         )
 
     def _check_identity(self, content: dict[str, Any], uri: str) -> None:
-        if others := differences(content["identity"], self.identity):
-            raise CheckpointError(f"{uri}: belongs to another run ({others}); give another output")
+        if refused := compare(content["identity"], self.identity).refused:
+            raise CheckpointError(
+                f"{uri}: belongs to another run ({'; '.join(refused)}); set it back or give another output, where "
+                f"training begins anew; what may change on the way is {', '.join(MAY_CHANGE)}, and where and how fast "
+                "it runs"
+            )
+
+    def _unusable(self, parts: Mapping[str, bytes], uri: str) -> str:
+        network = parse_checkpoint(parts["network"], uri)["model"]
+        return "" if is_finite(network) else "its weights are not finite"
 
     def __enter__(self) -> Self:
         self._saved_at = time.monotonic()
@@ -128,18 +140,3 @@ class Saving:
 
     def __exit__(self, *error: object) -> None:
         self._writer.__exit__(*error)
-
-
-def run_identity(settings: FitConfig, data: DataConfig, model: ModelConfig, **inputs: str) -> dict[str, Any]:
-    """Return what decides a run's result, by setting; where it runs and how fast it loads do not count."""
-    neutral = {*LOADING, *RUNNING}
-    sections = {"": settings, "data.": data, "model.": model}
-    values = {
-        prefix + item.name: value
-        for prefix, section in sections.items()
-        for item, value in zip(fields(section), to_dict(section).values(), strict=True)
-        if item.name not in neutral and not (item.metadata["later"] and getattr(section, item.name) == item.default)
-    }
-    if values.get("init_weights") == "random":
-        values["init_weights"] = ""  # its former name
-    return {**values, **inputs}

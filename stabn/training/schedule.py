@@ -145,7 +145,8 @@ class Schedule:
 
 def score(row: dict[str, float]) -> tuple[float, float]:
     """Return what makes an epoch the best one: validation top-1, then the lower loss."""
-    return row["validation_top1"], -row["validation_loss"]
+    loss = row["validation_loss"]
+    return row["validation_top1"], -loss if math.isfinite(loss) else -math.inf
 
 
 def one_cycle(peak: float, progress: float) -> float:

@@ -17,7 +17,8 @@ from stabn.training.distributed import World, join_world
 from stabn.training.launch import launch, must_launch
 from stabn.training.loop import Loop
 from stabn.training.recipes import Recipe, TrainingError, baseline, finetuning, st_abn
-from stabn.training.saving import BEST, run_identity
+from stabn.training.resuming import run_identity
+from stabn.training.saving import BEST
 from stabn.training.states import StateStore
 
 

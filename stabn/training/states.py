@@ -67,12 +67,18 @@ class StateStore:
         self.storage.write(f"{FOLDER}/{name}.json", checked.encode())
         self._clean(stored)
 
-    def newest(self, check: Callable[[dict[str, Any], str], None], report: Callable[[str], None]) -> State | None:
+    def newest(
+        self,
+        check: Callable[[dict[str, Any], str], None],
+        report: Callable[[str], None],
+        unusable: Callable[[dict[str, bytes], str], str] = lambda parts, uri: "",
+    ) -> State | None:
         """Return the newest state that is whole; None if there is none at all.
 
         Args:
             check: raises if a state's content belongs to another run; gets its URI too.
             report: told of a damaged state, which is then deleted.
+            unusable: says why nobody can go on from a state's parts; empty: one can. Gets its URI too.
 
         Raises:
             CheckpointError: there are states, but every one is damaged.
@@ -80,13 +86,13 @@ class StateStore:
         names = self._names()
         for name in reversed(names):
             try:
-                return self._read(name, check)
+                return self._read(name, check, unusable)
             except _DamagedError as error:
                 report(f"{error}; the state before it is used")
                 self.storage.delete(f"{FOLDER}/{name}.json")
         if names:
             raise CheckpointError(
-                f"{self.storage.locate(FOLDER)}: none of the {len(names)} states is whole; give another output to "
+                f"{self.storage.locate(FOLDER)}: none of the {len(names)} states can be used; give another output to "
                 "begin again"
             )
         return None
@@ -115,7 +121,12 @@ class StateStore:
             raise CheckpointError(f"{uri}: state format {state['format']}, this version reads {FORMAT}")
         return state
 
-    def _read(self, name: str, check: Callable[[dict[str, Any], str], None]) -> State:
+    def _read(
+        self,
+        name: str,
+        check: Callable[[dict[str, Any], str], None],
+        unusable: Callable[[dict[str, bytes], str], str],
+    ) -> State:
         state = self._description(name)
         uri = self.storage.locate(f"{FOLDER}/{name}.json")
         check(state["content"], uri)
@@ -131,6 +142,8 @@ class StateStore:
                     f"{uri}: its {part}, {described['key']}, is damaged ({len(data)} bytes of {described['bytes']})"
                 )
             parts[part] = data
+        if why := unusable(parts, uri):
+            raise _DamagedError(f"{uri}: {why}")
         return State(name, uri, state["content"], parts, {part: d["key"] for part, d in state["parts"].items()})
 
     def _clean(self, stored: Mapping[str, int]) -> None:

@@ -1,0 +1,67 @@
+"""How much memory this process may take, how much /dev/shm has left, and whether the limit was reached."""
+
+import os
+from pathlib import Path
+
+import psutil
+
+SHARED = Path("/dev/shm")
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def memory_limit() -> int:
+    """Return the bytes that the processes of this machine or container may take together."""
+    limits = [psutil.virtual_memory().total]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        for folder in _own_groups():
+            text = _read(folder / name)
+            if text.isdigit():
+                limits.append(int(text))
+    return min(limits)
+
+
+def free_shared_memory() -> int | None:
+    """Return the bytes that are free in /dev/shm; None where there is none."""
+    if not SHARED.is_dir():
+        return None
+    found = os.statvfs(SHARED)
+    return found.f_bavail * found.f_frsize
+
+
+def shared_memory() -> int | None:
+    """Return the bytes that /dev/shm may hold; None where there is none."""
+    if not SHARED.is_dir():
+        return None
+    found = os.statvfs(SHARED)
+    return found.f_blocks * found.f_frsize
+
+
+def has_been_short() -> bool:
+    """Tell whether a process of this container was killed for want of memory since this one was started."""
+    return _kills() > _KILLS_BEFORE
+
+
+def _kills() -> int:
+    for folder in _own_groups():
+        for line in _read(folder / "memory.events").splitlines():
+            name, _, number = line.partition(" ")
+            if name == "oom_kill":
+                return int(number)
+    return 0
+
+
+def _own_groups() -> list[Path]:
+    """Return the folders of this process' control group and of those around it; in a container the root's alone."""
+    own = next((line[3:] for line in _read(Path("/proc/self/cgroup")).splitlines() if line.startswith("0::")), "/")
+    folder = CGROUPS / own.strip("/")
+    return [one for one in (folder, *folder.parents) if one.is_relative_to(CGROUPS)]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+_KILLS_BEFORE = _kills()
