@@ -38,6 +38,11 @@ class Step(SimpleNamespace):
         return resolve(self.preset, self.overrides, **own)
 
     @property
+    def by_form(self) -> dict[str, Any]:
+        """Its parameters by the names that the pipelines' forms have for them."""
+        return {item.form_name: getattr(self, item.name) for item in self.declared.takes}
+
+    @property
     def placement(self) -> Placement:
         """Where the step's work runs."""
         return Placement(self.num_nodes, self.procs_per_node, self.accelerator)

@@ -14,11 +14,11 @@ from typing import Any
 from components.attempts import tried_once, tried_once_here
 from components.placement import HERE, Placement
 from stabn import presets
-from stabn.config import ConfigError, RunConfig, fingerprint
+from stabn.config import RunConfig, fingerprint
 from stabn.evaluation.predict import Evaluation, summarize
 from stabn.evaluation.predict import evaluate as evaluate_here
 from stabn.evaluation.prediction_table import Predictions
-from stabn.stages import STAGES
+from stabn.stages import STAGES, check_shared_storage
 from stabn.storage import fetch, open_storage, uri_exists
 from stabn.training import stage as training
 from stabn.training.stage import TrainResult, finetune_output, read_result, train_output
@@ -217,8 +217,7 @@ def _stage(path: str, storage_uri: str, name: str, known_uri: str = "") -> str:
     Raises:
         ConfigError: the storage is a folder of this machine.
     """
-    if not storage_uri.startswith("s3://"):
-        raise ConfigError(f"storage_uri = {storage_uri!r}: the nodes of a job cannot read it; give s3://bucket/prefix")
+    check_shared_storage(storage_uri)
     if known_uri.startswith("s3://") and uri_exists(known_uri):
         return known_uri
     with open(path, "rb") as file:

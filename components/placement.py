@@ -3,6 +3,7 @@
 import dataclasses
 
 from stabn.config import ConfigError
+from stabn.stages import NODES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,13 +21,8 @@ class Placement:
     accelerator: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("num_nodes", "procs_per_node"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be at least 1")
-        if self.accelerator and "/" not in self.accelerator:
-            raise ConfigError(
-                f"accelerator = {self.accelerator!r}: write the resource's whole name, such as nvidia.com/gpu"
-            )
+        for item in NODES:
+            item.check(getattr(self, item.name))
 
     @property
     def is_here(self) -> bool:

@@ -189,7 +189,8 @@ def _act(args: argparse.Namespace) -> None:
         print(f"pipelines {args.command}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print(f"\npipelines {args.command}: interrupted; a run on a server goes on", file=sys.stderr)
+        then = "run it again to go on" if args.command == "run" else "a run on a server goes on"
+        print(f"\npipelines {args.command}: interrupted; {then}", file=sys.stderr)
         sys.exit(Interrupted.exit_code)
 
 

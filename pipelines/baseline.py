@@ -5,15 +5,16 @@ from typing import NamedTuple
 from kfp import dsl
 from kfp.dsl import PipelineTask
 
+from components.check_form import check_baseline
 from components.evaluate import evaluate
 from components.export_attention import export_attention
 from components.extract_frames import extract_frames, look_at_dataset, merge_frames, plan_parts
 from components.select_classes import select_classes
 from components.train import train
 from pipelines.cluster import on_nodes
+from pipelines.first import check
 from pipelines.form import Form, form
 from pipelines.resources import configure
-from stabn.stages import CHOICE, DATASET, DATASET_VERSION, NODES, NUM_PARTS, SETTINGS, STORAGE_URI, TRUTH
 
 
 class TrainedTasks(NamedTuple):
@@ -24,12 +25,12 @@ class TrainedTasks(NamedTuple):
     select: PipelineTask
 
 
-def train_and_select(form: Form) -> TrainedTasks:
-    """Add the stages from extract-frames to select-classes to the pipeline being defined."""
-    seen = configure(look_at_dataset(**form.of("look-at-dataset")), "plan")
+def train_and_select(form: Form, checked: PipelineTask) -> TrainedTasks:
+    """Add the stages from extract-frames to select-classes to the pipeline being defined, after its first step."""
+    seen = configure(look_at_dataset(**form.of("look-at-dataset")), "plan").after(checked)
     seen.set_display_name("look at the dataset").set_caching_options(False)
     # A task of its own: in KFP's local runner a loop over one output of a task hides the task's other outputs.
-    planned = configure(plan_parts(**form.of("plan-parts")), "plan").set_display_name("plan parts")
+    planned = configure(plan_parts(**form.of("plan-parts")), "plan").after(checked).set_display_name("plan parts")
     dataset = {**form.of("extract-frames"), "dataset_version": seen.output}
     with dsl.ParallelFor(planned.output, name="parts") as part:
         done = configure(extract_frames(part=part, **dataset), "extract").set_display_name("extract frames")
@@ -66,9 +67,9 @@ def export(tasks: TrainedTasks, form: Form) -> PipelineTask:
     return configure(exported, "export").set_display_name("export attention")
 
 
-@form(*DATASET, STORAGE_URI, *SETTINGS, DATASET_VERSION, NUM_PARTS, TRUTH, *CHOICE, *NODES)
+@form("baseline")
 def baseline(form: Form) -> None:
     """Train ST-ABN, find the actions it recognises badly, and export their attention for editing."""
-    tasks = train_and_select(form)
+    tasks = train_and_select(form, check(check_baseline, form, "check-baseline"))
     with dsl.If(tasks.select.outputs["Output"] == "selected", name="actions selected"):
         export(tasks, form)

@@ -1,8 +1,11 @@
 """The factory: each pipeline, made with settings for what KFP fixes when compiling."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+from google.protobuf.struct_pb2 import Value
 from kfp import compiler, dsl
 from kfp.dsl.base_component import BaseComponent
 
@@ -11,6 +14,7 @@ from pipelines.finetune import finetune
 from pipelines.full import full
 from pipelines.resources import CompileSettings, compiled_with
 from stabn.config import ConfigError
+from stabn.stages import FORMS, Parameter
 
 DEFINITIONS = {
     "baseline": (baseline, "ST-ABN baseline"),
@@ -30,15 +34,28 @@ def compile_pipeline(pipeline: BaseComponent, settings: CompileSettings, path: P
     """Write the YAML of a pipeline that was built with the settings; its form shows their defaults.
 
     Raises:
-        ConfigError: a default of the wrong type.
+        ConfigError: a default of the wrong type, or one that no stage could use.
     """
     inputs = pipeline.component_spec.inputs or {}
+    form = {item.form_name: item for item in FORMS[str(pipeline.name).removeprefix("st-abn-")]}
     defaults = {key: value for key, value in settings.parameters.items() if key in inputs}
+    for name, value in defaults.items():
+        form[name].check(value)
+    if settings.dropdowns:
+        _write_choices(pipeline, form.values())
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         compiler.Compiler().compile(pipeline, str(path), pipeline_parameters=defaults)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"parameters {defaults}: {error}") from None
+
+
+def _write_choices(pipeline: Any, form: Iterable[Parameter]) -> None:
+    """Put the choices of parameters into the pipeline's own specification: KFP's compiler takes no `Literal` yet."""
+    described = pipeline.pipeline_spec.root.input_definitions.parameters
+    for item in form:
+        if item.choices and not described[item.form_name].literals:
+            described[item.form_name].literals.extend(Value(string_value=choice) for choice in item.choices)
 
 
 def compile_all(folder: Path, settings: CompileSettings) -> list[Path]:

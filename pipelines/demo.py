@@ -17,6 +17,7 @@ from stabn.progress import Progress
 # The tasks of the pipeline `full` and about how long each takes on two cores, in seconds: only their proportions count,
 # for the time left.
 TASKS = {
+    "check-full": 3,
     "look-at-dataset": 2,
     "plan-parts": 1,
     "extract-frames": 15,

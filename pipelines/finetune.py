@@ -2,15 +2,16 @@
 
 from kfp.dsl import PipelineTask
 
+from components.check_form import check_finetune
 from components.edits import import_edits
 from components.evaluate import evaluate
 from components.finetune import finetune as finetune_component
 from components.promote import promote
 from components.report import report
 from pipelines.cluster import on_nodes
+from pipelines.first import check
 from pipelines.form import Form, form
 from pipelines.resources import configure
-from stabn.stages import GAMMA, NODES, PROMOTION, ROUND_URI, ROUTE, SETTINGS, SPLIT, STORAGE_URI, TRUTH
 
 
 def finetune_and_report(imported: PipelineTask, form: Form) -> PipelineTask:
@@ -71,9 +72,10 @@ def finetune_and_report(imported: PipelineTask, form: Form) -> PipelineTask:
     return reported
 
 
-@form(ROUND_URI, STORAGE_URI, *SETTINGS, TRUTH, ROUTE, GAMMA, SPLIT, *PROMOTION, *NODES)
+@form("finetune")
 def finetune(form: Form) -> None:
     """Fine-tune ST-ABN with a round's corrections and compare it with itself before, and with a control run."""
     imported = import_edits(round_uri=form.round_uri, edits_fingerprint="")
     configure(imported, "import").set_display_name("import edits").set_caching_options(False)
+    imported.after(check(check_finetune, form, "check-finetune"))
     finetune_and_report(imported, form)

@@ -10,11 +10,7 @@ from components.component import as_sentence
 from components.end_run import end_run
 from pipelines.cluster import on_nodes
 from pipelines.resources import configure
-from stabn.config import ConfigError
-from stabn.presets import resolve
-from stabn.stages import REQUIRED, STAGES, Parameter
-
-PARAMETERS = {item.form_name: item for stage in STAGES.values() for item in stage.takes}
+from stabn.stages import FORMS, REQUIRED, STAGES
 
 
 class Form:
@@ -33,11 +29,12 @@ class Form:
         return {name: getattr(self, form_name) for name, form_name in names.items() if hasattr(self, form_name)}
 
 
-def form(*parameters: Parameter) -> Callable[[Callable[[Form], Any]], Callable[..., Any]]:
-    """Give the definition of a pipeline a form, in the way that KFP reads it: signature and docstring.
+def form(name: str) -> Callable[[Callable[[Form], Any]], Callable[..., Any]]:
+    """Give the definition of a pipeline its form, in the way that KFP reads it: signature and docstring.
 
     And a last task, which runs however the others end.
     """
+    parameters = FORMS[name]
 
     def decorate(define: Callable[[Form], Any]) -> Callable[..., Any]:
         def pipeline(*values: Any) -> None:
@@ -60,28 +57,3 @@ def form(*parameters: Parameter) -> Callable[[Callable[[Form], Any]], Callable[.
         return pipeline
 
     return decorate
-
-
-def parse_form(pipeline: str, names: list[str], texts: Mapping[str, str]) -> dict[str, Any]:
-    """Return a form's values, checked as the stages will check them.
-
-    Args:
-        pipeline: its name, for messages.
-        names: of the form's parameters.
-        texts: what was given, by name.
-
-    Raises:
-        ConfigError: an unknown or missing parameter, or a value that some stage could not use.
-    """
-    unknown = set(texts) - set(names)
-    if unknown:
-        raise ConfigError(f"{pipeline}: no parameter {', '.join(sorted(unknown))}; it has {', '.join(names)}")
-    missing = [name for name in names if PARAMETERS[name].default is REQUIRED and not texts.get(name)]
-    if missing:
-        raise ConfigError(f"{pipeline}: give --param {'=… --param '.join(missing)}=…")
-    values = {name: PARAMETERS[name].parse(text) for name, text in texts.items()}
-    whole = {name: values.get(name, PARAMETERS[name].default) for name in names}
-    settings = {PARAMETERS[name].setting.replace(".", "__"): value for name, value in whole.items()}
-    settings.pop("", None)
-    resolve(whole["preset"], whole["overrides"], **settings)
-    return values

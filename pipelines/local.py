@@ -8,8 +8,8 @@ from typing import Any
 from kfp import local
 from kfp.dsl.base_component import BaseComponent
 
-from pipelines.form import parse_form
 from stabn.errors import StabnError
+from stabn.forms import parse_form
 
 SOURCES = Path(__file__).resolve().parent.parent
 PACKAGES = ("stabn", "components", "pipelines")
@@ -51,4 +51,4 @@ def run_local(pipeline: BaseComponent, arguments: Mapping[str, Any], folder: Pat
 
 def parse_parameters(pipeline: BaseComponent, texts: Mapping[str, str]) -> dict[str, Any]:
     """Convert `name=value` texts to the values of the pipeline's parameters; see `parse_form`."""
-    return parse_form(str(pipeline.name), list(pipeline.component_spec.inputs or {}), texts)
+    return parse_form(str(pipeline.name).removeprefix("st-abn-"), texts)

@@ -79,6 +79,10 @@ class CompileSettings(Settings):
     )
     storage_secret: str = setting("stabn-s3", "secret with AWS_… variables; empty: workload identity")
     experiment: str = setting("", "experiment in MLflow; empty: stabn")
+    dropdowns: bool = setting(
+        False,
+        "write the choices of parameters into the forms (`literals`); for KFP servers that know them, from 2.17.3",
+    )
     commit: str = setting("", "git commit of the images' code, for MLflow; empty: unknown")
     backoff_seconds: int = setting(30, "wait before the first retry, doubled each time", low=1)
     patience_minutes: float = setting(

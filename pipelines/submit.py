@@ -9,13 +9,14 @@ from google.protobuf import json_format
 
 from pipelines.build import build, compile_pipeline
 from pipelines.follow import RunFailed, follow
-from pipelines.local import parse_parameters
 from pipelines.outcome import summary
 from pipelines.resources import CompileSettings
 from pipelines.server import Server
 from pipelines.tasks import titles_of
 from stabn.config import fingerprint
 from stabn.errors import StabnError
+from stabn.forms import parse_form
+from stabn.stages import FORMS
 from stabn.tracking import git_commit
 
 MAX_NAME = 120  # characters of a run's name
@@ -118,19 +119,16 @@ def _prepare(request: Request) -> _Prepared:
     commit = settings.commit or git_commit()
     if commit and not settings.commit:
         settings = dataclasses.replace(settings, commit=commit)
+    form = {item.form_name for item in FORMS[request.pipeline]}
+    defaults = {name: str(value) for name, value in settings.parameters.items() if name in form}
+    parameters = parse_form(request.pipeline, defaults | request.parameters)
     pipeline = build(request.pipeline, settings)
-    defaults = {name: str(value) for name, value in settings.parameters.items() if name in _inputs(pipeline)}
-    parameters = parse_parameters(pipeline, defaults | request.parameters)
     package = request.folder / f"{request.pipeline}.yaml"
     compile_pipeline(pipeline, settings, package)
     server = Server(request.endpoint, request.namespace)
     version = server.upload(package, commit)
     spec = json_format.MessageToDict(pipeline.pipeline_spec)
     return _Prepared(server, server.experiment(request.experiment), version, parameters, titles_of(spec))
-
-
-def _inputs(pipeline: Any) -> dict[str, Any]:
-    return pipeline.component_spec.inputs or {}
 
 
 def _run_name(request: Request, prepared: _Prepared) -> str:

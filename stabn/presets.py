@@ -21,6 +21,7 @@ BACKBONES = {
     50: ("bottleneck", (3, 4, 6, 3)),
     101: ("bottleneck", (3, 4, 23, 3)),
 }
+BACKBONE_WIDTH = 64  # of those that there are weights for
 
 
 def backbone(depth: int, **settings: object) -> ModelConfig:
@@ -88,6 +89,22 @@ def knowledge() -> RunConfig:
         train=dataclasses.replace(small.train, epochs=40, keep="last", validate_every=40),
         finetune=dataclasses.replace(small.finetune, epochs=12, validate_every=12),
         select=SelectConfig(threshold=0.8, splits="validation", videos="all", max_classes=4),
+    )
+
+
+def imagenet_depth(model: ModelConfig) -> int:
+    """Return the depth of the ResNet whose ImageNet weights fit a network.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    own = (model.block, model.num_blocks)
+    for depth, blocks in BACKBONES.items():
+        if blocks == own and model.width == BACKBONE_WIDTH:
+            return depth
+    raise ConfigError(
+        f"train.init_weights = 'imagenet': there is no such network of {model.num_blocks} {model.block} blocks and "
+        f"width {model.width}; give the path or URI of other weights, or begin without: train.init_weights=random"
     )
 
 

@@ -1,17 +1,23 @@
-"""What each stage reads, takes and writes: the one declaration of its files and parameters.
+"""What each stage reads, takes and writes, and each pipeline's form: the one declaration of files and parameters.
 
 Made from these: the command line's flags, the components, the pipelines' forms, the checks at submit and at a step's
 start. A parameter that is a setting takes default, help and check from the setting's own field.
 """
 
 import dataclasses
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from stabn import presets
-from stabn.config import LOADING, SECTIONS, ConfigError, check_value
+from stabn.config import LOADING, SECTIONS, ConfigError, check_value, parse_overrides
+from stabn.errors import StabnError
+from stabn.storage import check_object_uri, open_storage
+from stabn.tracking.names import check_model_name
 
 REQUIRED: Any = "required"
+RESOURCE = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?")
 ATTENTION_MODES = (
     "as_is",
     "spatial_inverted",
@@ -41,6 +47,7 @@ class Parameter:
         flag: whether the command line has it; else it has another means, or no use for it.
         setting: `section.field`, if it is one.
         why: why `high` is what it is; for the message to somebody who went beyond it.
+        rule: raises for further values, but empty ones, that no stage can use; None: there are none.
     """
 
     name: str
@@ -53,6 +60,7 @@ class Parameter:
     flag: bool = True
     setting: str = ""
     why: str = ""
+    rule: Callable[[Any], object] | None = None
 
     @property
     def kind(self) -> type:
@@ -65,17 +73,15 @@ class Parameter:
         return self.form or self.name
 
     def parse(self, text: str) -> Any:
-        """Return the value of a form's text.
+        """Return the value of a form's text, for `check`.
 
         Raises:
-            ConfigError: not of its type, or not allowed.
+            ConfigError: not of its type.
         """
         try:
-            value = self.kind(text)
+            return self.kind(text)
         except ValueError:
             raise ConfigError(f"{self.form_name} = {text!r}: expected a number") from None
-        self.check(value)
-        return value
 
     def check(self, value: Any) -> None:
         """Refuse what the stage could not use.
@@ -83,11 +89,18 @@ class Parameter:
         Raises:
             ConfigError: a value that is not allowed.
         """
+        if self.kind in (str, int, float) and isinstance(value, str) != (self.kind is str):
+            raise ConfigError(f"{self.form_name} = {value!r}: expected a {'text' if self.kind is str else 'number'}")
         try:
             check_value(self.form_name, value, self.choices, self.low, self.high)
         except ConfigError as error:
             is_beyond = self.why and self.high is not None and value > self.high
             raise ConfigError(f"{error}; {self.why}" if is_beyond else str(error)) from None
+        if self.rule is not None and value not in (self.default, ""):
+            try:
+                self.rule(value)
+            except StabnError as error:
+                raise ConfigError(f"{self.form_name} = {value!r}: {error}") from None
 
 
 def setting(name: str, path: str) -> Parameter:
@@ -136,9 +149,51 @@ class Stage:
     returns: dict[str, Any] = field(default_factory=dict)
 
 
-VIDEOS_URI = Parameter("videos_uri", "folder or s3:// prefix with the videos, or with the dataset's archive")
-LABELS_URI = Parameter("labels_uri", "folder or s3:// prefix with Something-Something v2's label files, or labels.csv")
-STORAGE_URI = Parameter("storage_uri", "s3:// prefix that keeps frames, checkpoints and editing rounds; or a folder")
+def check_accelerator(name: str) -> None:
+    """Refuse what is not the whole name of a resource.
+
+    Raises:
+        ConfigError: says how to write it.
+    """
+    if not RESOURCE.fullmatch(name):
+        raise ConfigError("write the resource's whole name, such as nvidia.com/gpu")
+
+
+def check_correction(source: str, segments_uri: str) -> None:
+    """Refuse an unknown source of corrections, and known segments without their file or for people.
+
+    Raises:
+        ConfigError: names the parameter.
+    """
+    check_value("edit_source", source, ("people", *EDIT_SOURCES))
+    if source in EDIT_SOURCES and not segments_uri:
+        raise ConfigError(f"edit_source = {source!r} without edit_segments_uri: give the file of known action segments")
+    if source == "people" and segments_uri:
+        raise ConfigError(
+            f"edit_segments_uri = {segments_uri!r} with edit_source = 'people', who do not read it: leave it empty, or "
+            "set edit_source = 'segments'"
+        )
+
+
+def check_shared_storage(uri: str) -> None:
+    """Refuse a folder for what several machines read and write.
+
+    Raises:
+        ConfigError: says what to give.
+    """
+    if not uri.startswith("s3://"):
+        raise ConfigError(f"storage_uri = {uri!r}: the nodes of a job cannot read it; give s3://bucket/prefix")
+
+
+VIDEOS_URI = Parameter(
+    "videos_uri", "folder or s3:// prefix with the videos, or with the dataset's archive", rule=open_storage
+)
+LABELS_URI = Parameter(
+    "labels_uri", "folder or s3:// prefix with Something-Something v2's label files, or labels.csv", rule=open_storage
+)
+STORAGE_URI = Parameter(
+    "storage_uri", "s3:// prefix that keeps frames, checkpoints and editing rounds; or a folder", rule=open_storage
+)
 DATASET_VERSION = Parameter(
     "dataset_version",
     "part of the dataset's fingerprint, which otherwise is that of its files; usually empty",
@@ -156,9 +211,15 @@ NUM_PARTS = Parameter(
 )
 PART = Parameter("part", "do only this share of the work, i/n; then `stabn merge-frames`", "")
 PARTS = Parameter("parts", "what came of each part", (), flag=False)
-PRESET = Parameter("preset", f"named settings: {', '.join(presets.PRESETS)}", "ssv2_r50_32", flag=False)
+PRESET = Parameter(
+    "preset", f"named settings: {', '.join(presets.PRESETS)}", "ssv2_r50_32", tuple(presets.PRESETS), flag=False
+)
 OVERRIDES = Parameter(
-    "overrides", "settings that differ from the preset, such as: train.epochs=20 data.workers=8", "", flag=False
+    "overrides",
+    "settings that differ from the preset, such as: train.epochs=20 data.workers=8",
+    "",
+    flag=False,
+    rule=parse_overrides,
 )
 SETTINGS = (PRESET, OVERRIDES)
 NODES = (
@@ -171,12 +232,18 @@ NODES = (
     ),
     Parameter("procs_per_node", "processes of each node, one per accelerator", 1, low=1, flag=False),
     Parameter(
-        "accelerator", "resource that each process gets one of, such as nvidia.com/gpu; empty: none", "", flag=False
+        "accelerator",
+        "resource that each process gets one of, such as nvidia.com/gpu; empty: none",
+        "",
+        flag=False,
+        rule=check_accelerator,
     ),
 )
 # What a stage on nodes takes besides; on the command line its output is named instead of the storage.
 ON_NODES = (dataclasses.replace(STORAGE_URI, flag=False), *SETTINGS, *NODES)
-ROUND_URI = Parameter("round_uri", "editing round that people have corrected; it holds its network and its manifest")
+ROUND_URI = Parameter(
+    "round_uri", "editing round that people have corrected; it holds its network and its manifest", rule=open_storage
+)
 CHOICE = (setting("threshold", "select.threshold"), setting("max_classes", "select.max_classes"))
 CORRECTION = (
     Parameter(
@@ -193,6 +260,7 @@ CORRECTION = (
         "without people: JSON file of video id to [first, last) frame of the action",
         "",
         form="edit_segments_uri",
+        rule=check_object_uri,
     ),
     Parameter(
         "min_share",
@@ -230,7 +298,10 @@ TRUTH = Parameter(
 WINNING = (setting("metric", "promote.metric"), setting("class_fdr", "promote.class_fdr"))
 PROMOTION = (
     Parameter(
-        "model_name", "name in MLflow's model registry whose alias champion may move; empty: register nothing", "st-abn"
+        "model_name",
+        "name in MLflow's model registry whose alias champion may move; empty: register nothing",
+        "st-abn",
+        rule=check_model_name,
     ),
     *WINNING,
 )
@@ -247,7 +318,16 @@ EXTRACTION = (*DATASET, STORAGE_URI, *SETTINGS, DATASET_VERSION)
 COMPUTING = ("train.device", "train.precision")
 LOADING_SETTINGS = tuple(f"data.{name}" for name in LOADING)
 
+_DATA = (*DATASET, STORAGE_URI, *SETTINGS, DATASET_VERSION, NUM_PARTS, *CHOICE)
+_COMPARISON = (ROUTE, GAMMA, SPLIT, *PROMOTION)
+FORMS: dict[str, tuple[Parameter, ...]] = {
+    "baseline": (*_DATA, TRUTH, *NODES),
+    "finetune": (ROUND_URI, STORAGE_URI, *SETTINGS, TRUTH, *_COMPARISON, *NODES),
+    "full": (*_DATA, *CORRECTION, TRUTH, *_COMPARISON, *NODES),
+}
+
 STAGES = {
+    **{f"check-{pipeline}": Stage(takes=form) for pipeline, form in FORMS.items()},
     "look-at-dataset": Stage(takes=(*DATASET, DATASET_VERSION), returns={"": str}),
     "plan-parts": Stage(takes=(NUM_PARTS,), returns={"": list[str]}),
     "extract-frames": Stage(takes=(*EXTRACTION, PART), settings=("extract",), returns={"": str}),

@@ -851,7 +851,9 @@ def test_a_finished_round_tells_the_webhook_once(
 
 
 def test_a_finished_round_starts_the_pipeline_once(editor_round: Round, receiver: Receiver) -> None:
-    config = dataclasses.replace(OPEN, kfp_host=receiver.url, kfp_parameters="preset=mini overrides=finetune.epochs=3")
+    config = dataclasses.replace(
+        OPEN, kfp_host=receiver.url, kfp_parameters="storage_uri=s3://data preset=mini overrides=finetune.epochs=3"
+    )
     with server(editor_round, config) as person:
         lea = person("lea")
         lea.save("10", [1.0] * 12)
@@ -861,7 +863,7 @@ def test_a_finished_round_starts_the_pipeline_once(editor_round: Round, receiver
         assert run["pipeline_version_reference"] == {"pipeline_id": "p1"}
         assert run["runtime_config"]["parameters"] == {
             "round_uri": editor_round.uri,
-            "storage_uri": editor_round.uri.rpartition("/rounds/")[0],
+            "storage_uri": "s3://data",
             "preset": "mini",
             "overrides": "finetune.epochs=3",
         }
@@ -878,7 +880,13 @@ def test_a_finished_round_starts_the_pipeline_once(editor_round: Round, receiver
 
 def test_the_run_belongs_to_an_experiment_of_the_profile(editor_round: Round, receiver: Receiver) -> None:
     receiver.profile = "namespace=team-a"
-    config = dataclasses.replace(OPEN, kfp_host=receiver.url, kfp_experiment="corrections", kfp_namespace="team-a")
+    config = dataclasses.replace(
+        OPEN,
+        kfp_host=receiver.url,
+        kfp_experiment="corrections",
+        kfp_namespace="team-a",
+        kfp_parameters="storage_uri=s3://data",
+    )
     with server(editor_round, config) as person:
         lea = person("lea")
         lea.save("10", [1.0] * 12)

@@ -80,7 +80,9 @@ def test_retraining_starts_as_it_should() -> None:
 @pytest.mark.parametrize("name", ["finetune", "baseline"])
 def test_the_settings_of_retraining_fit_the_pipelines(name: str) -> None:
     values = yaml.safe_load((ROOT / "pipelines" / "retrain" / f"{name}.yaml").read_text())
-    texts = {key: str(value) for key, value in values.items()} | ({"round_uri": "s3://r"} if name == "finetune" else {})
+    texts = {key: str(value) for key, value in values.items()} | (
+        {"round_uri": "s3://stabn/rounds/r"} if name == "finetune" else {}
+    )
     assert parse_parameters(PIPELINES[name], texts)["preset"] == "ssv2_r50_32"
     assert CompileSettings.load(ROOT / "pipelines" / "retrain" / "settings.yaml").experiment == "stabn-retrain"
 

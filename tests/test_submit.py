@@ -16,7 +16,15 @@ from pipelines.__main__ import PIPELINES, main
 from pipelines.tasks import titles_of
 from stabn.tracking import stage_run
 
-FINETUNE = ["finetune", "--param", "round_uri=s3://b/rounds/r", "--param", "storage_uri=s3://b", "--name", "night"]
+FINETUNE = [
+    "finetune",
+    "--param",
+    "round_uri=s3://data/rounds/r",
+    "--param",
+    "storage_uri=s3://data",
+    "--name",
+    "night",
+]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -55,7 +63,7 @@ def test_a_submission_uploads_a_version_named_by_the_commit_and_runs_it(kfp: Kfp
     assert [item["display_name"] for item in kfp.pipelines.values()] == ["st-abn-finetune"]
     assert [item["display_name"] for item in kfp.experiments.values()] == ["nightly"]
     assert made["display_name"] == "night" and made["service_account"] == "runner"
-    parameters = {"round_uri": "s3://b/rounds/r", "storage_uri": "s3://b", "finetune_gamma": 3.0}
+    parameters = {"round_uri": "s3://data/rounds/r", "storage_uri": "s3://data", "finetune_gamma": 3.0}
     assert made["runtime_config"]["parameters"] == parameters
     assert f"{kfp.endpoint}/#/runs/details/{made['run_id']}" in capsys.readouterr().out
     environment = version["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]["exec-report"]["container"]

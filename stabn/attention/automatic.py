@@ -14,7 +14,7 @@ from stabn.attention.rounds import Round, RoundVideo, check_round, load_round, m
 from stabn.config import ConfigError
 from stabn.data.segments import check_segment, load_segments
 from stabn.errors import Overdue, RetryableError
-from stabn.stages import EDIT_SOURCES
+from stabn.stages import EDIT_SOURCES, check_correction
 from stabn.storage import sole_writer
 from stabn.tracking import stage_run
 
@@ -40,11 +40,7 @@ def collect_edits(round_uri: str, source: str, segments_uri: str, min_share: flo
         ConfigError: no such source, or segments without a file.
         RetryableError: people were not done in time.
     """
-    if source not in ("people", *EDIT_SOURCES) or (source in EDIT_SOURCES and not segments_uri):
-        raise ConfigError(
-            f"edit source {source!r} with segments {segments_uri!r}: people, or with a file of segments one of "
-            + ", ".join(EDIT_SOURCES)
-        )
+    check_correction(source, segments_uri)
     item = load_round(round_uri)
     check_round(item)
     inputs = {"dataset": item.manifest_fingerprint, "checkpoint": item.checkpoint_fingerprint}

@@ -15,6 +15,7 @@ from stabn.config.sections import (
     RunConfig,
     SelectConfig,
     TrainConfig,
+    check_device,
     with_loading,
 )
 from stabn.config.settings import ConfigError, Settings, check_value, fingerprint, from_dict, setting, to_dict

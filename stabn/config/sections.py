@@ -2,9 +2,12 @@
 
 import dataclasses
 import ipaddress
+import re
 from dataclasses import dataclass
 
 from stabn.config.settings import ConfigError, Settings, setting
+
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,14 @@ class ExtractConfig(Settings):
         low=0.0,
         high=0.9,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_frames > self.max_frames:
+            raise ConfigError(
+                f"min_frames = {self.min_frames} with max_frames = {self.max_frames}: no video could be used; lower "
+                "the first or raise the second"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +199,34 @@ class FitConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not DEVICE.fullmatch(self.device):
+            raise ConfigError(f"device = {self.device!r}: write auto, cpu, cuda or cuda:N")
+        if self.optimizer == "sgd" and self.nesterov and not self.momentum:
+            raise ConfigError("momentum = 0 with nesterov = true: set nesterov = false, or a momentum")
         if self.compile and self.teacher_forcing:
             raise ConfigError(f"compile with teacher_forcing = {self.teacher_forcing}: choose one of them")
+
+    def check_processes(self, number: int) -> None:
+        """Refuse more processes than a step has videos, and one GPU for several.
+
+        Raises:
+            ConfigError: names the setting.
+        """
+        if self.batch_size < number:
+            raise ConfigError(
+                f"batch_size = {self.batch_size} for {number} processes: each needs a video, raise batch_size"
+            )
+        check_device(self.device, number)
+
+
+def check_device(name: str, processes: int) -> None:
+    """Refuse one GPU for several processes.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if processes > 1 and name.startswith("cuda:"):
+        raise ConfigError(f"device = {name!r} with {processes} processes: set device = cuda, each takes its own")
 
 
 # Of FitConfig: where and how fast it runs, what it saves and shows, never what is learnt.

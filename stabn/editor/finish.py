@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from stabn.attention.edits import read_edits, summarize
-from stabn.config import EditorConfig, parse_overrides
+from stabn.config import ConfigError, EditorConfig, parse_overrides
 from stabn.editor.board import Board
 from stabn.editor.exchange import now
 from stabn.editor.http import ApiError
 from stabn.editor.leases import LeaseHeld, Leases
 from stabn.errors import StabnError
+from stabn.forms import parse_form
 from stabn.storage import ObjectNotFound
 
 FINISHED_FILE = "finished.json"
@@ -52,12 +53,28 @@ class Finish:
         self.storage = board.storage.child("editor")
         self.leases = Leases(self.storage, ATTEMPT_SECONDS)
         self.target = "webhook" if config.webhook_url else "kfp" if config.kfp_host else "none"
+        if self.target == "kfp":
+            self._kfp_parameters()
 
     def describe(self) -> str:
         """Return what finishing the round starts, for the log."""
         if self.target == "kfp":
             return f"pipeline {self.config.kfp_pipeline} at {self.config.kfp_host}"
         return f"webhook {self.config.webhook_url}" if self.target == "webhook" else "nothing"
+
+    def _kfp_parameters(self) -> dict[str, Any]:
+        """Return the run's parameters, checked as the pipeline's first step will check them.
+
+        Raises:
+            ConfigError: some stage could not use them.
+        """
+        uri = self.board.round.uri
+        storage_uri, _, _ = uri.rpartition("/rounds/")
+        texts = {"round_uri": uri, **({"storage_uri": storage_uri} if storage_uri else {})}
+        try:
+            return parse_form("finetune", texts | parse_overrides(self.config.kfp_parameters))
+        except ConfigError as error:
+            raise ConfigError(f"editor.kfp_parameters: {error}") from None
 
     def record(self) -> dict[str, Any] | None:
         """Return who finished the round, when, and what was started; None: it is not finished."""
@@ -138,9 +155,7 @@ class Finish:
         found = _request("GET", f"{base}/runs?{_named(name, **experiment)}", None, headers).get("runs")
         if found:
             return found[0]["run_id"]
-        parameters: dict[str, Any] = {"round_uri": content["round_uri"]}
-        parameters |= parse_overrides(self.config.kfp_parameters)
-        parameters.setdefault("storage_uri", content["round_uri"].rpartition("/rounds/")[0])
+        parameters = self._kfp_parameters()
         run = {
             "display_name": name,
             "description": f"Round {content['round_id']}, finished by {content['by']}",

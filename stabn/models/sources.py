@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stabn.config import ModelConfig
 from stabn.models.weights import WeightsError, read_weights
-from stabn.presets import BACKBONES
+from stabn.presets import imagenet_depth
 
 # torchvision's ImageNet weights by depth, fetched and kept by PyTorch itself (TORCH_HOME); torchvision is not needed.
 TORCHVISION = {
@@ -34,19 +34,13 @@ def fetch_initial_weights(name: str, config: ModelConfig) -> tuple[Mapping[str, 
         config: of the network that they are for.
 
     Raises:
+        ConfigError: ImageNet's are wanted for a network that there are none for.
         WeightsError: they cannot be had; says how else.
     """
     if name in ("random", ""):
         return None
     if name == "imagenet":
-        own = (config.block, config.num_blocks)
-        depths = [depth for depth, backbone in BACKBONES.items() if backbone == own and config.width == 64]
-        if not depths:
-            raise WeightsError(
-                f"init_weights = imagenet: there is no such network of {config.num_blocks} {config.block} blocks and "
-                f"width {config.width}; {REMEDY}"
-            )
-        url = TORCHVISION[depths[0]]
+        url = TORCHVISION[imagenet_depth(config)]
         if mirror := os.environ.get(MIRROR):
             url = f"{mirror.rstrip('/')}/{url.rpartition('/')[2]}"
         return _had(lambda: torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True), url), url

@@ -11,5 +11,5 @@ from stabn.storage.interface import (
     check_id,
 )
 from stabn.storage.local import FolderStorage
-from stabn.storage.opening import fetch, open_storage, read_uri, uri_exists, write_uri
+from stabn.storage.opening import check_object_uri, fetch, open_storage, read_uri, uri_exists, write_uri
 from stabn.storage.promises import check_promises, sole_writer

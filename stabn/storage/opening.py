@@ -52,6 +52,15 @@ def uri_exists(uri: str | os.PathLike[str]) -> bool:
     return storage.exists(key)
 
 
+def check_object_uri(uri: str | os.PathLike[str]) -> None:
+    """Refuse what names no object or file; nothing is contacted.
+
+    Raises:
+        StorageError: says how to write one.
+    """
+    _split(uri)
+
+
 def _split(uri: str | os.PathLike[str]) -> tuple[Storage, str]:
     """Return the storage that holds a single object, and the object's key in it."""
     text = os.fspath(uri)

@@ -33,6 +33,16 @@ def check_name(text: str, what: str) -> None:
         raise TrackingError(f"{what} {text!r}: use letters, digits, '.', '_', '-' and '/'")
 
 
+def check_model_name(name: str) -> None:
+    """Refuse a name that MLflow's model registry does not take, or that would have to be escaped somewhere.
+
+    Raises:
+        TrackingError: says what it may be made of.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
+        raise TrackingError(f"model {name!r}: use letters, digits, '.', '_' and '-', beginning with a letter or digit")
+
+
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in settings.items():
         if isinstance(value, Mapping):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from stabn.errors import StabnError
 from stabn.tracking.client import start_errors, tracking_client
-from stabn.tracking.names import CHAMPION, check_name, safe_name
+from stabn.tracking.names import CHAMPION, check_model_name, safe_name
 
 
 class ChampionChanged(StabnError):
@@ -71,7 +71,7 @@ def register_if_better(
 
     tags = {**tags, **{f"before.{key}": str(value) for key, value in before.items()}}
     tags |= {f"after.{key}": str(value) for key, value in after.items()} | {"wins": str(wins).lower()}
-    check_name(name, "model")
+    check_model_name(name)
     with start_errors():
         client = tracking_client()
         try:
@@ -112,7 +112,7 @@ def find_champion(name: str) -> Champion | None:
         return None
     from mlflow.exceptions import MlflowException
 
-    check_name(name, "model")
+    check_model_name(name)
     with start_errors():
         try:
             found = tracking_client().get_model_version_by_alias(name, CHAMPION)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from stabn.config import ConfigError, DataConfig
+from stabn.config import ConfigError, DataConfig, check_device
 from stabn.data.sampler import EpochSampler
 from stabn.data.transforms import to_input
 from stabn.errors import StabnError
@@ -36,8 +36,7 @@ def choose_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.
     if not torch.cuda.is_available():
         raise ConfigError(f"device = {name!r}: there is no GPU that this PyTorch ({torch.__version__}) can use")
     if world_size > 1:
-        if device.index is not None:
-            raise ConfigError(f"device = {name!r} with {world_size} processes: set device = cuda, each takes its own")
+        check_device(name, world_size)
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
                 f"process {local_rank} of this machine finds {torch.cuda.device_count()} GPUs: start one per GPU"

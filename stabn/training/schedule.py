@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stabn.config import ConfigError, FitConfig
+from stabn.config import FitConfig
 
 IMPROVEMENT = 1e-4  # share by which a loss must be lower to count as lower
 
@@ -48,10 +48,7 @@ def plan_batches(settings: FitConfig, world_size: int) -> BatchPlan:
     Raises:
         ConfigError: there are more processes than videos in a step.
     """
-    if settings.batch_size < world_size:
-        raise ConfigError(
-            f"batch_size = {settings.batch_size} for {world_size} processes: each needs a video, raise batch_size"
-        )
+    settings.check_processes(world_size)
     share = -(-settings.batch_size // world_size)
     accumulation = -(-share // settings.micro_batch_size) if settings.micro_batch_size else 1
     reference = settings.reference_batch_size or settings.batch_size

@@ -1,0 +1,61 @@
+"""A look at everything that a pipeline was given, before its first hour: values, files, storage, tracking, cluster."""
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from components.cluster.config import ClusterConfig
+from components.placement import Placement
+from stabn.attention.automatic import load_segments
+from stabn.attention.rounds import load_round
+from stabn.config import ConfigError, RunConfig
+from stabn.data.ssv2 import load_labels
+from stabn.forms import check_form
+from stabn.storage import open_storage, uri_exists
+from stabn.tracking import find_champion
+
+NAMED_WEIGHTS = ("imagenet", "random", "")
+
+
+def check_all(pipeline: str, values: Mapping[str, Any]) -> None:
+    """Check a form as `check_form` does, and whether what it names is there and can be used.
+
+    Args:
+        pipeline: baseline, finetune or full.
+        values: of its form, by the names there.
+
+    Raises:
+        StabnError: what the stage that needs it would say, later.
+    """
+    config = check_form(pipeline, values)
+    if not Placement(values["num_nodes"], values["procs_per_node"], values["accelerator"]).is_here:
+        ClusterConfig.load()
+    _check_storage(values["storage_uri"])
+    if "labels_uri" in values:
+        load_labels(values["labels_uri"], config.extract.held_out)
+    if values.get("edit_segments_uri"):
+        load_segments(values["edit_segments_uri"])
+    if "round_uri" in values:
+        load_round(values["round_uri"])
+    if pipeline != "finetune" or values["route"] == "retrain":
+        _check_weights(config)
+    if values.get("model_name"):
+        find_champion(values["model_name"])
+    print(f"{pipeline}: every stage can use what the form says", flush=True)
+
+
+def _check_storage(uri: str) -> None:
+    """Write an object, read it back and delete it."""
+    storage, key = open_storage(uri), f"checks/{uuid.uuid4().hex}"
+    storage.write(key, b"check")
+    try:
+        if storage.read(key) != b"check":
+            raise ConfigError(f"storage_uri = {uri!r}: what was written there is not what is read")
+    finally:
+        storage.delete(key)
+
+
+def _check_weights(config: RunConfig) -> None:
+    name = config.train.init_weights
+    if name not in NAMED_WEIGHTS and not name.startswith("timm:") and not uri_exists(name):
+        raise ConfigError(f"train.init_weights = {name!r}: no such file or object")
