@@ -32,7 +32,13 @@ def check_all(pipeline: str, values: Mapping[str, Any]) -> None:
         ClusterConfig.load()
     _check_storage(values["storage_uri"])
     if "labels_uri" in values:
-        load_labels(values["labels_uri"], config.extract.held_out)
+        labels = load_labels(values["labels_uri"], config.extract.held_out)
+        split = values.get("report_split")
+        if split == "held_out" and not any(video.split == split for video in labels.videos):
+            raise ConfigError(
+                f"report_split = 'held_out': the labels hold no videos out, and extract.held_out = "
+                f"{config.extract.held_out:g}; set extract.held_out=0.1 in overrides, or report_split = 'auto'"
+            )
     if values.get("edit_segments_uri"):
         load_segments(values["edit_segments_uri"])
     if "round_uri" in values:

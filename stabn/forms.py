@@ -71,13 +71,7 @@ def _check_training(pipeline: str, values: Mapping[str, Any], config: RunConfig)
         )
     if trains and config.train.init_weights == "imagenet":
         imagenet_depth(config.model)
-    split = values.get("report_split")
-    if split == "held_out" and pipeline == "full" and not config.extract.held_out:
-        raise ConfigError(
-            "report_split = 'held_out' with extract.held_out = 0: no videos are held out; set extract.held_out=0.1 in "
-            "overrides, or report_split = 'auto'"
-        )
-    if split == "test":
+    if values.get("report_split") == "test":
         raise ConfigError("report_split = 'test': its videos have no labels to compare with; choose another split")
     processes = values["num_nodes"] * values["procs_per_node"]
     for section in ("train",) * trains + ("finetune",) * (pipeline != "baseline"):

@@ -48,8 +48,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_every_stage_is_shown_and_tables_are_printed(finished: tuple[Path, str]) -> None:
     _, output = finished
-    headings = re.findall(r"\[ ?(\d+)/22\] ([\w-]+)", output)
-    assert [int(number) for number, _ in headings] == list(range(1, 23))
+    headings = re.findall(r"\[ ?(\d+)/23\] ([\w-]+)", output)
+    assert [int(number) for number, _ in headings] == list(range(1, 24))
     assert {re.sub(r"-\d$", "", name) for _, name in headings} == STAGES | {
         "look-at-dataset",
         "plan-parts",

@@ -49,7 +49,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"overrides": "train.batch_size=8", "num_nodes": 3, "procs_per_node": 3}, "train.batch_size = 8 for 9 processes"),
     ({"overrides": "finetune.batch_size=8", "num_nodes": 9}, "finetune.batch_size = 8 for 9 processes"),
     ({"overrides": "finetune.device=cuda:1", "procs_per_node": 2}, "finetune.device = 'cuda:1' with 2 processes"),
-    ({"overrides": "extract.held_out=0", "report_split": "held_out"}, "no videos are held out"),
     ({"report_split": "test"}, "report_split = 'test': its videos have no labels"),
     ({"videos_uri": ""}, "give --param videos_uri"),
 ]
@@ -139,6 +138,7 @@ def test_the_first_step_looks_at_what_is_named(
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "file").write_text("")
     for changed, said in (
+        ({"report_split": "held_out"}, "report_split = 'held_out': the labels hold no videos out"),
         ({"labels_uri": str(tmp_path)}, "labels.json"),
         ({"edit_segments_uri": str(tmp_path / "broken.json")}, "expected"),
         ({"storage_uri": str(tmp_path / "file")}, "file"),

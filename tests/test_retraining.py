@@ -90,7 +90,7 @@ def test_the_settings_of_retraining_fit_the_pipelines(name: str) -> None:
 def test_the_knowledge_benchmark_is_a_set_of_parameters_too() -> None:
     path = ROOT / "pipelines" / "knowledge.yaml"
     texts = {key: str(value or "") for key, value in yaml.safe_load(path.read_text()).items()}
-    places = dict.fromkeys(("videos_uri", "labels_uri", "storage_uri", "edit_segments_uri"), "s3://x")
+    places = dict.fromkeys(("videos_uri", "labels_uri", "storage_uri", "edit_segments_uri"), "s3://bucket/x")
     values = parse_parameters(PIPELINES["full"], texts | places)
     settings = resolve("knowledge").select
     assert (values["select_threshold"], values["select_max_classes"]) == (settings.threshold, settings.max_classes)

@@ -179,7 +179,7 @@ def test_a_run_is_followed_by_its_own_names_when_argo_compresses_its_nodes(
 ) -> None:
     """One line a task: no groups, no tries, the parts of a loop numbered, the reason of a failure."""
     kfp.workflow, kfp.steps = argo_workflow(packed), [("RUNNING", {}), ("FAILED", {})]
-    places = [f"--param={name}=s3://x" for name in ("videos_uri", "labels_uri", "storage_uri")]
+    places = [f"--param={name}=s3://bucket/x" for name in ("videos_uri", "labels_uri", "storage_uri")]
     assert run("submit", "full", *places, "--commit", COMMIT, "--wait") == 1
     captured = capsys.readouterr()
     lines = [" ".join(line.split()[1:]) for line in captured.out.splitlines() if line[:1].isdigit()]
@@ -196,7 +196,7 @@ def test_a_run_is_followed_by_its_own_names_when_argo_compresses_its_nodes(
 
 
 def test_more_parts_than_a_run_can_hold_are_refused_before_anything_is_sent(kfp: KfpServer, capsys: Any) -> None:
-    places = [f"--param={name}=s3://x" for name in ("videos_uri", "labels_uri", "storage_uri")]
+    places = [f"--param={name}=s3://bucket/x" for name in ("videos_uri", "labels_uri", "storage_uri")]
     assert run("submit", "full", *places, "--param", "extract_parts=110") == 2
     error = capsys.readouterr().err
     assert "extract_parts = 110: must be at most 100; Argo keeps the state of a run" in error and not kfp.requests
