@@ -258,7 +258,9 @@ def test_a_killed_process_is_replaced(manifest_path: str, tmp_path: Path) -> Non
     workers[1].kill()
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
-    assert "process 1 was ended by SIGKILL; all 2 processes are started again" in output
+    assert re.search(
+        r"process 1 was ended by SIGKILL, often for want of memory.*; all 2 processes are started again", output
+    )
     assert re.search(r"goes on (after|in) epoch", output), output
     history = read_checkpoint(str(tmp_path / "out" / "best.pt"))["history"]
     assert [row["epoch"] for row in history] == list(range(1, 41))
