@@ -525,6 +525,72 @@ def test_shared_videos_are_corrected_independently_and_compared(editor_round: Ro
         assert lea.post(f"/api/lead/videos/{video_id}/review", json=stale).status_code == 409
 
 
+def test_nobody_gets_at_the_independent_curves_of_others(editor_round: Round, tmp_path: Path) -> None:
+    names = ["ann", "bob", "eve", "kai"]
+    uri = str(tmp_path / "accounts.json")
+    add_accounts(uri, names, "annotator", ["correct horse"] * 4)
+    add_accounts(uri, ["lea"], "lead", ["correct horse"])
+    config = dataclasses.replace(OPEN, auth="accounts", accounts_uri=uri, shared_share=1.0, lease_seconds=10.0)
+    with server(editor_round, config) as person, server(editor_round, config) as other:
+        ann, bob, eve, kai = (person(name, "correct horse") for name in names)
+        assert ann.save("10", [1.0] * 12).status_code == bob.save("10", [0.5] * 12, slot=2).status_code == 200
+        for client in (eve, other("eve", "correct horse")):
+            opened = client.open("10", take_over=True)
+            assert (opened.status_code, opened.json()["code"]) == (409, "slot") and "edit" not in opened.json()
+            for slot, status in ((1, "edited"), (2, "draft"), (3, "draft")):  # saving, autosaving, restoring
+                refused = client.save("10", [0.1] * 12, slot=slot, based_on=1, status=status)
+                assert refused.json()["code"] == "slot" and "theirs" not in refused.json()
+                assert client.post("/api/videos/10/lease", json={"slot": slot}).status_code == 409
+            assert client.get("/api/next").json()["video_id"] not in ("10", None)
+        assert (ann.open("10").json()["slot"], bob.open("10").json()["slot"]) == (1, 2)
+        lea = person("lea", "correct horse")
+        assert lea.open("10", slot=2).json()["edit"]["editor"] == "bob", "leads look at every curve"
+        assert lea.open("10").json()["edit"]["editor"] == "ann"
+        # Begun by one and given to another, but not saved: neither is the first one's draft shown
+        assert ann.save("11", [1.0] * 24, status="draft").status_code == 200 and bob.open("11").json()["slot"] == 2
+        assert eve.open("11").json()["code"] == other("eve", "correct horse").open("11").json()["code"] == "slot"
+        # A draft that its editor left stays theirs, and a second opinion is asked for when all have given theirs
+        person.services.leases._known.clear()
+        assert eve.open("11").json()["code"] == "slot"
+        assert ann.save("13", [1.0] * LENGTHS["13"], status="second_opinion").status_code == 200
+        assert bob.open("13").json()["edit"] is None, "first his own"
+        assert bob.save("13", [0.5] * LENGTHS["13"], slot=2).status_code == 200
+        assert eve.open("13").json()["edit"]["editor"] == "ann"
+        # With a lease from before the video was given to several, nothing of others is overwritten or told
+        assert kai.open("14").json()["slot"] == 1
+        assert other.services.leases.take("14", 1, "ann", force=True).holder == "ann"
+        assert other("ann", "correct horse").save("14", [1.0] * LENGTHS["14"]).status_code == 200
+        for based_on in (0, 1):
+            refused = kai.save("14", [0.0] * LENGTHS["14"], based_on=based_on).json()
+            assert refused["code"] == "slot" and "theirs" not in refused
+        # What a lead changed or accepted is still of those who began
+        assert lea.open("10", slot=1, take_over=True).json()["lease"]["mine"]
+        assert lea.save("10", [0.75] * 12, based_on=1).status_code == 200
+        assert ann.open("10").json()["edit"]["editor"] == "lea"
+        accept = {"slot": 2, "revision": 1, "verdict": "accepted", "note": ""}
+        assert lea.post("/api/lead/videos/10/review", json=accept).status_code == 200
+        assert ann.open("10").json()["code"] == "slot"
+        assert bob.open("10").json()["edit"]["review"]["verdict"] == "accepted"
+    assert read_edits(editor_round)["14"].editor == "ann"
+
+
+def test_an_import_leaves_the_independent_curves_of_others(editor_round: Round, s3_uri: str) -> None:
+    copy, config = copy_round(editor_round, f"{s3_uri}-copy"), dataclasses.replace(OPEN, shared_share=1.0)
+    with server(copy, config) as person:
+        person("ann").save("10", [1.0] * 12)
+        person("bob").save("10", [0.5] * 12, slot=2)
+    with server(editor_round, config) as person:
+        time.sleep(1.1)
+        person("eve").save("10", [0.0] * 12)
+        person("bob").save("10", [0.25] * 12, slot=2)
+        lines = person("lea").get("/api/lead/edits.jsonl").content
+    with server(copy, config) as person:
+        result = person("lea").post("/api/lead/edits.jsonl", content=lines).json()
+        assert (result["imported"], result["others"], result["errors"]) == (["10"], ["10"], [])
+        curves = person("lea").get("/api/lead/videos/10").json()["edits"]
+    assert [(edit["editor"], edit["edited_attention"][0]) for edit in curves] == [("ann", 1.0), ("bob", 0.25)]
+
+
 def test_what_one_server_knows_to_be_done_another_one_does_not_give(editor_round: Round) -> None:
     with server(editor_round) as one, server(editor_round) as other:
         ann, bob = one("ann"), other("bob")

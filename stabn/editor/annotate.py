@@ -8,18 +8,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from stabn.attention.edit_document import Edit
-from stabn.attention.edits import EditConflict, save_edit
 from stabn.attention.rounds import RoundVideo
 from stabn.editor.auth import User
+from stabn.editor.curves import Curves, edit_json
 from stabn.editor.exchange import now
 from stabn.editor.http import ApiError, read_json, run_in_threadpool
-from stabn.editor.leases import Lease, LeaseHeld
 from stabn.editor.overview import actions, counts
 from stabn.editor.queue import Place, state_of
 from stabn.editor.services import Services
 
 PAGE = 100
-MAX_SLOT = 9
 NUMBER = (int, float)
 FRAME_AGE = "private, max-age=31536000, immutable"
 
@@ -30,6 +28,7 @@ class Annotate:
     def __init__(self, services: Services) -> None:
         self.services = services
         self.board, self.queue, self.leases = services.board, services.queue, services.leases
+        self.curves = Curves(self.board, self.queue, self.leases)
 
     async def round(self, request: Request) -> Response:
         """Return the round's progress, and mine."""
@@ -100,13 +99,11 @@ class Annotate:
         body = await read_json(request, take_over=bool, slot=(int, type(None)))
         info = await run_in_threadpool(self.board.info, video.video_id)
         await run_in_threadpool(self.queue.reload, video.video_id)
-        place = self._place(video, user, body["slot"])
-        lease = await run_in_threadpool(self._take, video.video_id, place.slot, user.name, body["take_over"])
-        edit = await run_in_threadpool(self.board.load, video.video_id, place.slot)
+        place, lease, edit = await run_in_threadpool(self.curves.enter, video, user, body["slot"], body["take_over"])
         self.services.warm(video.video_id)
         return JSONResponse(
             {
-                **self._row(dataclasses.replace(place, edit=edit, state=state_of(edit)), user),
+                **self._row(place, user),
                 "blind": place.blind,
                 "num_frames": video.num_frames,
                 "width": video.width,
@@ -126,8 +123,8 @@ class Annotate:
         user: User = request.state.user
         video = self._video(request)
         slot = (await read_json(request, slot=int))["slot"]
-        await self._check_slot(video, user, slot)
-        lease = await run_in_threadpool(self._take, video.video_id, slot, user.name, False)
+        await self.curves.check_slot(video, user, slot)
+        lease = await run_in_threadpool(self.curves.take, video.video_id, slot, user.name, False)
         return JSONResponse({"holder": lease.holder, "mine": lease.holder == user.name})
 
     async def leave(self, request: Request) -> Response:
@@ -135,7 +132,7 @@ class Annotate:
         user: User = request.state.user
         video = self._video(request)
         slot = (await read_json(request, slot=int))["slot"]
-        await self._check_slot(video, user, slot)
+        await self.curves.check_slot(video, user, slot)
         await run_in_threadpool(self.leases.release, video.video_id, slot, user.name)
         return JSONResponse({})
 
@@ -154,7 +151,7 @@ class Annotate:
             seconds=NUMBER,
         )
         slot = body["slot"]
-        await self._check_slot(video, user, slot)
+        await self.curves.check_slot(video, user, slot)
         own = (await run_in_threadpool(self.board.info, video.video_id)).curve
         edit = Edit(
             round_id=self.board.round.round_id,
@@ -172,12 +169,13 @@ class Annotate:
             edited_at=now(),
         )
         former = self.board.edit(video.video_id, slot)
+        self.curves.check_own(former, user)
         review = former.review if former is not None else None
         if review is not None and review.verdict == "accepted" and not user.is_lead:
             raise ApiError(409, "accepted", f"{review.reviewer} has accepted this curve; ask a lead to send it back")
         if review is not None and review.verdict == "sent_back" and edit.status == "draft":
             edit = dataclasses.replace(edit, review=review)  # until it is done, it is there to read
-        saved = await run_in_threadpool(self._save, edit, own)
+        saved = await run_in_threadpool(self.curves.save, edit, own, user)
         return JSONResponse({"edit": edit_json(saved)})
 
     async def what_if(self, request: Request) -> Response:
@@ -227,60 +225,6 @@ class Annotate:
             raise ApiError(404, "not_found", f"video {request.path_params['video_id']!r:.140} is not in this round")
         return video
 
-    def _place(self, video: RoundVideo, user: User, slot: int | None) -> Place:
-        """Return what this person works on; a lead may ask for any curve."""
-        if slot is None or not user.is_lead:
-            return self.queue.place(video.video_id, user.name)
-        edit = self.board.edit(video.video_id, slot)
-        if slot != 1 and edit is None:
-            raise ApiError(404, "not_found", f"video {video.video_id} has no curve {slot}")
-        return Place(video, slot, edit, state_of(edit), blind=False)
-
-    async def _check_slot(self, video: RoundVideo, user: User, slot: int) -> None:
-        """Refuse to touch a curve that this person was not given."""
-        if user.is_lead and (slot == 1 or self.board.edit(video.video_id, slot) is not None):
-            return
-        if not 1 <= slot <= MAX_SLOT:
-            raise ApiError(400, "bad_request", f"slot = {slot}: from 1 to {MAX_SLOT}")
-        lease = self.leases.active(video.video_id, slot)
-        if lease is None and slot != self.queue.place(video.video_id, user.name).slot:
-            lease = await run_in_threadpool(self.leases.look, video.video_id, slot)  # another server may have given it
-        holds = lease is not None and lease.holder == user.name
-        if not holds and slot != self.queue.place(video.video_id, user.name).slot:
-            raise ApiError(409, "slot", f"video {video.video_id} was given to others meanwhile; open it again")
-
-    def _take(self, video_id: str, slot: int, person: str, force: bool) -> Lease:
-        try:
-            return self.leases.take(video_id, slot, person, force)
-        except LeaseHeld as error:
-            return error.lease
-
-    def _save(self, edit: Edit, own: tuple[float, ...]) -> Edit:
-        name, slot, person = edit.video_id, edit.slot, edit.editor
-        if not self.leases.is_fresh(name, slot, person):
-            try:
-                self.leases.take(name, slot, person)
-            except LeaseHeld as error:
-                theirs = self.board.load(name, slot)
-                raise ApiError(
-                    409, "lease", f"{error.lease.holder} is editing this video now", holder=error.lease.holder,
-                    theirs=edit_json(theirs),
-                ) from None  # fmt: skip
-        try:
-            save_edit(self.board.round, edit, own)
-        except EditConflict as error:
-            self.board.put(error.theirs)
-            if _is_same(error.theirs, edit):  # the answer to the first attempt got lost
-                return error.theirs
-            theirs = self.board.load(name, slot) or error.theirs
-            raise ApiError(
-                409, "conflict", f"{theirs.editor} saved this video at {theirs.edited_at}", theirs=edit_json(theirs)
-            ) from None
-        self.board.put(edit)
-        if edit.status != "draft":
-            self.leases.release(name, slot, person)
-        return edit
-
     def _row(self, place: Place, user: User) -> dict[str, Any]:
         video = place.video
         lease = self.leases.active(video.video_id, place.slot)
@@ -300,20 +244,6 @@ class Annotate:
 
     def _what_if_state(self) -> dict[str, str]:
         return {"state": self.services.what_if.state, "reason": self.services.what_if.reason}
-
-
-def edit_json(edit: Edit | None) -> dict[str, Any] | None:
-    """Return what a page shows of a revision; the network's own curve is sent once, with the video."""
-    if edit is None:
-        return None
-    content = dataclasses.asdict(edit)
-    del content["model_attention"], content["round_id"], content["format"]
-    return content
-
-
-def _is_same(theirs: Edit, mine: Edit) -> bool:
-    names = ("editor", "edited_attention", "status", "skip_reason", "note", "review")
-    return all(getattr(theirs, name) == getattr(mine, name) for name in names)
 
 
 def _number(text: str | None) -> int | None:

@@ -53,6 +53,7 @@ class Board:
         self.settings = RoundSettings(config.shared_share, config.people_per_shared)
         self._edits: dict[str, dict[int, Edit]] = {}
         self._past: dict[str, Edit] = {}
+        self._beginners: dict[tuple[str, int], str] = {}
         self._info: dict[str, VideoInfo] = {}
         self._lock = threading.Lock()
 
@@ -73,6 +74,10 @@ class Board:
     def edit(self, video_id: str, slot: int = 1) -> Edit | None:
         """Return the newest revision of a slot."""
         return self.edits(video_id).get(slot)
+
+    def beginner(self, video_id: str, slot: int) -> str:
+        """Return who saved a slot's first revision, whoever changed it since; empty: nobody, or it is unreadable."""
+        return self._beginners.get((video_id, slot), "")
 
     def own_edits(self, video_id: str) -> dict[int, Edit]:
         """Return the newest revision of each slot that the person of the slot made.
@@ -105,6 +110,8 @@ class Board:
             known = slots.get(edit.slot)
             if known is None or known.revision < edit.revision:
                 self._edits[edit.video_id] = {**slots, edit.slot: edit}
+            if edit.revision == 1:
+                self._beginners[edit.video_id, edit.slot] = edit.editor
 
     def load(self, video_id: str, slot: int) -> Edit | None:
         """Return the newest revision of a slot as it is in storage now.
@@ -118,6 +125,7 @@ class Board:
         known = self.edit(video_id, slot)
         if known is None or known.revision < max(found):
             self._read(video_id, slot, max(found))
+        self._learn_beginner(video_id, slot)
         return self.edit(video_id, slot)
 
     def refresh(self) -> None:
@@ -134,6 +142,7 @@ class Board:
                 unknown.append((video_id, slot, revision))
         with ThreadPoolExecutor(READERS) as readers:
             list(readers.map(lambda place: self._try_read(*place), unknown))
+            list(readers.map(lambda place: self._learn_beginner(*place), newest))
         self._refresh_settings()
 
     def info(self, video_id: str) -> VideoInfo:
@@ -156,6 +165,15 @@ class Board:
         """Store a lead's choice."""
         self.storage.write(SETTINGS_FILE, json.dumps(asdict(settings)).encode())
         self.settings = settings
+
+    def _learn_beginner(self, video_id: str, slot: int) -> None:
+        if (video_id, slot) not in self._beginners:
+            key = edit_key(video_id, 1, slot)
+            try:
+                self._beginners[video_id, slot] = parse_edit(self.storage.read(key), key).editor
+            except (EditError, ObjectNotFound) as error:
+                self._beginners[video_id, slot] = ""
+                self.problems[key] = str(error)
 
     def _refresh_settings(self) -> None:
         try:

@@ -26,11 +26,15 @@ class AlreadyCorrected(EditError):
 
 @dataclass
 class ImportResult:
-    """What became of the lines of a file, by video id; with errors nothing was written."""
+    """What became of the lines of a file, by video id; with errors nothing was written.
+
+    `kept` are newer here; of `others` another person's independent curve has the place here, and stays.
+    """
 
     imported: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
 
@@ -74,6 +78,8 @@ def import_lines(board: Board, data: bytes) -> ImportResult:
                 result.unchanged.append(video_id)
             elif latest is not None and _time(latest) >= _time(edit):
                 result.kept.append(video_id)
+            elif latest is not None and _is_anothers(board, latest, edit):
+                result.others.append(video_id)
             else:
                 _save(board, dataclasses.replace(edit, revision=latest.revision + 1 if latest else 1))
                 result.imported.append(video_id)
@@ -144,6 +150,13 @@ def _save(board: Board, edit: Edit) -> None:
     except EditConflict as error:
         raise EditError(f"{error}; import the file again") from None
     board.put(edit)
+
+
+def _is_anothers(board: Board, latest: Edit, edit: Edit) -> bool:
+    """Tell whether a curve would replace one that another person made independently, and not a lead's change of it."""
+    several = latest.slot > 1 or any(slot > 1 for slot in board.edits(latest.video_id))
+    people = {latest.editor, board.beginner(latest.video_id, latest.slot)}
+    return several and latest.editor != AUTOMATIC and edit.editor not in people and edit.review is None
 
 
 def _content(edit: Edit) -> tuple[object, ...]:

@@ -9,9 +9,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from stabn.attention.edit_document import Edit, Review
 from stabn.attention.edits import EditConflict, save_edit
-from stabn.editor.annotate import MAX_SLOT, NUMBER, edit_json
+from stabn.editor.annotate import NUMBER
 from stabn.editor.auth import User
 from stabn.editor.board import RoundSettings
+from stabn.editor.curves import MAX_SLOT, edit_json
 from stabn.editor.exchange import MAX_ARRAY_BYTES, AlreadyCorrected, export_lines, import_array, import_lines, now
 from stabn.editor.http import MAX_IMPORT_BYTES, ApiError, read_body, read_json, run_in_threadpool
 from stabn.editor.overview import agreement, overview

@@ -12,6 +12,7 @@ from stabn.editor.board import Board
 from stabn.editor.leases import Lease, LeaseHeld, Leases
 from stabn.storage import ObjectNotFound
 
+CLOSED = 0  # in place of a slot
 SENT_BACK, MINE, SECOND_OPINION, NEW, CHECK, ABANDONED = range(6)  # in this order they are handed out
 STATES = ("todo", "automatic", "draft", "sent_back", "second_opinion", "edited", "skipped")
 
@@ -21,7 +22,7 @@ class Place:
     """What a person has to do with a video.
 
     Attributes:
-        slot: which of the video's curves is theirs; 1 is what is learnt from.
+        slot: which of the video's curves is theirs; 1 is what is learnt from, CLOSED: none, all are others' own.
         edit: its newest revision, None if nobody began.
         state: one of STATES.
         blind: others correct the same video, and this person must not see how.
@@ -51,12 +52,36 @@ class Queue:
         return self.board.settings.people_per_shared if self.is_shared(video_id) else 1
 
     def place(self, video_id: str, person: str) -> Place:
-        """Return a person's own curve of a video, or the one that they may begin or take over."""
+        """Return a person's own curve of a video, or the one that they may begin or take over.
+
+        Where several people make curves, each on their own, nobody is given a curve that is another's; with none left
+        the slot is CLOSED, and the edit is the one that is learnt from, for its state only.
+        """
         video, edits = self.board.video(video_id), self.board.edits(video_id)
         own = [slot for slot, edit in sorted(edits.items()) if edit.editor == person]
-        slot = own[0] if own else self._free_slot(video_id, edits, person)
-        edit = edits.get(slot)
-        return Place(video, slot, edit, state_of(edit), blind=slot > 1)
+        own += [slot for slot in sorted(edits) if self.board.beginner(video_id, slot) == person]
+        if own:
+            slot = own[0] if self.may_see(edits[own[0]], person) else CLOSED
+        else:
+            slot = self._free_slot(video_id, edits, person)
+        edit = edits.get(slot or 1)
+        return Place(video, slot, edit, state_of(edit), blind=slot != 1)
+
+    def is_independent(self, video_id: str) -> bool:
+        """Tell whether several people make or made curves of a video, each on their own."""
+        return self.num_slots(video_id) > 1 or any(slot > 1 for slot in self.board.edits(video_id))
+
+    def may_see(self, edit: Edit | None, person: str) -> bool:
+        """Tell whether a person may see and change a curve without being told what another thinks of the video.
+
+        They may see their own, also as a lead changed it, what nobody made, and what its editor asks others about.
+        """
+        if edit is None or edit.editor in (person, AUTOMATIC) or edit.status == "second_opinion":
+            return True
+        if not self.is_independent(edit.video_id):
+            return True
+        is_copy = edit.review is not None and edit.review.verdict == "accepted"
+        return self.board.beginner(edit.video_id, edit.slot) == person and not is_copy
 
     def next(self, person: str, passed: Collection[str] = (), class_index: int | None = None) -> Lease | None:
         """Lease the next video to a person; None: there is nothing left for them.
@@ -82,7 +107,7 @@ class Queue:
         Raises:
             EditError: one is unusable.
         """
-        for slot in range(1, self.num_slots(video_id) + 1):
+        for slot in range(1, max([self.num_slots(video_id), *self.board.edits(video_id)]) + 1):
             self.board.load(video_id, slot)
 
     def _is_wanted(self, video_id: str, slot: int, person: str) -> bool:
@@ -116,6 +141,8 @@ class Queue:
     def _kind(self, place: Place, person: str) -> int | None:
         """Return why a person should get a video, None if they should not."""
         edit = place.edit
+        if place.slot == CLOSED:
+            return None
         if edit is None:
             return NEW
         if place.state == "automatic":
@@ -125,15 +152,17 @@ class Queue:
         return {"second_opinion": SECOND_OPINION, "draft": ABANDONED}.get(place.state)
 
     def _free_slot(self, video_id: str, edits: dict[int, Edit], person: str) -> int:
-        first = edits.get(1)
-        if first is not None and first.status == "second_opinion":
-            return 1
-        for slot in range(1, self.num_slots(video_id) + 1):
-            lease = self.leases.active(video_id, slot)
-            untouched = slot not in edits or (slot == 1 and edits[slot].editor == AUTOMATIC)
-            if untouched and (lease is None or lease.holder == person):
+        """Return a slot that nobody has begun, else one whose editor asks for a second opinion, else CLOSED or 1."""
+        slots = {*edits, *range(1, self.num_slots(video_id) + 1)}
+        leases = {slot: self.leases.active(video_id, slot) for slot in slots}
+        free = [slot for slot, lease in sorted(leases.items()) if lease is None or lease.holder == person]
+        for slot in free:
+            if slot not in edits or (slot == 1 and edits[slot].editor == AUTOMATIC):
                 return slot
-        return 1
+        for slot in free:
+            if slot in edits and edits[slot].status == "second_opinion":
+                return slot
+        return CLOSED if self.is_independent(video_id) else 1
 
 
 def wrongness(video: RoundVideo) -> float:

@@ -11,7 +11,8 @@ import { Timeline } from "./timeline.js";
 import { Verdict } from "./verdict.js";
 import { curvePicture } from "./picture.js";
 
-const LAST = "stabn/last", PASSED = "stabn/passed";
+const lastKey = (user) => `stabn/last:${encodeURIComponent(user.name)}`; // people may share a browser, but no curves
+const PASSED = "stabn/passed";
 const AWAY_SECONDS = 30; // without any input for so long, the time is not counted
 const KEEP_SECONDS = 300; // a page without input for so long lets its lease expire
 const STEP = 0.1;
@@ -257,7 +258,7 @@ class EditorPage {
   #tools() {
     this.undoButton.disabled = this.readonly || !this.history.past.length;
     this.redoButton.disabled = this.readonly || !this.history.future.length;
-    this.copyButton.disabled = this.readonly || !localStorage.getItem(LAST);
+    this.copyButton.disabled = this.readonly || !localStorage.getItem(lastKey(this.context.user));
     this.motionButton.disabled = this.readonly || !this.suggestion;
     [...this.levels.children].forEach((child, i) => child.setAttribute("aria-pressed", LEVELS[i] === this.level));
   }
@@ -325,7 +326,7 @@ class EditorPage {
   }
 
   copyLast() {
-    const last = localStorage.getItem(LAST);
+    const last = localStorage.getItem(lastKey(this.context.user));
     if (last) this.#commit(resample(JSON.parse(last), this.length), "copied from the video before");
   }
 
@@ -407,7 +408,7 @@ class EditorPage {
     this.done = ["edited", "skipped"].includes(edit.status);
     if (edit.status === "draft" || edit.status !== this.intended) return;
     this.intended = null;
-    if (edit.status === "edited") localStorage.setItem(LAST, JSON.stringify(edit.edited_attention));
+    if (edit.status === "edited") localStorage.setItem(lastKey(this.context.user), JSON.stringify(edit.edited_attention));
     if (this.closed) return;
     say({ edited: "Done", skipped: "Skipped", second_opinion: "Another person is asked" }[edit.status], { toast: true });
     this.next(false);

@@ -104,7 +104,8 @@ function exchange(context) {
       if (!file) return;
       try {
         const r = await call("POST", "api/lead/edits.jsonl", file);
-        tell(`${file.name}: ${r.imported.length} taken, ${r.unchanged.length} were the same, ${r.kept.length} are newer here and stay.`);
+        tell(`${file.name}: ${r.imported.length} taken, ${r.unchanged.length} were the same, ${r.kept.length} are newer here and stay.`,
+          ...(r.others.length ? [`Left out, as another person made a curve here independently: ${r.others.slice(0, NAMED).join(", ")}${r.others.length > NAMED ? " …" : ""}`] : []));
         context.refresh();
       } catch (error) { tell(...(error.body?.errors ? [...error.body.errors, "Nothing was written."] : [error.message])); }
       lines.value = "";
