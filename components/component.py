@@ -21,6 +21,7 @@ from components.placement import Placement
 from stabn.config import RunConfig
 from stabn.errors import Interrupted
 from stabn.failures import as_error
+from stabn.masking import hide_secrets
 from stabn.presets import resolve
 from stabn.signals import exit_on_signals
 from stabn.stages import STAGES, Stage
@@ -86,6 +87,7 @@ def run_step(stage: str, run: Callable[[Step], Any], given: Mapping[str, Any]) -
 
     The component's text calls it.
     """
+    hide_secrets()
     declared = STAGES[stage]
     logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # says at every start that it found some
     with exit_on_signals(for_good=True), ending_with_one_line(stage):

@@ -17,6 +17,7 @@ from pipelines.local import parse_parameters, run_local
 from pipelines.resources import STAGES, CompileSettings
 from pipelines.submit import Request, schedule, submit
 from stabn.errors import Interrupted, StabnError
+from stabn.masking import hide_secrets
 from stabn.signals import Terminated, exit_on_signals, passed_on_to_children
 from stabn.tracking import end_parent
 
@@ -177,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; exit 0, 1 (the run failed), 2 (bad input) or 75 (may pass by itself)."""
     args = _parser().parse_args(argv)
+    hide_secrets()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with exit_on_signals(for_good=True):
         _act(args)

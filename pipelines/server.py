@@ -21,6 +21,7 @@ import urllib3
 import yaml
 from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 
+from stabn.endpoint import without_user
 from stabn.errors import RetryableError, StabnError
 
 ENDPOINT, UI_ENDPOINT = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT"
@@ -80,7 +81,7 @@ class Server:
 
     def link(self, run_id: str) -> str:
         """Return the address of a run's page."""
-        return f"{os.environ.get(UI_ENDPOINT, self.endpoint).rstrip('/')}/#/runs/details/{run_id}"
+        return f"{without_user(os.environ.get(UI_ENDPOINT, self.endpoint)).rstrip('/')}/#/runs/details/{run_id}"
 
     def upload(self, package: Path, commit: str) -> tuple[str, str, str]:
         """Make a compiled pipeline a version of its pipeline, named by the commit and by the content; once.

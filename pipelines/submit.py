@@ -16,6 +16,7 @@ from pipelines.tasks import titles_of
 from stabn.config import fingerprint
 from stabn.errors import StabnError
 from stabn.forms import parse_form
+from stabn.masking import masked
 from stabn.stages import FORMS
 from stabn.tracking import git_commit
 
@@ -94,7 +95,7 @@ def submit(
         print(text)
         if summary_path:
             with summary_path.open("a") as file:
-                file.write(text + "\n")
+                file.write(masked(text) + "\n")
     return run.run_id
 
 

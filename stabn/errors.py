@@ -1,10 +1,18 @@
 """Errors that a user can act on, and the exit code each ends a process with."""
 
+from stabn.masking import masked
+
 
 class StabnError(Exception):
-    """Report bad input, naming the file or id, the value and the remedy; trying again will not help."""
+    """Report bad input, naming the file or id, the value and the remedy; trying again will not help.
+
+    Its text is without secrets, whatever it was made of.
+    """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return masked(super().__str__())
 
 
 class RetryableError(StabnError):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from components.doctor import cluster, services
 from components.doctor.places import TIMEOUT_SECONDS, Places, Skipped
 from stabn.errors import StabnError
+from stabn.masking import masked
 
 __all__ = ["Places", "examine"]
 
@@ -50,7 +51,7 @@ def examine(places: Places, say: Callable[[str], None] = print) -> bool:
             except Exception as error:  # whatever a library raises belongs into the line of its check
                 status, text = "failed", f"{type(error).__name__}: {error}"
             failed += [name] if status == "failed" else []
-            say(f"{status:8} {name:12} {' '.join(text.split())}")
+            say(masked(f"{status:8} {name:12} {' '.join(text.split())}"))
     return not failed
 
 

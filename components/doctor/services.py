@@ -7,13 +7,19 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from components.doctor.places import TIMEOUT_SECONDS, Places, Skipped, Wrong, short
+from stabn.endpoint import basic_authorization, without_user
 
 MLFLOW_EXPERIMENT = "stabn-doctor"
 MAX_CLOCK_SECONDS = 300
+CREDENTIALS = {
+    "MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+    "KF_PIPELINES_ENDPOINT": "KF_PIPELINES_SA_TOKEN_PATH or STABN_KFP_TOKEN",
+}
 
 
 def check_storage(places: Places) -> str:
@@ -42,7 +48,7 @@ def check_mlflow(places: Places) -> str:
 
     uri = places.tracking_uri
     if uri.startswith(("http://", "https://")):
-        _get(f"{uri.rstrip('/')}/health", "MLFLOW_TRACKING_URI", plain=True)
+        _get(f"{uri.rstrip('/')}/health", "MLFLOW_TRACKING_URI", _mlflow_headers(uri), plain=True)
     elif uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise Wrong(f"{uri}: no such database; make it with `mlflow db upgrade {uri}`")
     try:
@@ -72,7 +78,8 @@ def check_kfp(places: Places) -> str:
     health = _get(f"{base}/healthz", "KF_PIPELINES_ENDPOINT")
     token_path = Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", ""))
     token = token_path.read_text().strip() if token_path.is_file() else os.environ.get("STABN_KFP_TOKEN", "")
-    found = _get(f"{base}/pipelines?page_size=1", "KF_PIPELINES_ENDPOINT", token)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    found = _get(f"{base}/pipelines?page_size=1", "KF_PIPELINES_ENDPOINT", headers)
     version = health.get("tag_name") or "of unknown version"
     return f"{places.kfp_host}: KFP {version}, {found.get('total_size', 0)} pipelines"
 
@@ -95,7 +102,16 @@ def check_gpu_here(places: Places) -> str:
     return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
 
 
-def _get(url: str, setting: str, token: str = "", plain: bool = False) -> dict[str, Any]:
+def _mlflow_headers(uri: str) -> dict[str, str]:
+    """Return how MLflow's client says who asks: by its variables, or by user and password in the address."""
+    name, password, token = (os.environ.get(f"MLFLOW_TRACKING_{what}") for what in ("USERNAME", "PASSWORD", "TOKEN"))
+    if name and password:
+        name, password = urllib.parse.quote(name, safe=""), urllib.parse.quote(password, safe="")
+        return basic_authorization(f"//{name}:{password}@")
+    return {"Authorization": f"Bearer {token}"} if token else basic_authorization(uri)
+
+
+def _get(url: str, setting: str, headers: Mapping[str, str] = {}, plain: bool = False) -> dict[str, Any]:
     """Return the JSON document of an address.
 
     Raises:
@@ -104,13 +120,14 @@ def _get(url: str, setting: str, token: str = "", plain: bool = False) -> dict[s
     if not url.startswith(("http://", "https://")):
         raise Wrong(f"{setting} = {url!r}: begin with http:// or https://")
     remedies = {
-        401: "give a token: KF_PIPELINES_SA_TOKEN_PATH or STABN_KFP_TOKEN",
+        401: f"give credentials: {CREDENTIALS[setting]}",
         403: "the token lacks the permission, or the server refuses this host name (MLFLOW_SERVER_ALLOWED_HOSTS)",
         404: f"{setting} has another path or is another server",
     }
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers, url = headers or basic_authorization(url), without_user(url)  # urllib takes a password for a port
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS) as answer:
+        request = urllib.request.Request(url, headers=dict(headers))
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
             text = answer.read(1 << 20)
             _check_clock(url, answer.headers.get("Date"))
         if text.lstrip()[:1] == b"<":
@@ -136,7 +153,7 @@ def _check_clock(url: str, date: str | None) -> None:
 
 def _mlflow_reason(uri: str, text: str) -> str:
     if "403" in text:
-        host = urllib.parse.urlsplit(uri).netloc
+        host = urllib.parse.urlsplit(without_user(uri)).netloc
         return f"{short(text)}; add {host} to MLFLOW_SERVER_ALLOWED_HOSTS of the server"
     if "out-of-date database schema" in text:
         return f"its tables are of another version of MLflow; run `mlflow db upgrade {uri}`"

@@ -21,6 +21,7 @@ from stabn.commands import Argument, Command
 from stabn.config import SECTIONS, override
 from stabn.errors import Interrupted
 from stabn.failures import as_error
+from stabn.masking import hide_secrets
 from stabn.signals import exit_on_signals
 
 GROUPS = (data, train, evaluate, edit, services)
@@ -103,6 +104,7 @@ def _kind_name(value: Any) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; a user's error ends with one line and exit code 2, a passing failure with 75."""
     args = build_parser().parse_args(argv)
+    hide_secrets()
     with exit_on_signals(for_good=True):
         _run(args)
 

@@ -22,8 +22,10 @@ from stabn.editor.board import Board
 from stabn.editor.exchange import now
 from stabn.editor.http import ApiError
 from stabn.editor.leases import LeaseHeld, Leases
+from stabn.endpoint import basic_authorization, without_user
 from stabn.errors import StabnError
 from stabn.forms import parse_form
+from stabn.masking import masked
 from stabn.storage import ObjectNotFound
 
 FINISHED_FILE = "finished.json"
@@ -59,8 +61,8 @@ class Finish:
     def describe(self) -> str:
         """Return what finishing the round starts, for the log."""
         if self.target == "kfp":
-            return f"pipeline {self.config.kfp_pipeline} at {self.config.kfp_host}"
-        return f"webhook {self.config.webhook_url}" if self.target == "webhook" else "nothing"
+            return f"pipeline {self.config.kfp_pipeline} at {without_user(self.config.kfp_host)}"
+        return f"webhook {masked(self.config.webhook_url)}" if self.target == "webhook" else "nothing"
 
     def _kfp_parameters(self) -> dict[str, Any]:
         """Return the run's parameters, checked as the pipeline's first step will check them.
@@ -195,7 +197,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _request(method: str, url: str, body: bytes | None, headers: dict[str, str]) -> dict[str, Any]:
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json", **headers}, method=method)
+    headers = {"Content-Type": "application/json", **basic_authorization(url), **headers}
+    request = urllib.request.Request(without_user(url), body, headers, method=method)
     with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_SECONDS) as response:
         text = response.read(1 << 20)
     if "/apis/v2beta1/" in url and text.lstrip()[:1] == b"<":

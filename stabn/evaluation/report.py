@@ -52,6 +52,7 @@ from stabn.evaluation.tables import (
     table_3,
 )
 from stabn.evaluation.verdict import SAMPLES, judge, measure_effects
+from stabn.masking import masked
 from stabn.presets import BACKBONES
 from stabn.storage import write_uri
 from stabn.tracking import stage_run
@@ -214,7 +215,7 @@ def write_report(
             percent=percent,
             points=points,
         )
-        write_uri(html_path, page.encode())
+        write_uri(html_path, masked(page).encode())
         paths = []
         for figure, item in figures:
             for number, (_, picture) in enumerate(figure.pictures):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stabn.config import ModelConfig
+from stabn.masking import masked
 from stabn.models.weights import WeightsError, read_weights
 from stabn.presets import imagenet_depth
 
@@ -43,7 +44,8 @@ def fetch_initial_weights(name: str, config: ModelConfig) -> tuple[Mapping[str, 
         url = TORCHVISION[imagenet_depth(config)]
         if mirror := os.environ.get(MIRROR):
             url = f"{mirror.rstrip('/')}/{url.rpartition('/')[2]}"
-        return _had(lambda: torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True), url), url
+        weights = _had(lambda: torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True), url)
+        return weights, masked(url)
     if name.startswith("timm:"):
         return _had(lambda: _timm(name.removeprefix("timm:")), name), name
     return read_weights(name), name

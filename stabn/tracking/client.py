@@ -10,7 +10,7 @@ from typing import Any
 
 from stabn.endpoint import checksum_variables, own_endpoint
 from stabn.errors import RetryableError, StabnError
-from stabn.tracking.masking import first_line, without_password
+from stabn.masking import first_line, masked
 from stabn.tracking.names import EXPERIMENT, PARENT_RUN, ROLE, RUN_ID, TrackingError, check_name, common_tags, safe_name
 
 SETTLE_SECONDS = 0.5  # after which every process that made the same parent at once sees the others' too
@@ -28,7 +28,7 @@ def start_errors() -> Iterator[None]:
     except StabnError:
         raise
     except Exception as error:  # MLflow, its HTTP client and the database raise many kinds
-        uri = without_password(os.environ["MLFLOW_TRACKING_URI"])
+        uri = masked(os.environ["MLFLOW_TRACKING_URI"])
         status, is_page = _answer_of(error)
         if is_page and not 500 <= status < 600:
             raise TrackingError(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from stabn.endpoint import without_user
 from stabn.errors import StabnError
 
 EXPERIMENT = "stabn"
@@ -53,7 +54,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 def ui_url() -> str:
     uri = os.environ.get("STABN_MLFLOW_UI_URL") or os.environ.get("MLFLOW_TRACKING_URI", "")
-    return uri.rstrip("/") if uri.startswith("http") else ""
+    return without_user(uri).rstrip("/") if uri.startswith("http") else ""
 
 
 def common_tags() -> dict[str, str]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from stabn.errors import StabnError
+from stabn.masking import masked
 from stabn.tracking.client import start_errors, tracking_client
 from stabn.tracking.names import CHAMPION, check_model_name, safe_name
 
@@ -92,8 +93,8 @@ def register_if_better(
                 name,
                 checkpoint_uri,
                 run_id or None,
-                tags={safe_name(key): value for key, value in tags.items()},
-                description=reason,
+                tags={safe_name(key): masked(value) for key, value in tags.items()},
+                description=masked(reason),
             )
             version = str(made.version)
         if wins:

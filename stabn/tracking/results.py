@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from stabn.masking import first_line
 from stabn.tracking.client import find_experiment, search, start_errors, tracking_client
-from stabn.tracking.masking import first_line
 from stabn.tracking.names import RUN_ID, STAGE_KEY, check_name, ui_url
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stabn.errors import Preempted, RetryableError, StabnError
+from stabn.masking import first_line, masked
 from stabn.signals import Terminated, exit_on_signals
 from stabn.tracking.buffer import RETRY_SECONDS, MetricBuffer, Refused
 from stabn.tracking.client import (
@@ -23,7 +24,6 @@ from stabn.tracking.client import (
     start_errors,
     tracking_client,
 )
-from stabn.tracking.masking import first_line
 from stabn.tracking.names import (
     ERROR,
     FORMER_MAX_CHARS,
@@ -102,11 +102,11 @@ class StageRun:
 
     def log_text(self, text: str, name: str) -> None:
         """Store text with the run as a file, `name` like `report/table2.md`."""
-        self._try(lambda: self._client.log_text(self.run_id, text, name))
+        self._try(lambda: self._client.log_text(self.run_id, masked(text), name))
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags, replacing those of the same name."""
-        values = {safe_name(name): str(value) for name, value in tags.items()}
+        values = {safe_name(name): masked(str(value)) for name, value in tags.items()}
         self._try(lambda: self._log_batches(tags=values))
 
     def end(self, status: str, error: BaseException | None = None) -> None:
@@ -173,7 +173,7 @@ class StageRun:
         log.warning("MLflow run %s: %s = %s is refused: %s", self.run_id, metric.key, metric.value, reason)
 
     def _log_params(self, settings: Mapping[str, Any]) -> None:
-        values = {safe_name(name): value for name, value in flatten(settings)}
+        values = {safe_name(name): masked(value) for name, value in flatten(settings)}
         known = self._client.get_run(self.run_id).data.params
         same = {name for name in values.keys() & known.keys() if _is_short_for(known[name], values[name])}
         changed = sorted((values.keys() & known.keys()) - same)
@@ -313,7 +313,7 @@ def _open(stage: str, inputs: Mapping[str, str], parent_model: str) -> tuple[Any
     experiment, parent = experiment_and_parent(client)
     tags = {STAGE: stage.split("/")[0], STAGE_KEY: stage, PARENT_MODEL: parent_model} | common_tags()
     tags |= {f"stabn.{safe_name(name)}_fingerprint": value for name, value in inputs.items()}
-    tags = {name: value[:MAX_TAG_CHARS] for name, value in tags.items() if value}
+    tags = {name: masked(value)[:MAX_TAG_CHARS] for name, value in tags.items() if value}
     former = []
     if parent:
         tags[PARENT_RUN] = parent

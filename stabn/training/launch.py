@@ -25,6 +25,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from stabn.config import FitConfig
 from stabn.errors import Interrupted, Overdue, Preempted, RetryableError, StabnError
 from stabn.failures import as_error, judge_end
+from stabn.masking import hide_secrets
 from stabn.memory import has_been_short
 from stabn.signals import GRACE_SECONDS, end_with_parent, exit_on_signals, on_signal
 from stabn.training.distributed import is_main
@@ -146,6 +147,7 @@ def _ending_processes(name: str) -> Iterator[None]:
 
 def _process(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
     """Be one of the processes: run the function, and tell the agent why if it fails."""
+    hide_secrets()
     end = end_with_parent(signal.SIGTERM)
     if end is not None:
         end()
