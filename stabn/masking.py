@@ -60,7 +60,12 @@ class _MaskedStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(masked(text))
+        text_shown = masked(text)
+        try:
+            self._stream.write(text_shown)
+        except UnicodeEncodeError:  # a name in characters that this terminal has not ends no work
+            code = self._stream.encoding or "ascii"
+            self._stream.write(text_shown.encode(code, "backslashreplace").decode(code))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

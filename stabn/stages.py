@@ -14,6 +14,7 @@ from stabn import presets
 from stabn.config import LOADING, SECTIONS, ConfigError, check_value, parse_overrides
 from stabn.errors import StabnError
 from stabn.storage import check_object_uri, open_storage
+from stabn.text import is_unicode
 from stabn.tracking.names import check_model_name
 
 REQUIRED: Any = "required"
@@ -89,6 +90,10 @@ class Parameter:
         Raises:
             ConfigError: a value that is not allowed.
         """
+        for text in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(text, str) and ("{{" in text or not is_unicode(text)):
+                why = "{{ is where Argo and KFP fill in values of their own" if "{{" in text else "half a character"
+                raise ConfigError(f"{self.form_name} = {text!r}: {why}; give it without")
         if self.kind in (str, int, float) and isinstance(value, str) != (self.kind is str):
             raise ConfigError(f"{self.form_name} = {value!r}: expected a {'text' if self.kind is str else 'number'}")
         try:

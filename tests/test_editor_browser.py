@@ -259,6 +259,34 @@ def test_no_stray_key_makes_a_video_done_or_takes_it_back(editor_round: Round, b
         page.locator(".compare").wait_for()
 
 
+def test_keys_of_other_keyboards_act(editor_round: Round, browser: Browser, enter: Enter) -> None:
+    """Cyrillic letters, and the digits of AZERTY, act by their place; Latin letters as they are written."""
+    send = "([key, code, shiftKey]) => document.body.dispatchEvent(new KeyboardEvent('keydown', {key, code, shiftKey, "
+    send += "bubbles: true, cancelable: true}))"
+    with running(editor_round, "--editor.what_if", "false") as address:
+        page = enter(address, hash="#/video/14")
+        ready(page, "14")
+        for key, code, expected in (("é", "Digit2", "25"), ('"', "Digit3", "50"), ("(", "Digit5", "100")):
+            page.evaluate(send, [key, code, False])
+            assert expected in value(page), (key, value(page))
+        page.evaluate(send, ["&", "Digit7", True])
+        assert "100" in value(page), "a US keyboard's & is no 7"
+        page.evaluate(send, ["я", "KeyZ", False])
+        assert "50" in value(page), "Cyrillic: undone"
+        page.evaluate(send, ["z", "KeyW", False])
+        assert "25" in value(page), "AZERTY: what is written on it"
+        page.evaluate(send, [",", "Slash", True])  # the Russian layout's
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        page.evaluate(send, ["ч", "KeyX", False])
+        page.get_by_role("dialog").wait_for()
+        page.evaluate(send, ["'", "Digit4", False])
+        expect(page.get_by_role("dialog")).to_have_count(1)
+        page.evaluate(send, ["&", "Digit1", False])
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        expect(page.get_by_text("Video 14 ")).to_have_count(0)
+        assert newest(editor_round, "14").skip_reason == "wrong_label"
+
+
 def test_what_if_moves_the_top_five_at_once(round_: Round, address: str, enter: Enter) -> None:
     page = enter(address, "wendy", "#/video/16")
     ready(page, "16")

@@ -12,6 +12,7 @@ import jsonschema
 
 from stabn.data.edit_table import EditError
 from stabn.storage import check_id
+from stabn.text import is_unicode
 
 FORMAT = 1
 STATUSES = ("edited", "skipped", "second_opinion", "draft")
@@ -99,6 +100,8 @@ def parse_edit(data: bytes, where: str) -> Edit:
         content = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise EditError(f"{where}: not JSON ({error}); save the edit again") from None
+    if not is_unicode(json.dumps(content, ensure_ascii=False)):
+        raise EditError(f"{where}: a text holds half a character (a lone surrogate); write that text anew")
     problem = next(iter(_validator().iter_errors(content)), None)
     if problem is not None:
         raise EditError(f"{where}: {problem.json_path[2:] or 'document'}: {problem.message[:200]}; save the edit again")

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from stabn.attention.export import attend, panel
+from stabn.attention.fonts import class_name, legend
 from stabn.attention.render import attention_figure
 from stabn.config import ConfigError
 from stabn.data.dataset import read_frames
@@ -53,7 +54,7 @@ def explain(video: str, checkpoint_uri: str, manifest_uri: str = "", output_path
     attention = attend(prepare(model, choose_device("auto")), frames, data)
     for _, name, score in attention.top(checkpoint.classes):
         print(f"{score:6.1%}  {name}")
-    true = f": {checkpoint.classes[class_index]}" if class_index >= 0 else ""
+    true = f": {class_name(checkpoint.classes, class_index)}" if class_index >= 0 else ""
     if class_index >= 0:
         print(f"  true  {checkpoint.classes[class_index]}")
     output = output_path or f"{re.sub(r'[^A-Za-z0-9._-]', '_', Path(video).stem)}.attention.png"
@@ -61,5 +62,8 @@ def explain(video: str, checkpoint_uri: str, manifest_uri: str = "", output_path
         frames, [panel("prediction", attention, checkpoint.classes, class_index)], heading=f"{Path(video).name}{true}"
     )
     write_uri(output, figure)
+    named = [index for index, *_ in attention.top(checkpoint.classes, 1)] + [class_index] * (class_index >= 0)
+    if words := legend(checkpoint.classes, named):
+        print(f"no font here has the characters of a class; in the figure {words}")
     print(f"figure: {output}")
     return output

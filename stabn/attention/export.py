@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from stabn.attention.fonts import class_name
 from stabn.attention.render import Panel, attention_figure, preview_frames
 from stabn.attention.rounds import (
     CHECKPOINT_FILE,
@@ -217,7 +218,7 @@ def _write_video(
     buffer = io.BytesIO()
     np.savez_compressed(buffer, spatial_attention=attention.spatial)
     folder.write("spatial.npz", buffer.getvalue())
-    heading = f"Video {video_id}: {classes[class_index]}"
+    heading = f"Video {video_id}: {class_name(classes, class_index)}"
     folder.write(
         "figure.png", attention_figure(frames, [panel("prediction", attention, classes, class_index)], heading=heading)
     )
@@ -239,9 +240,15 @@ def _write_video(
 
 def panel(name: str, attention: VideoAttention, classes: tuple[str, ...], class_index: int) -> Panel:
     """Return a figure's panel: the network's prediction and attention; class_index -1: the true class is not known."""
-    predicted, label, score = attention.top(classes, 1)[0]
+    predicted, _, score = attention.top(classes, 1)[0]
     correct = None if class_index < 0 else predicted == class_index
-    return Panel(f"{name}: {label}, {score:.0%}", correct, attention.temporal, attention.spatial, attention.crop)
+    return Panel(
+        f"{name}: {class_name(classes, predicted)}, {score:.0%}",
+        correct,
+        attention.temporal,
+        attention.spatial,
+        attention.crop,
+    )
 
 
 @contextlib.contextmanager

@@ -4,13 +4,13 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import cv2
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from stabn.attention.fonts import font
 from stabn.data.packed_frames import Frames
 from stabn.data.transforms import Crop
 from stabn.errors import StabnError
@@ -177,7 +177,7 @@ def _strip(frames: Frames, panel: Panel, columns: np.ndarray, size: tuple[int, i
         red, green, blue = (int(level) for level in _palette(TEMPORAL)[_levels(panel.temporal[index])])
         draw.rectangle((left, 0, left + size[0] - 1, BAR - 3), fill=(red, green, blue))
         ink = INK if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else PAPER
-        draw.text((left + size[0] / 2, BAR / 2 - 1), f"{value:.2f}", font=_font(12), fill=ink, anchor="mm")
+        draw.text((left + size[0] / 2, BAR / 2 - 1), f"{value:.2f}", font=font("0", 12), fill=ink, anchor="mm")
         pictures = [frames[index]]
         if spatial is not None:
             pictures.append(heat_map_overlay(frames[index], spatial[index], panel.crop))
@@ -204,8 +204,9 @@ def _curves(panels: Sequence[Panel], edited: np.ndarray | None, columns: np.ndar
         return SCALE * (left + plot_width * share), SCALE * (top + plot_height * (1 - min(max(value, 0.0), 1.0)))
 
     def text(x: float, y: float, content: str, size: int, color: tuple[int, int, int], anchor: str) -> float:
-        draw.text((x, y), content, font=_font(size * SCALE), fill=color, anchor=anchor)
-        return draw.textlength(content, font=_font(size * SCALE))
+        drawn = font(content, size * SCALE)
+        draw.text((x, y), content, font=drawn, fill=color, anchor=anchor)
+        return draw.textlength(content, font=drawn)
 
     for index in columns:
         x, y = point(index, 0)
@@ -233,7 +234,7 @@ def _keys(with_spatial: bool, width: int) -> Image.Image:
     """Return a row that says what the colours mean."""
     image = Image.new("RGB", (width, 22), PAPER)
     draw = ImageDraw.Draw(image)
-    font = _font(11)
+    small = font("", 11)
     keys = [("temporal attention", TEMPORAL, "0", "1")]
     if with_spatial:
         keys.append(("spatial attention in this video", SPATIAL, "low", "high"))
@@ -245,8 +246,8 @@ def _keys(with_spatial: bool, width: int) -> Image.Image:
                 image.paste(ramp, (round(left), 6))
                 left += ramp.width + 6
             else:
-                draw.text((left, 11), content, font=font, fill=MUTED, anchor="lm")
-                left += font.getlength(content) + 6
+                draw.text((left, 11), content, font=small, fill=MUTED, anchor="lm")
+                left += small.getlength(content) + 6
         left += 20
     return image
 
@@ -266,16 +267,16 @@ def _text_block(
     text: str, width: int, size: int, *, bold: bool = False, color: tuple[int, int, int] = INK
 ) -> Image.Image:
     """Return text in as many lines as it needs."""
-    font = _font(size, bold)
+    drawn = font(text, size, bold)
     room = width - 2 * MARGIN
     lines, line = [], ""
     for word in text.split():
         longer = f"{line} {word}".strip()
-        if line and font.getlength(longer) > room:
+        if line and drawn.getlength(longer) > room:
             lines.append(line)
             longer = word
-        while font.getlength(longer) > room:  # one word wider than the figure
-            cut = next(i for i in range(len(longer) - 1, 0, -1) if font.getlength(longer[:i]) <= room)
+        while drawn.getlength(longer) > room:  # one word wider than the figure
+            cut = next(i for i in range(len(longer) - 1, 0, -1) if drawn.getlength(longer[:i]) <= room)
             lines.append(longer[:cut])
             longer = longer[cut:]
         line = longer
@@ -284,15 +285,8 @@ def _text_block(
     image = Image.new("RGB", (width, step * len(lines) + 8), PAPER)
     draw = ImageDraw.Draw(image)
     for number, content in enumerate(lines):
-        draw.text((MARGIN, 4 + number * step), content, font=font, fill=color)
+        draw.text((MARGIN, 4 + number * step), content, font=drawn, fill=color)
     return image
-
-
-@lru_cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans, which Matplotlib ships."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
 @lru_cache

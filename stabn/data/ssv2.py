@@ -11,6 +11,7 @@ from stabn.data.label_table import TABLE_FILE, read_table
 from stabn.data.labels import Labels, LabelsError, Reject, Video, unique_names
 from stabn.stages import SPLITS
 from stabn.storage import ObjectNotFound, Storage, StorageError, check_id, open_storage
+from stabn.text import is_unicode
 
 LABELS_FILE = "something-something-v2-labels.json"
 SPLIT_FILES = {split: f"something-something-v2-{split}.json" for split in SPLITS}
@@ -116,7 +117,10 @@ def _read(storage: Storage, name: str) -> tuple[str, Any]:
     for key in (name, name.removeprefix(FILE_PREFIX)):
         where = storage.locate(key)
         try:
-            return where, json.loads(storage.read(key), object_pairs_hook=unique_names)
+            content = json.loads(storage.read(key), object_pairs_hook=unique_names)
+            if not is_unicode(json.dumps(content, ensure_ascii=False)):
+                raise ValueError("a text holds half a character, a lone surrogate")
+            return where, content
         except ObjectNotFound:
             continue
         except (ValueError, RecursionError) as error:

@@ -1,12 +1,14 @@
 """Who asks: accounts or a proxy's header, signed session cookies, CSRF tokens, and a limit on guessing passwords."""
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
 import os
 import secrets
 import time
+import unicodedata
 import urllib.parse
 from collections import defaultdict, deque
 from dataclasses import dataclass
@@ -163,10 +165,10 @@ class Authenticator:
         if not self._is_trusted(peer):
             raise ApiError(403, "proxy", f"requests from {peer} are not believed; come through the proxy")
         names = request.headers.getlist(self.config.user_header)
-        if len(names) != 1 or not 0 < len(names[0].strip()) <= 200 or not names[0].isprintable():
+        name = _proxy_name(names[0]) if len(names) == 1 else ""
+        if not 0 < len(name) <= 200 or not name.isprintable():
             raise ApiError(401, "sign_in", f"the proxy sent no usable {self.config.user_header}; sign in there")
-        name = names[0].strip()
-        return self._user(name, "lead" if name in self.config.leads else "annotator", name)
+        return self._user(name, "lead" if name in map(_folded, self.config.leads) else "annotator", name)
 
     async def _session_user(self, request: Request) -> User:
         try:
@@ -220,6 +222,18 @@ class RateLimit:
         while events and events[0] < now - self.window:
             events.popleft()
         return 0 if len(events) < self.allowed else max(1, int(events[0] + self.window - now) + 1)
+
+
+def _proxy_name(header: str) -> str:
+    """Return the user of a proxy's header, which carries bytes: UTF-8, or else Latin-1."""
+    with contextlib.suppress(UnicodeDecodeError):
+        header = header.encode("latin-1").decode()
+    return _folded(header)
+
+
+def _folded(name: str) -> str:
+    """Return a proxy's user as they are kept: an address is the same in any case, and an é in either spelling."""
+    return unicodedata.normalize("NFC", name.strip()).lower()
 
 
 def _secret() -> str:

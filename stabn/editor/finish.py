@@ -51,6 +51,11 @@ class Finish:
         for name, url in (("webhook_url", config.webhook_url), ("kfp_host", config.kfp_host)):
             if url and not url.startswith(("http://", "https://")):
                 raise FinishError(f"editor.{name} = {url!r}: begin with http:// or https://")
+        if "{{" in config.kfp_parameters:
+            raise FinishError(
+                f"editor.kfp_parameters = {config.kfp_parameters!r}: {{{{ is where Argo and KFP fill in values of "
+                "their own; remove it"
+            )
         self.board, self.config = board, config
         self.storage = board.storage.child("editor")
         self.leases = Leases(self.storage, ATTEMPT_SECONDS)

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stabn.attention.rounds import RoundError
 from stabn.data.edit_table import EditError
 from stabn.errors import RetryableError, StabnError
+from stabn.text import is_unicode
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ async def read_json(request: Request, **fields: type | tuple[type, ...]) -> dict
         raise ApiError(400, "not_json", "the request is not JSON") from None
     if not isinstance(content, dict):
         raise ApiError(400, "bad_request", "the request is not a JSON object")
+    if not is_unicode(json.dumps(content, ensure_ascii=False)):
+        raise ApiError(400, "bad_request", "the request holds half a character; write the text anew")
     for name, kind in fields.items():
         value = content.get(name)
         wrong = isinstance(value, bool) and bool not in (kind if isinstance(kind, tuple) else (kind,))

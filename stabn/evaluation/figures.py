@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from stabn.attention.export import attend, panel
+from stabn.attention.fonts import class_name, legend
 from stabn.attention.render import attention_figure
 from stabn.data.dataset import read_frames
 from stabn.data.manifest import Manifest
@@ -44,9 +45,13 @@ def make_figure_maker(
         picture = attention_figure(
             frames,
             [panel(name, attention, manifest.classes, class_index) for name, attention in attentions.items()],
-            heading=f"Video {video_id}: {manifest.classes[class_index]}",
+            heading=f"Video {video_id}: {class_name(manifest.classes, class_index)}",
             edited=edits.get(video_id),
         )
-        return VideoFigure(pictures=[("Temporal attention over each frame, spatial attention below it", picture)])
+        shown = [class_index, *(attention.top(manifest.classes, 1)[0][0] for attention in attentions.values())]
+        caption = "Temporal attention over each frame, spatial attention below it"
+        if words := legend(manifest.classes, shown):
+            caption = f"{caption}; {words}"
+        return VideoFigure(pictures=[(caption, picture)])
 
     return make

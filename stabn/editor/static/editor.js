@@ -4,7 +4,7 @@ import { call, post } from "./api.js";
 import { LEVELS, LEVEL_NAMES, History, busiest, fill, invert, lift, merge, paint, resample, same, segment, smooth } from "./curve.js";
 import { REASON_NAMES, ask, button, clock, h, icon, percent, say, stateChip } from "./dom.js";
 import { Frames, prefetch } from "./frames.js";
-import { bind, keyCap, showKeys } from "./keys.js";
+import { bind, keyCap, pressed, showKeys } from "./keys.js";
 import { Player } from "./player.js";
 import { Saver } from "./saver.js";
 import { Timeline } from "./timeline.js";
@@ -591,6 +591,7 @@ function version(title, curve, own, color, note) {
 }
 
 document.addEventListener("keydown", (event) => {
-  const choice = document.querySelector(`dialog[open] [data-key="${CSS.escape(event.key)}"]`);
+  const choices = pressed(event).map((key) => document.querySelector(`dialog[open] [data-key="${CSS.escape(key)}"]`));
+  const choice = choices.find(Boolean);
   if (choice) { event.preventDefault(); choice.click(); }
 });

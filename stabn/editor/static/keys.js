@@ -21,13 +21,25 @@ export const keyName = (key) => key.split("+").map((part) => NAMES[part] ?? (par
 
 export const keyCap = (key) => h("kbd", { "aria-hidden": "true" }, keyName(key));
 
-function pressed(event) {
+const CODES = { Comma: ",", Period: ".", Slash: "/" };
+
+/** Return what a key is by its position, as on a US keyboard: for letters that are not Latin, and digits behind Shift. */
+function placed({ code = "", shiftKey }) {
+  const [, sign] = code.match(/^(?:Key|Digit)([A-Z0-9])$/) ?? [];
+  if (code === "Slash" && shiftKey) return "?";
+  return (sign ?? CODES[code] ?? "").toLowerCase();
+}
+
+/** Return the names of a pressed key: by what is written on it, then by its position unless it is a Latin letter. */
+export function pressed(event) {
   const parts = [];
   if (event.ctrlKey || event.metaKey) parts.push("Ctrl");
   if (event.altKey) parts.push("Alt");
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  if (event.shiftKey && (event.key.length > 1 || /[a-z]/i.test(event.key) || key === " ")) parts.push("Shift");
-  return [...parts, key].join("+");
+  const shifted = event.shiftKey ? [...parts, "Shift"] : parts;
+  const named = event.key.length > 1 || /[a-z]/i.test(event.key) || key === " " ? shifted : parts;
+  const place = /^[a-z]$/i.test(event.key) ? "" : placed(event);
+  return [[...named, key], ...(place ? [[...(place === "?" ? parts : shifted), place]] : [])].map((all) => all.join("+"));
 }
 
 document.addEventListener("keydown", (event) => {
@@ -35,7 +47,8 @@ document.addEventListener("keydown", (event) => {
   const { target } = event;
   if (target.closest("input, textarea, select") && event.key !== "Escape") return;
   if (target.closest("button, a, summary") && (event.key === "Enter" || event.key === " ")) return;
-  const key = pressed(event);
+  const names = pressed(event);
+  const key = names.find((name) => bindings.some((binding) => binding.keys.includes(name)));
   const found = bindings.find((binding) => binding.keys.includes(key));
   if (!found || (!single() && !/^(Ctrl|Alt)\+|Arrow|Page|Home|End|Escape|\?/.test(key))) return;
   event.preventDefault();
@@ -51,6 +64,7 @@ export function showKeys() {
       h("dl", { class: "key-list" }, list.map((binding) => [
         h("dt", {}, binding.keys.slice(0, 2).map((key, i) => [i ? " or " : "", h("kbd", {}, keyName(key))])),
         h("dd", {}, binding.label)]))))),
+    h("p", {}, "Where the keyboard has other letters than Latin ones, a letter's place on a US keyboard counts."),
     h("div", { class: "dialog-foot" },
       h("label", { class: "check" }, h("input", {
         type: "checkbox", checked: single(),
