@@ -34,19 +34,20 @@ def train(
     checkpoint_path: str,
     placement: Placement = HERE,
     truth_uri: str = "",
+    name: str = "train",
 ) -> TrainResult:
     """Train in a folder of the storage that the same settings and data find again, and copy the best checkpoint.
 
     A run that was interrupted goes on; one that is complete is not repeated.
     """
-    here, output = placement.is_here, train_output(manifest, config, storage_uri)
+    here, output = placement.is_here, train_output(manifest, config, storage_uri, name=name)
     if here:
         own = _with_processes(config, placement)
-        with tried_once_here(storage_uri, "train", output, own):
-            training.train(manifest, own, output, truth_uri=truth_uri)
+        with tried_once_here(storage_uri, name, output, own):
+            training.train(manifest, own, output, name=name, truth_uri=truth_uri)
     else:
         arguments = {"manifest": _stage(manifest, storage_uri, "manifest.parquet"), "output": output}
-        arguments |= _truth(truth_uri)
+        arguments |= _truth(truth_uri) | ({"name": name} if name != "train" else {})
         _run("train", arguments, config, placement, storage_uri)
     return _collect(output, checkpoint_path)
 
@@ -156,6 +157,11 @@ def evaluate(
     fetch(output, predictions_path)
     predictions = Predictions.load(predictions_path)
     return Evaluation(predictions, summarize(predictions))
+
+
+def without_attention(config: RunConfig) -> RunConfig:
+    """Return the settings of the paper's baseline: the 3D ResNet of the same depth, trained alike."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, name="resnet3d"))
 
 
 def command(stage: str, arguments: dict[str, str], config: RunConfig) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ def run(step: Step) -> None:
     from stabn.evaluation.report import ReportInputs, tables_text, write_report
 
     files = {item.name: getattr(step, item.name).path for item in step.declared.reads}
-    inputs = ReportInputs(**files, truth=step.truth_uri)
+    inputs = ReportInputs(**files, truth=step.truth_uri, baseline=step.baseline_uri)
     result = write_report(inputs, step.page.path, step.figures.path, promotion=step.config.promote)
     with open(step.tables.path, "w") as file:
         file.write(f"```\n{tables_text(result)}\n```\n")

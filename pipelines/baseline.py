@@ -11,6 +11,7 @@ from components.export_attention import export_attention
 from components.extract_frames import extract_frames, look_at_dataset, merge_frames, plan_parts
 from components.select_classes import select_classes
 from components.train import train
+from components.train_baseline import train_baseline
 from pipelines.cluster import on_nodes
 from pipelines.first import check
 from pipelines.form import Form, form
@@ -23,6 +24,7 @@ class TrainedTasks(NamedTuple):
     extract: PipelineTask
     train: PipelineTask
     select: PipelineTask
+    baseline: PipelineTask
 
 
 def train_and_select(form: Form, checked: PipelineTask) -> TrainedTasks:
@@ -38,6 +40,8 @@ def train_and_select(form: Form, checked: PipelineTask) -> TrainedTasks:
     extracted.set_display_name("merge into one manifest")
     manifest = extracted.outputs["manifest"]
     trained = configure(on_nodes(train, manifest=manifest, **form.of("train")), "train").set_display_name("train")
+    beside = configure(on_nodes(train_baseline, manifest=manifest, **form.of("train-baseline")), "train")
+    beside.set_display_name("train 3D ResNet beside, if wanted")
     predictions = {}
     for split in ("train", "validation"):
         evaluated = on_nodes(
@@ -53,7 +57,7 @@ def train_and_select(form: Form, checked: PipelineTask) -> TrainedTasks:
         predictions[f"{split}_predictions"] = evaluated.outputs["predictions"]
     selected = configure(select_classes(**form.of("select-classes"), **predictions), "select")
     selected.set_display_name("select classes")
-    return TrainedTasks(extracted, trained, selected)
+    return TrainedTasks(extracted, trained, selected, beside)
 
 
 def export(tasks: TrainedTasks, form: Form) -> PipelineTask:

@@ -23,6 +23,7 @@ TASKS = {
     "extract-frames": 15,
     "merge-frames": 3,
     "train": 110,
+    "train-baseline": 2,
     "evaluate": 8,
     "evaluate-2": 7,
     "select-classes": 4,

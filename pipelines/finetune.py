@@ -1,5 +1,7 @@
 """Pipeline finetune: from a corrected round to the before/after report."""
 
+from typing import Any
+
 from kfp.dsl import PipelineTask
 
 from components.check_form import check_finetune
@@ -14,8 +16,14 @@ from pipelines.form import Form, form
 from pipelines.resources import configure
 
 
-def finetune_and_report(imported: PipelineTask, form: Form) -> PipelineTask:
-    """Add the stages that follow import-edits to the pipeline being defined."""
+def finetune_and_report(imported: PipelineTask, form: Form, baseline_uri: Any) -> PipelineTask:
+    """Add the stages that follow import-edits to the pipeline being defined.
+
+    Args:
+        imported: the task import-edits.
+        form: what a person gave.
+        baseline_uri: placeholder of where the 3D ResNet's predictions are.
+    """
     manifest, checkpoints = imported.outputs["manifest"], {"before": imported.outputs["checkpoint"]}
     for name, gamma in (("after", {}), ("control", {"gamma": 0.0})):
         tuned = on_nodes(
@@ -57,7 +65,7 @@ def finetune_and_report(imported: PipelineTask, form: Form) -> PipelineTask:
         manifest=manifest,
         selection=imported.outputs["selection"],
         edits=imported.outputs["edits"],
-        **form.of("report"),
+        **{**form.of("report"), "baseline_uri": baseline_uri},
     )
     configure(reported, "report").set_display_name("report")
     promoted = on_nodes(
@@ -78,4 +86,4 @@ def finetune(form: Form) -> None:
     imported = import_edits(round_uri=form.round_uri, edits_fingerprint="")
     configure(imported, "import").set_display_name("import edits").set_caching_options(False)
     imported.after(check(check_finetune, form, "check-finetune"))
-    finetune_and_report(imported, form)
+    finetune_and_report(imported, form, form.baseline_uri)

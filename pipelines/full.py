@@ -23,4 +23,4 @@ def full(form: Form) -> None:
             round_uri=edited.outputs["edited_round_uri"], edits_fingerprint=edited.outputs["edits_fingerprint"]
         )
         configure(imported, "import").set_display_name("import edits")
-        finetune_and_report(imported, form)
+        finetune_and_report(imported, form, tasks.baseline.output)

@@ -3,7 +3,8 @@
 from stabn.tracking import Stage, compare_link, stages_of
 from stabn.tracking.names import ERROR
 
-ROWS = (("before", "before"), ("after", "after"), ("control", "control (gamma 0)"))
+BESIDE = "3D ResNet"  # in few runs
+ROWS = (("resnet3d", BESIDE), ("before", "before"), ("after", "after"), ("control", "control (gamma 0)"))
 
 
 def summary(run_id: str, link: str, state: str = "", experiment: str = "") -> str:
@@ -24,7 +25,8 @@ def summary(run_id: str, link: str, state: str = "", experiment: str = "") -> st
     rows = [(title, evaluations[name]) for name, title in ROWS]
     if any(stage for _, stage in rows):
         lines += [f"| {_split(stages)} | top-1, % | top-5, % |", "|---|---|---|"]
-        lines += [f"| {title} | {_percent(stage, 'top1')} | {_percent(stage, 'top5')} |" for title, stage in rows]
+        shown = [(title, stage) for title, stage in rows if stage or title != BESIDE]
+        lines += [f"| {title} | {_percent(stage, 'top1')} | {_percent(stage, 'top5')} |" for title, stage in shown]
         lines.append("")
     failed = [(stage.key, stage.tags[ERROR]) for stage in stages.values() if stage.tags.get(ERROR)]
     if failed and state == "FAILED":

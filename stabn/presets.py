@@ -30,6 +30,19 @@ def backbone(depth: int, **settings: object) -> ModelConfig:
     return ModelConfig(block=block, num_blocks=num_blocks, **settings)  # type: ignore[arg-type]
 
 
+def describe_backbone(config: ModelConfig) -> str:
+    """Return a backbone's usual name, `3D ResNet-50`, or what it is made of."""
+    for depth, shape in BACKBONES.items():
+        if shape == (config.block, config.num_blocks) and config.width == 64:
+            return f"3D ResNet-{depth}"
+    return f"3D ResNet, {'-'.join(map(str, config.num_blocks))} {config.block} blocks, width {config.width}"
+
+
+def describe_frames(config: DataConfig) -> str:
+    """Return how many frames a network sees of a video as the paper writes it, `32` or, in two clips, `32x2`."""
+    return f"{config.num_frames}" + (f"x{config.num_clips}" if config.num_clips > 1 else "")
+
+
 def ssv2(name: str, depth: int, num_clips: int) -> RunConfig:
     """Return the paper's settings for Something-Something v2 (section 4.1, tables 1 to 3).
 

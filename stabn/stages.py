@@ -300,6 +300,17 @@ TRUTH = Parameter(
     "id to [first, last) frame, or an edit table of their corrections; empty: nothing is compared",
     "",
 )
+TRAIN_BASELINE = Parameter(
+    "train_baseline",
+    "yes: also train the 3D ResNet of the same depth and settings, which takes a training of its own, evaluate it, and "
+    "put it beside ST-ABN in table 1",
+    "no",
+    ("no", "yes"),
+    flag=False,
+)
+BASELINE_URI = Parameter(
+    "baseline_uri", "predictions of the 3D ResNet on the same videos, for table 1; empty: none", ""
+)
 WINNING = (setting("metric", "promote.metric"), setting("class_fdr", "promote.class_fdr"))
 PROMOTION = (
     Parameter(
@@ -326,9 +337,9 @@ LOADING_SETTINGS = tuple(f"data.{name}" for name in LOADING)
 _DATA = (*DATASET, STORAGE_URI, *SETTINGS, DATASET_VERSION, NUM_PARTS, *CHOICE)
 _COMPARISON = (ROUTE, GAMMA, SPLIT, *PROMOTION)
 FORMS: dict[str, tuple[Parameter, ...]] = {
-    "baseline": (*_DATA, TRUTH, *NODES),
-    "finetune": (ROUND_URI, STORAGE_URI, *SETTINGS, TRUTH, *_COMPARISON, *NODES),
-    "full": (*_DATA, *CORRECTION, TRUTH, *_COMPARISON, *NODES),
+    "baseline": (*_DATA, TRAIN_BASELINE, SPLIT, TRUTH, *NODES),
+    "finetune": (ROUND_URI, STORAGE_URI, *SETTINGS, TRUTH, *_COMPARISON, BASELINE_URI, *NODES),
+    "full": (*_DATA, TRAIN_BASELINE, *CORRECTION, TRUTH, *_COMPARISON, *NODES),
 }
 
 STAGES = {
@@ -347,6 +358,7 @@ STAGES = {
     "train": Stage(
         reads=(MANIFEST,), takes=(TRUTH, *ON_NODES), settings=("data", "model", "train"), writes=(CHECKPOINT, METRICS)
     ),
+    "train-baseline": Stage(reads=(MANIFEST,), takes=(TRAIN_BASELINE, SPLIT, *ON_NODES), returns={"": str}),
     "evaluate": Stage(
         reads=(CHECKPOINT, MANIFEST),
         takes=(
@@ -410,7 +422,7 @@ STAGES = {
             SELECTION,
             EDITS,
         ),
-        takes=(TRUTH, *SETTINGS, *WINNING),
+        takes=(TRUTH, BASELINE_URI, *SETTINGS, *WINNING),
         settings=("promote",),
         writes=(
             File("page", "HTML", "the page, one file"),

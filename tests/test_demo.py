@@ -48,11 +48,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_every_stage_is_shown_and_tables_are_printed(finished: tuple[Path, str]) -> None:
     _, output = finished
-    headings = re.findall(r"\[ ?(\d+)/23\] ([\w-]+)", output)
-    assert [int(number) for number, _ in headings] == list(range(1, 24))
+    headings = re.findall(r"\[ ?(\d+)/24\] ([\w-]+)", output)
+    assert [int(number) for number, _ in headings] == list(range(1, 25))
     assert {re.sub(r"-\d$", "", name) for _, name in headings} == STAGES | {
+        "check-full",
         "look-at-dataset",
         "plan-parts",
+        "train-baseline",
         "finetune",
         "report",
         "promote",
@@ -135,6 +137,6 @@ def test_the_editor_opens_on_the_demos_own_round(finished: tuple[Path, str]) -> 
 def test_run_again_reuses_everything(finished: tuple[Path, str]) -> None:
     folder, output = finished
     again = run_demo(folder)
-    assert again.count("reused: it ran before") == 18, "all but what looks at what may have changed"
+    assert again.count("reused: it ran before") == 19, "all but what looks at what may have changed"
     tables = output[output.index("Table 2") : output.index("Done in")]
     assert tables in again

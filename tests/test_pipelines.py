@@ -84,7 +84,7 @@ def test_defaults_of_the_forms_are_the_papers(compiled: dict[str, dict[str, Any]
 def test_the_graphs_have_every_stage(compiled: dict[str, dict[str, Any]]) -> None:
     stages = {name: [task for task, _ in tasks(spec)] for name, spec in compiled.items()}
     assert sorted(stages["full"]) == sorted(TASKS), "what the demo shows progress for"
-    assert len(stages["baseline"]) == 11 and "export-attention" in stages["baseline"]
+    assert len(stages["baseline"]) == 12 and "export-attention" in stages["baseline"]
     for name, tasks_of in stages.items():
         tasks_of.remove(f"check-{name}")
     kinds = {name: Counter(re.sub(r"-\d$", "", task) for task in names) for name, names in stages.items()}
@@ -254,10 +254,10 @@ Task train cache hit (key=cfcc8309332d); skipping execution.
 def test_readable_keeps_headings_and_the_stages_own_lines() -> None:
     lines = [line for line in readable(KFP_OUTPUT.splitlines()) if line.strip()]
     assert [line.strip() for line in lines] == [
-        "[ 1/23] extract-frames   (0:00 so far)",
+        "[ 1/24] extract-frames   (0:00 so far)",
         "extract-frames  45/45 videos  10.9/s  0:04 taken  rejects 0",
-        "[ 2/23] train   reused: it ran before with the same inputs and code",
-        "[ 3/23] evaluate-2   (0:00 so far)",
+        "[ 2/24] train   reused: it ran before with the same inputs and code",
+        "[ 3/24] evaluate-2   (0:00 so far)",
         "evaluate baseline, train: 30 videos, top1 40.0%",
         "stabn.errors.StabnError: a line of the stage itself is never lost",
     ]
@@ -353,7 +353,7 @@ def test_compile_settings_reach_every_task(tmp_path: Path) -> None:
     assert resources["cpuRequest"] == 7 and resources["memoryLimit"] == pytest.approx(99 * 2**30 / 1e9)
     assert resources["accelerator"]["type"] == "nvidia.com/gpu" and resources["accelerator"]["count"] == "2"
     with_gpu = [name for name, item in containers.items() if "accelerator" in item["resources"]]
-    assert with_gpu == ["exec-train"], "no other step gets one"
+    assert with_gpu == ["exec-train", "exec-train-baseline"], "no other step gets one"
     assert pods["exec-train"]["activeDeadlineSeconds"] == "7200"
     assert pods["exec-train"]["emptyDirMounts"][0]["sizeLimit"] == "8Gi"
     for name, container in containers.items():

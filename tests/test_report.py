@@ -197,8 +197,29 @@ def test_table_1_names_this_run_and_all_rows_of_the_paper(page):
     rows = Outline(page).tables["table1"]
     assert rows[1][0].endswith("before fine-tuning") and rows[1][3:] == ["54.0", "100.0"]
     assert ["ST-ABN", "3D ResNet-50", "32", "58.6", "85.5"] in rows
-    assert ["TRN multiscale", "", "", "48.8", "–"] in rows
-    assert len(rows) == 1 + 3 + 23
+    assert ["TRN multiscale", "–", "–", "48.8", "–"] in rows
+    assert ["3D ResNet-101 (baseline)", "–", "32x2", "65.3", "90.1"] in rows
+    assert len(rows) == 1 + 3 + 1 + 23
+
+
+def test_table_1_has_the_baseline_of_this_run_beside_st_abn(tmp_path):
+    """The 3D ResNet on the same videos comes first; a network with attention, or another split, is no baseline."""
+    inputs = write_inputs(tmp_path, baseline=tmp_path / "baseline.parquet")
+    plain = make_table(CONTROL_RUN, NAMES, checkpoint="r")
+    named = {**plain.metadata, "backbone": "3D ResNet-50", "frames": "32x2"}
+    dataclasses.replace(plain, metadata=named).save(tmp_path / "baseline.parquet")
+    result = make_report(inputs, tmp_path)
+    page = result.html_path.read_text()
+    assert Outline(page).tables["table1"][1] == ["3D ResNet-50 (baseline), this run", "–", "32x2", "56.0", "100.0"]
+    assert re.search(r"ST-ABN before fine-tuning is −2.0 points \(95% interval −[\d.]+ to [+−]?[\d.]+\)", page)
+    assert result.metrics["baseline_top1"] == pytest.approx(0.56)
+    attention = {"attention_top5": plain.top5, "attention_scores": plain.scores}
+    dataclasses.replace(plain, **attention).save(tmp_path / "baseline.parquet")
+    with pytest.raises(MetricsError, match="predictions baseline: of a network with attention"):
+        make_report(inputs, tmp_path)
+    make_table(CONTROL_RUN, NAMES, split="train").save(tmp_path / "baseline.parquet")
+    with pytest.raises(MetricsError, match="predictions baseline: split 'train', the others are of 'validation'"):
+        make_report(inputs, tmp_path)
 
 
 def test_the_page_is_one_file_that_asks_nobody(page):

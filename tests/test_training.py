@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,11 @@ from tiny_run import (
 )
 
 import stabn.training.recipes as stage
+from components.component import run_step
 from components.nodes import finetune as tune_somewhere
 from components.nodes import train as train_into
 from components.placement import Placement
+from components.train_baseline import run as train_beside
 from stabn.config import ConfigError, TrainConfig
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
@@ -32,6 +35,7 @@ from stabn.evaluation.predict import evaluate
 from stabn.evaluation.prediction_table import Predictions
 from stabn.models import STABN
 from stabn.storage import open_storage
+from stabn.tracking.client import tracking_client
 from stabn.training import loop
 from stabn.training.checkpoint import (
     CheckpointError,
@@ -496,6 +500,33 @@ def test_forced_attention_takes_the_place_of_the_networks_own(manifest_path: str
     assert torch.equal(weights[name], start)
     free = train(manifest_path, settings(train__epochs=1), str(tmp_path / "free"))
     assert not torch.equal(read_checkpoint(free.best_uri)["model"][name], start)
+
+
+def test_the_3d_resnet_is_trained_beside_st_abn_where_that_is_wanted(
+    manifest_path: str, tmp_path: Path, mlflow_uri: str
+) -> None:
+    """The step leaves predictions of a network without attention, under a run of its own; without a yes, nothing."""
+    given = {
+        "manifest": SimpleNamespace(path=manifest_path),
+        "split": "auto",
+        "storage_uri": str(tmp_path / "storage"),
+        "preset": "mini",
+        "overrides": "train.epochs=1 train.device=cpu data.num_frames=4 data.crop_size=32 model.width=4",
+        "num_nodes": 1,
+        "procs_per_node": 1,
+        "accelerator": "",
+    }
+    assert run_step("train-baseline", train_beside, {**given, "train_baseline": "no"}) == ""
+    assert not (tmp_path / "storage").exists()
+    uri = run_step("train-baseline", train_beside, {**given, "train_baseline": "yes"})
+    table = Predictions.load(uri)
+    assert table.metadata["model"] == "resnet3d" and table.attention_top5 is None and table.temporal is None
+    assert table.split == "validation" and len(table) == 6
+    assert (table.metadata["frames"], table.metadata["name"]) == ("4", "resnet3d")
+    client = tracking_client()
+    runs = client.search_runs([item.experiment_id for item in client.search_experiments()])
+    assert {run.info.run_name for run in runs} == {"train-baseline", "evaluate/resnet3d/validation/as_is"}
+    assert run_step("train-baseline", train_beside, {**given, "train_baseline": "yes"}) == uri, "nothing is repeated"
 
 
 def test_retraining_is_another_route_of_the_same_stage(manifest_path: str, trained: str, tmp_path: Path) -> None:

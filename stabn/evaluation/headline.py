@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from stabn.evaluation.metrics import in_classes, topk_accuracy
+from stabn.evaluation.prediction_table import Predictions
 from stabn.evaluation.significance import points
 from stabn.evaluation.tables import Comparison, percent, table_2
 from stabn.evaluation.verdict import CONTROL, EDITED, OF_EDITS, Effects, plural
@@ -54,10 +55,14 @@ def tiles(table2: pd.DataFrame, table3: pd.DataFrame) -> list[dict[str, Any]]:
     return result
 
 
-def metric_values(comparison: Comparison, effects: Effects, table3: pd.DataFrame) -> dict[str, float]:
+def metric_values(
+    comparison: Comparison, effects: Effects, table3: pd.DataFrame, baseline: Predictions | None = None
+) -> dict[str, float]:
     """Return the numbers of the page by the names that the run logs; shares, 0 to 1."""
     metrics: dict[str, float] = {}
     tables = comparison.networks | {f"{name}_inverted": pair[1] for name, pair in comparison.inverted.items()}
+    if baseline is not None:
+        metrics |= {"baseline_top1": topk_accuracy(baseline, 1), "baseline_top5": topk_accuracy(baseline, 5)}
     chosen = in_classes(comparison.before, comparison.selected)
     for name, table in tables.items():
         metrics |= {f"{name}_top1": topk_accuracy(table, 1), f"{name}_top5": topk_accuracy(table, 5)}

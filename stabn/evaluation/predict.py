@@ -23,6 +23,7 @@ from stabn.evaluation.attention_modes import AttentionMode, known_curves
 from stabn.evaluation.metrics import confusion_matrix, topk_accuracy
 from stabn.evaluation.prediction_table import TOP, UNDER, Predictions
 from stabn.models import STABN, Output
+from stabn.presets import describe_backbone, describe_frames
 from stabn.progress import Progress
 from stabn.stages import FRAME_MODES
 from stabn.storage import fetch
@@ -122,6 +123,8 @@ def evaluate(
             "checkpoint_fingerprint": checkpoint.fingerprint,
             "manifest_fingerprint": manifest.fingerprint,
             "model": checkpoint.model_config.name,
+            "backbone": describe_backbone(checkpoint.model_config),
+            "frames": describe_frames(checkpoint.data_config),
             **settings,
         }
         predictions = Predictions(**columns, metadata=metadata)

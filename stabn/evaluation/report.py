@@ -15,7 +15,7 @@ import pandas as pd
 
 import stabn
 from stabn.attention.selection import Selection, load_selection
-from stabn.config import ModelConfig, PromoteConfig
+from stabn.config import PromoteConfig
 from stabn.data.edit_table import load_edit_table
 from stabn.data.manifest import Manifest
 from stabn.evaluation import charts
@@ -31,33 +31,32 @@ from stabn.evaluation.examples import (
 )
 from stabn.evaluation.figures import make_figure_maker
 from stabn.evaluation.headline import lead, metric_values, tiles
-from stabn.evaluation.metrics import topk_accuracy
 from stabn.evaluation.pages import load_template
 from stabn.evaluation.prediction_table import Predictions
 from stabn.evaluation.sections import JSON_LINES, ReportError, class_changes, confusion, curves, read_history
-from stabn.evaluation.significance import points, wins
+from stabn.evaluation.significance import paired_bootstrap, points, wins
 from stabn.evaluation.tables import (
     PAPER_RUN,
     PAPER_TABLE_1,
     PAPER_TABLE_2,
     PAPER_TABLE_3,
     Comparison,
+    beside,
     compare,
     drop_differences,
     drops,
     frames_table,
     percent,
     plain_text,
+    table_1,
     table_2,
     table_3,
 )
 from stabn.evaluation.verdict import SAMPLES, judge, measure_effects
 from stabn.masking import masked
-from stabn.presets import BACKBONES
 from stabn.storage import write_uri
 from stabn.tracking import stage_run
 from stabn.training.agreement import known_frames
-from stabn.training.checkpoint import describe, read_checkpoint
 
 HTML_FILE, METRICS_FILE, FIGURES_DIR = "report.html", "metrics.json", "figures"
 
@@ -87,6 +86,7 @@ class ReportInputs:
         control_checkpoint: the network of the control run, or JSON lines of its fine-tuning.
         manifest: the dataset's manifest.
         edits: edit table of import-edits; edited videos are drawn beside the edit.
+        baseline: predictions of the 3D ResNet without attention on the same videos, for table 1.
         truth: frames that are known to matter in the reported videos, with which the attention is compared: see
             `known_frames`; needs the manifest.
     """
@@ -103,6 +103,7 @@ class ReportInputs:
     control_checkpoint: Location | None = None
     manifest: Location | None = None
     edits: Location | None = None
+    baseline: Location | None = None
     truth: Location | None = None
 
 
@@ -172,13 +173,14 @@ def write_report(
         selection.class_indices,
         Predictions.load(inputs.control_inverted) if inputs.control_inverted else None,
     )
+    baseline = beside(comparison, Predictions.load(inputs.baseline)) if inputs.baseline else None
     fingerprints = {name: table.fingerprint for name, table in comparison.networks.items()}
     with stage_run("report", settings={}, inputs={**fingerprints, "selection": selection.fingerprint}) as run:
         table2, table3 = table_2(comparison), table_3(comparison)
         effects = measure_effects(comparison)
         won, reason = wins(comparison.before, comparison.after, **dataclasses.asdict(promotion or PromoteConfig()))
         agreed = _agreement(inputs, comparison)
-        metrics = metric_values(comparison, effects, table3) | {"wins": float(won)}
+        metrics = metric_values(comparison, effects, table3, baseline) | {"wins": float(won)}
         metrics |= agreed["metrics"] if agreed else {}
         edited = _edited_curves(inputs)
         figures = _figures(figure_maker or _figure_maker(inputs, edited), comparison, edited)
@@ -192,7 +194,8 @@ def write_report(
             comparison=comparison,
             effects=charts.intervals([(name, list(rows.items())) for name, rows in effects.items()]),
             samples=SAMPLES,
-            table1=_table_1_rows(comparison, inputs),
+            table1=table_1(comparison, baseline),
+            baseline_change=None if baseline is None else paired_bootstrap(baseline, comparison.before),
             table2=table2,
             table3=table3,
             drops=drops(comparison),
@@ -229,29 +232,6 @@ def write_report(
 def tables_text(result: ReportResult) -> str:
     """Return Tables 2 and 3 as aligned text for a terminal, the control run and the paper's rows included."""
     return plain_text(result.table2, result.table3)
-
-
-def _table_1_rows(comparison: Comparison, inputs: ReportInputs) -> list[tuple[str, str, str, float, float]]:
-    """Return this run's rows of Table 1: model, backbone, frames, top-1, top-5."""
-    model, backbone, frames = "this run", "", ""
-    if inputs.before_checkpoint and not os.fspath(inputs.before_checkpoint).endswith(JSON_LINES):
-        checkpoint = describe(read_checkpoint(os.fspath(inputs.before_checkpoint)))
-        backbone = describe_backbone(checkpoint.model_config)
-        data = checkpoint.data_config
-        frames = f"{data.num_frames}" + (f"x{data.num_clips}" if data.num_clips > 1 else "")
-    rows = []
-    for name, table in comparison.networks.items():
-        label = f"ST-ABN, {model}, {name}" + (" fine-tuning" if name != "control" else " (γ = 0)")
-        rows.append((label, backbone, frames, 100 * topk_accuracy(table, 1), 100 * topk_accuracy(table, 5)))
-    return rows
-
-
-def describe_backbone(config: ModelConfig) -> str:
-    """Return a backbone's usual name, `3D ResNet-50`, or what it is made of."""
-    for depth, shape in BACKBONES.items():
-        if shape == (config.block, config.num_blocks) and config.width == 64:
-            return f"3D ResNet-{depth}"
-    return f"3D ResNet, {'-'.join(map(str, config.num_blocks))} {config.block} blocks, width {config.width}"
 
 
 def _figures(
@@ -324,6 +304,10 @@ def _provenance(
         if table.attention == "as_is":
             rows.append((f"network {name}", str(table.metadata.get("checkpoint_fingerprint", "")), ""))
         rows.append((f"predictions {name}", table.fingerprint, str(place)))
+    if inputs.baseline:
+        rows.append(
+            ("predictions of the 3D ResNet", Predictions.load(inputs.baseline).fingerprint, str(inputs.baseline))
+        )
     rows.append(("selection", selection.fingerprint, str(inputs.selection)))
     if inputs.edits:
         rows.append(("edits", load_edit_table(inputs.edits).fingerprint, str(inputs.edits)))

@@ -128,6 +128,44 @@ def compare(
     )
 
 
+def beside(comparison: Comparison, baseline: Predictions) -> Predictions:
+    """Return the 3D ResNet's predictions in the order of the comparison's videos.
+
+    Raises:
+        MetricsError: other videos, classes or split, or a network with an attention branch.
+    """
+    if baseline.split != comparison.before.split:
+        raise MetricsError(
+            f"predictions baseline: split {baseline.split!r}, the others are of {comparison.before.split!r}"
+        )
+    if baseline.attention_top5 is not None:
+        raise MetricsError("predictions baseline: of a network with attention; give those of the 3D ResNet")
+    return align(comparison.before, baseline)
+
+
+def table_1(comparison: Comparison, baseline: Predictions | None) -> list[tuple[str, str, str, float, float]]:
+    """Return this run's rows of table 1: model, backbone, frames, top-1, top-5 in percent; the baseline first."""
+    labels = {
+        "before": "ST-ABN, this run, before fine-tuning",
+        "after": "ST-ABN, this run, after fine-tuning",
+        "control": "ST-ABN, this run, control (γ = 0)",
+    }
+    tables = [(labels[name], table, "backbone") for name, table in comparison.networks.items()]
+    if baseline is not None:
+        name = str(baseline.metadata.get("backbone", "3D ResNet"))
+        tables.insert(0, (f"{name} (baseline), this run", baseline, ""))
+    return [
+        (
+            label,
+            str(table.metadata.get(backbone, "")),
+            str(table.metadata.get("frames", "")),
+            100 * topk_accuracy(table, 1),
+            100 * topk_accuracy(table, 5),
+        )
+        for label, table, backbone in tables
+    ]
+
+
 def table_2(comparison: Comparison) -> pd.DataFrame:
     """Return top-1 in percent of the modified actions, the others and all: a row per network."""
     rows = {name: group_accuracy(table, comparison.selected) for name, table in comparison.networks.items()}
