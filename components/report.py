@@ -10,7 +10,9 @@ def run(step: Step) -> None:
 
     files = {item.name: getattr(step, item.name).path for item in step.declared.reads}
     inputs = ReportInputs(**files, truth=step.truth_uri, baseline=step.baseline_uri)
-    result = write_report(inputs, step.page.path, step.figures.path, promotion=step.config.promote)
+    result = write_report(
+        inputs, step.page.path, step.figures.path, promotion=step.config.promote, model_name=step.model_name
+    )
     with open(step.tables.path, "w") as file:
         file.write(f"```\n{tables_text(result)}\n```\n")
     write_metrics(step.metrics, result.metrics)

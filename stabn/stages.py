@@ -312,15 +312,13 @@ BASELINE_URI = Parameter(
     "baseline_uri", "predictions of the 3D ResNet on the same videos, for table 1; empty: none", ""
 )
 WINNING = (setting("metric", "promote.metric"), setting("class_fdr", "promote.class_fdr"))
-PROMOTION = (
-    Parameter(
-        "model_name",
-        "name in MLflow's model registry whose alias champion may move; empty: register nothing",
-        "st-abn",
-        rule=check_model_name,
-    ),
-    *WINNING,
+MODEL_NAME = Parameter(
+    "model_name",
+    "name in MLflow's model registry whose alias champion may move; empty: register nothing",
+    "st-abn",
+    rule=check_model_name,
 )
+PROMOTION = (MODEL_NAME, *WINNING)
 
 MANIFEST = File("manifest", "Dataset", "manifest of extract-frames")
 CHECKPOINT = File("checkpoint", "Model", "checkpoint of train, finetune or import-checkpoint")
@@ -422,7 +420,7 @@ STAGES = {
             SELECTION,
             EDITS,
         ),
-        takes=(TRUTH, BASELINE_URI, *SETTINGS, *WINNING),
+        takes=(TRUTH, BASELINE_URI, *SETTINGS, *PROMOTION),
         settings=("promote",),
         writes=(
             File("page", "HTML", "the page, one file"),

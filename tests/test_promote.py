@@ -1,6 +1,7 @@
 """The alias champion: moved for a network that beats the champion of today, and for no other."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from test_metrics import make_predictions, replaced, with_first_guess
 from stabn.config import PromoteConfig
 from stabn.evaluation.prediction_table import Predictions
 from stabn.evaluation.promote import PromoteError, promote
-from stabn.tracking import find_champion
+from stabn.tracking import count_look, find_champion, next_look
 
 CONFIG = PromoteConfig()
 BASE = make_predictions(num_videos=600, num_classes=6)
@@ -119,3 +120,27 @@ def test_without_a_registry_it_only_says_what_it_thinks(tmp_path: Path, monkeypa
     result = promote(network(tmp_path, "a", 0.5), network(tmp_path, "b", 0.6), str(tmp_path / "b.pt"), "net", CONFIG)
     assert not result.promoted and "Better by more than noise" in result.reason
     assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_looks_at_the_same_videos_are_counted_and_said(mlflow_uri: str, tmp_path: Path) -> None:
+    """Each network counts once however often its step runs, whether it wins or not; other videos begin at one."""
+    before, worse, better = (network(tmp_path, *item) for item in (("a", 0.5), ("b", 0.4), ("c", 0.6)))
+    first = promote(before, worse, "s3://m/b.pt", "net", CONFIG, no_evaluation)
+    assert first.reason.endswith("It is the first network to be measured on these 600 validation videos for promotion.")
+    second = promote(before, better, "s3://m/c.pt", "net", CONFIG, no_evaluation)
+    assert "network number 2 to be measured" in second.reason and "with a probability of about 5%." in second.reason
+    again = promote(before, worse, "s3://m/b.pt", "net", CONFIG)
+    assert "network number 2 to be measured" in again.reason, "the same network is no new look"
+    videos, fewer = Predictions.load(better), Predictions.load(better).take(np.arange(599))
+    assert next_look("net", videos.videos_fingerprint, "d") == 3
+    assert next_look("net", fewer.videos_fingerprint, "d") == 1
+    assert next_look("another", videos.videos_fingerprint, "d") == 1
+    shuffled = videos.take(np.random.default_rng(0).permutation(len(videos)))
+    assert shuffled.videos_fingerprint == videos.videos_fingerprint == Predictions.load(before).videos_fingerprint
+
+
+def test_of_looks_at_the_same_time_none_is_lost(mlflow_uri: str) -> None:
+    count_look("net", "videos", "0")
+    with ThreadPoolExecutor(4) as pool:
+        counts = list(pool.map(lambda number: count_look("net", "videos", str(number)), range(1, 13)))
+    assert next_look("net", "videos", "12") == 13 and max(count or 0 for count in counts) == 13

@@ -23,6 +23,7 @@ from stabn.evaluation.significance import Difference
 from stabn.evaluation.tables import compare
 from stabn.evaluation.verdict import CONTROL, EDITED, OF_EDITS, judge
 from stabn.stages import FRAME_MODES
+from stabn.tracking import count_look
 
 HOSTILE = '<script>alert(1)</script> & "quoted"'
 PER_CLASS = 40
@@ -211,7 +212,9 @@ def test_table_1_has_the_baseline_of_this_run_beside_st_abn(tmp_path):
     result = make_report(inputs, tmp_path)
     page = result.html_path.read_text()
     assert Outline(page).tables["table1"][1] == ["3D ResNet-50 (baseline), this run", "–", "32x2", "56.0", "100.0"]
-    assert re.search(r"ST-ABN before fine-tuning is −2.0 points \(95% interval −[\d.]+ to [+−]?[\d.]+\)", page)
+    assert re.search(
+        r"minus the 3D ResNet of the same run: −2.0 points of top-1 \(95% interval over videos −[\d.]+ to ", page
+    )
     assert result.metrics["baseline_top1"] == pytest.approx(0.56)
     attention = {"attention_top5": plain.top5, "attention_scores": plain.scores}
     dataclasses.replace(plain, **attention).save(tmp_path / "baseline.parquet")
@@ -284,6 +287,25 @@ def test_a_report_without_control_and_pictures_says_what_it_cannot_tell(tmp_path
     assert "There was no control run" in text and "whether by the edits is open" in text
     assert "control (γ = 0)" not in text and "Attention before and after" not in text and "Fine-tuning</h3>" not in text
     assert list(result.table2.index) == ["before", "after"] and result.figures == []
+
+
+def test_the_page_says_how_often_these_videos_were_looked_at(tmp_path, mlflow_uri):
+    """With the count of promotions in the registry and this network; without a registry's name it says nothing."""
+    inputs = write_inputs(tmp_path)
+    videos = Predictions.load(inputs.after).videos_fingerprint
+    for network in ("x", "y", "a"):
+        count_look("net", videos, network)
+    result = make_report(inputs, tmp_path, model_name="net")
+    assert "It is network number 3 to be measured on these 200 validation videos" in result.html_path.read_text()
+    assert result.metrics["looks"] == 3, "this network, a, is one of them"
+    assert "to be measured" not in make_report(inputs, tmp_path).html_path.read_text()
+
+
+def test_a_report_is_made_though_the_registry_is_away(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    text = make_report(write_inputs(tmp_path), tmp_path, model_name="net").html_path.read_text()
+    assert "to be measured" not in text and "looks at these videos are not counted" in capsys.readouterr().out
 
 
 def test_equal_networks_are_not_called_better(tmp_path):

@@ -41,7 +41,8 @@ def report(args: Namespace, config: RunConfig) -> None:
 
     inputs = ReportInputs(**{field.name: getattr(args, field.name) for field in dataclasses.fields(ReportInputs)})
     folder = Path(args.output)
-    result = write_report(inputs, folder / "report.html", folder / "figures", promotion=config.promote)
+    places = (folder / "report.html", folder / "figures")
+    result = write_report(inputs, *places, promotion=config.promote, model_name=args.model_name)
     print(tables_text(result))
     print(f"report: {folder / 'report.html'}")
 

@@ -140,6 +140,12 @@ class Predictions:
             digest.update(np.ascontiguousarray(column[order]).tobytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def videos_fingerprint(self) -> str:
+        """16 hexadecimal digits that name split, videos and their classes, whatever the network and the order."""
+        pairs = sorted(zip(self.video_ids, self.class_index.tolist(), strict=True))
+        return hashlib.sha256(json.dumps([self.split, pairs]).encode()).hexdigest()[:16]
+
     def take(self, rows: npt.ArrayLike) -> "Predictions":
         """Return the videos at these rows, in this order."""
         rows = np.asarray(rows, dtype=np.int64)

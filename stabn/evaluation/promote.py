@@ -13,9 +13,17 @@ from stabn.errors import StabnError
 from stabn.evaluation.metrics import topk_accuracy
 from stabn.evaluation.predict import summarize
 from stabn.evaluation.prediction_table import Predictions
-from stabn.evaluation.significance import wins
+from stabn.evaluation.significance import describe_looks, wins
 from stabn.storage import uri_exists
-from stabn.tracking import Champion, ChampionChanged, fetch_artifact, find_champion, register_if_better, stage_run
+from stabn.tracking import (
+    Champion,
+    ChampionChanged,
+    count_look,
+    fetch_artifact,
+    find_champion,
+    register_if_better,
+    stage_run,
+)
 
 CHECKPOINT_TAG, MANIFEST_TAG = "stabn.checkpoint_fingerprint", "stabn.manifest_fingerprint"
 PREDICTIONS = "predictions.parquet"
@@ -67,7 +75,8 @@ def promote(
 
     It has to beat the champion of today, which need not be the network that it was fine-tuned from. It wins when its
     metric is higher by more than noise (paired bootstrap over videos) and no class falls by more than a limit. If
-    another run changes the champion meanwhile, it is compared again.
+    another run changes the champion meanwhile, it is compared again. How many networks were measured on these videos is
+    counted in the registry, and said with the reason.
 
     Args:
         before_path: predictions before fine-tuning, best of videos on which nothing was chosen.
@@ -97,8 +106,12 @@ def promote(
                 won, reason = True, f"It is the champion already, version {champion.version}."
             else:
                 rival = _rival(champion, before, after, evaluate_champion)
+                looks = count_look(model_name, after.videos_fingerprint, inputs["checkpoint"]) if model_name else None
                 won, reason = wins(rival.predictions, after, **dataclasses.asdict(config))
                 reason = f"Compared with {rival.name}. {reason}"
+                if looks:
+                    reason += " " + describe_looks(looks, after.split, len(after), config.confidence)
+                    run.log_metrics({"looks": looks})
             if not model_name:
                 break
             try:

@@ -18,6 +18,7 @@ from stabn.attention.selection import Selection, load_selection
 from stabn.config import PromoteConfig
 from stabn.data.edit_table import load_edit_table
 from stabn.data.manifest import Manifest
+from stabn.errors import StabnError
 from stabn.evaluation import charts
 from stabn.evaluation.attention_section import agreement_section
 from stabn.evaluation.examples import (
@@ -34,7 +35,7 @@ from stabn.evaluation.headline import lead, metric_values, tiles
 from stabn.evaluation.pages import load_template
 from stabn.evaluation.prediction_table import Predictions
 from stabn.evaluation.sections import JSON_LINES, ReportError, class_changes, confusion, curves, read_history
-from stabn.evaluation.significance import paired_bootstrap, points, wins
+from stabn.evaluation.significance import describe_looks, paired_bootstrap, points, wins
 from stabn.evaluation.tables import (
     PAPER_RUN,
     PAPER_TABLE_1,
@@ -55,7 +56,7 @@ from stabn.evaluation.tables import (
 from stabn.evaluation.verdict import SAMPLES, judge, measure_effects
 from stabn.masking import masked
 from stabn.storage import write_uri
-from stabn.tracking import stage_run
+from stabn.tracking import next_look, stage_run
 from stabn.training.agreement import known_frames
 
 HTML_FILE, METRICS_FILE, FIGURES_DIR = "report.html", "metrics.json", "figures"
@@ -147,6 +148,7 @@ def write_report(
     settings: Mapping[str, Any] | None = None,
     created_at: datetime.datetime | None = None,
     promotion: PromoteConfig | None = None,
+    model_name: str = "",
 ) -> ReportResult:
     """Write the page as one HTML file, and its attention figures as PNG files too.
 
@@ -158,6 +160,7 @@ def write_report(
         settings: settings of the run by section, shown at the end.
         created_at: when the report was made, as shown; None: now.
         promotion: what winning means, as for promote; None: the defaults.
+        model_name: name in the registry, whose count of networks measured on these videos is shown; empty: none.
 
     Raises:
         MetricsError: the prediction tables are not of the same videos and classes, or of the wrong networks.
@@ -178,10 +181,13 @@ def write_report(
     with stage_run("report", settings={}, inputs={**fingerprints, "selection": selection.fingerprint}) as run:
         table2, table3 = table_2(comparison), table_3(comparison)
         effects = measure_effects(comparison)
-        won, reason = wins(comparison.before, comparison.after, **dataclasses.asdict(promotion or PromoteConfig()))
+        promotion = promotion or PromoteConfig()
+        won, reason = wins(comparison.before, comparison.after, **dataclasses.asdict(promotion))
+        looks = _looks(comparison.after, model_name)
         agreed = _agreement(inputs, comparison)
         metrics = metric_values(comparison, effects, table3, baseline) | {"wins": float(won)}
         metrics |= agreed["metrics"] if agreed else {}
+        metrics |= {"looks": float(looks)} if looks else {}
         edited = _edited_curves(inputs)
         figures = _figures(figure_maker or _figure_maker(inputs, edited), comparison, edited)
         histories = {name: read_history(path) for name, path in _checkpoints(inputs).items()}
@@ -190,6 +196,9 @@ def write_report(
             lead=lead(comparison, len(edited)),
             verdict=judge(effects),
             promotion=reason,
+            looks=describe_looks(looks, comparison.after.split, len(comparison.after), promotion.confidence)
+            if looks
+            else "",
             tiles=tiles(table2, table3),
             comparison=comparison,
             effects=charts.intervals([(name, list(rows.items())) for name, rows in effects.items()]),
@@ -254,6 +263,17 @@ def _figure_maker(inputs: ReportInputs, edited: Mapping[str, npt.NDArray[np.floa
     if not all(paths) or any(path.endswith(JSON_LINES) for path in paths):
         return None
     return make_figure_maker(paths[0], paths[1], paths[2], edited)
+
+
+def _looks(after: Predictions, model_name: str) -> int | None:
+    """Return how many networks were measured on these videos for promotion, with this one; None: it is not known."""
+    if not model_name:
+        return None
+    try:
+        return next_look(model_name, after.videos_fingerprint, str(after.metadata.get("checkpoint_fingerprint", "")))
+    except StabnError as error:  # a report is worth having without it
+        print(f"report: looks at these videos are not counted: {error}", flush=True)
+        return None
 
 
 def _agreement(inputs: ReportInputs, comparison: Comparison) -> dict[str, Any] | None:

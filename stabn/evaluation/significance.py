@@ -97,6 +97,19 @@ def wins(
     return True, f"Better by more than noise: {found}; no class is worse by more than noise."
 
 
+def describe_looks(looks: int, split: str, num_videos: int, confidence: float) -> str:
+    """Say the how-manieth network is measured on the same videos, and what that does to the certainty.
+
+    A network that is no better passes with probability (1 - confidence) / 2; one of several with the rest to 1 of none.
+    """
+    luck = 1 - (1 - (1 - confidence) / 2) ** looks
+    which = "the first network" if looks == 1 else f"network number {looks}"
+    text = f"It is {which} to be measured on these {num_videos:,} {split} videos for promotion"
+    if looks == 1:
+        return f"{text}."
+    return f"{text}: were none of them better, one would pass by luck with a probability of about {luck:.0%}."
+
+
 def points(share: float) -> str:
     """Return a difference of shares in percentage points with its sign, `+1.9` or `−0.4`."""
     value = round(100 * share, 1)

@@ -8,6 +8,14 @@ themselves set MLFLOW_RUN_ID and MLFLOW_EXPERIMENT_ID: that run is then the pare
 
 from stabn.tracking.client import artifact_root
 from stabn.tracking.names import CHAMPION, TrackingError, git_commit
-from stabn.tracking.registry import Champion, ChampionChanged, Registration, find_champion, register_if_better
+from stabn.tracking.registry import (
+    Champion,
+    ChampionChanged,
+    Registration,
+    count_look,
+    find_champion,
+    next_look,
+    register_if_better,
+)
 from stabn.tracking.results import Stage, compare_link, fetch_artifact, stages_of
 from stabn.tracking.stage import StageRun, end_parent, stage_run

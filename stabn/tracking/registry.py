@@ -1,13 +1,16 @@
-"""MLflow's model registry: versions, and the alias `champion`."""
+"""MLflow's model registry: versions, the alias `champion`, and how often networks were measured on some videos."""
 
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 from stabn.errors import StabnError
 from stabn.masking import masked
 from stabn.tracking.client import start_errors, tracking_client
 from stabn.tracking.names import CHAMPION, check_model_name, safe_name
+
+LOOK = "stabn.look"  # how the tags of looks begin
 
 
 class ChampionChanged(StabnError):
@@ -68,18 +71,12 @@ def register_if_better(
     """
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return Registration("", False)
-    from mlflow.exceptions import MlflowException
-
     tags = {**tags, **{f"before.{key}": str(value) for key, value in before.items()}}
     tags |= {f"after.{key}": str(value) for key, value in after.items()} | {"wins": str(wins).lower()}
     check_model_name(name)
     with start_errors():
         client = tracking_client()
-        try:
-            client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+        _ensure_model(client, name)
         versions = client.search_model_versions(f"name = '{name}'")
         if wins and rival is not None:  # MLflow cannot do this and the move in one: milliseconds are left between
             champion = find_champion(name)
@@ -100,6 +97,66 @@ def register_if_better(
         if wins:
             client.set_registered_model_alias(name, CHAMPION, version)
     return Registration(version, wins)
+
+
+def count_look(name: str, videos: str, network: str) -> int | None:
+    """Record that a network was measured on some videos to decide on promotion; return how many networks were so far.
+
+    Each look is a tag of its own on the registered model, so that of two promotions at once none is lost, a step that
+    is tried again counts once, and deleting versions forgets nothing.
+
+    Args:
+        name: of the registered model, made if absent.
+        videos: fingerprint of the videos; others are counted from zero.
+        network: the checkpoint's fingerprint.
+
+    Returns:
+        None without tracking.
+
+    Raises:
+        TrackingError: MLFLOW_TRACKING_URI cannot be used.
+        RetryableError: the tracking server does not answer.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return None
+    check_name(name, "model")
+    with start_errors():
+        client = tracking_client()
+        _ensure_model(client, name)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        client.set_registered_model_tag(name, safe_name(f"{LOOK}.{videos}.{network}"), now)
+    return next_look(name, videos, network)
+
+
+def next_look(name: str, videos: str, network: str) -> int | None:
+    """Return how many networks were measured on some videos, with this one, whether or not it is recorded yet.
+
+    Arguments, result and errors as in `count_look`; nothing is written.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return None
+    from mlflow.exceptions import MlflowException
+
+    check_name(name, "model")
+    with start_errors():
+        try:
+            tags = tracking_client().get_registered_model(name).tags
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            tags = {}
+    prefix = safe_name(f"{LOOK}.{videos}.")
+    return len({tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix)} | {safe_name(network)})
+
+
+def _ensure_model(client: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def find_champion(name: str) -> Champion | None:
