@@ -119,7 +119,7 @@ def count_look(name: str, videos: str, network: str) -> int | None:
     """
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return None
-    check_name(name, "model")
+    check_model_name(name)
     with start_errors():
         client = tracking_client()
         _ensure_model(client, name)
@@ -137,7 +137,7 @@ def next_look(name: str, videos: str, network: str) -> int | None:
         return None
     from mlflow.exceptions import MlflowException
 
-    check_name(name, "model")
+    check_model_name(name)
     with start_errors():
         try:
             tags = tracking_client().get_registered_model(name).tags
