@@ -7,8 +7,9 @@ does, starts it again after an eviction or the loss of a machine, and deletes it
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
-from components.cluster.api import GROUP, VERSION, ApiUnavailable, KubeApi
+from components.cluster.api import GROUP, VERSION, ApiUnavailable, ClusterError, KubeApi
 from components.cluster.config import ClusterConfig
 from components.cluster.follow import Follower
 from components.cluster.logs import clock
@@ -20,6 +21,7 @@ from stabn.signals import Terminated, exit_on_signals
 __all__ = ["ClusterConfig", "JobFailed", "Work", "build_trainjob", "passed_on", "run_trainjob"]
 
 CLEAN_UP_SECONDS = 20.0  # of the thirty that Kubernetes gives a step that is to end
+UNSEEN, UNSEEN_SECONDS = "must be created before the TrainJob", 15.0  # Trainer's words, and how long they may be wrong
 GONE_SECONDS = 120.0  # beyond their time to save, after which the pods of a deleted job are on no machine that lives
 
 
@@ -127,9 +129,21 @@ def _create(api: KubeApi, work: Work, cluster: ClusterConfig) -> None:
     if original is None:
         raise StabnError(f"no {cluster.runtime_kind} {cluster.runtime}: apply k8s/base, or set STABN_TRAINJOB_RUNTIME")
     api.create("trainingruntimes", build_runtime(original, work.name, cluster))
-    made = api.create("trainjobs", manifest)
+    made = _create_with(api, manifest)
     owner = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "TrainJob", "name": work.name, "uid": made["metadata"]["uid"]}
     api.patch("trainingruntimes", work.name, {"metadata": {"ownerReferences": [owner]}})  # goes with the job
+
+
+def _create_with(api: KubeApi, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Create a job whose runtime was made a moment ago: Trainer's webhook may not have seen it yet."""
+    until = time.monotonic() + UNSEEN_SECONDS
+    while True:
+        try:
+            return api.create("trainjobs", manifest)
+        except ClusterError as error:
+            if UNSEEN not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(UNSEEN_SECONDS / 30)
 
 
 def _delete(api: KubeApi, work: Work, cluster: ClusterConfig, tell: Callable[[str], None]) -> bool:

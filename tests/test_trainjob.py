@@ -725,6 +725,7 @@ def test_a_missing_permission_is_named(cluster: KubeServer) -> None:
 
 def test_priority_and_spreading_come_with_a_runtime_of_the_jobs_own(cluster: KubeServer) -> None:
     seen: list[dict[str, Any]] = []
+    cluster.webhook_lag = 2
 
     def look(cluster: KubeServer, job: dict[str, Any]) -> None:
         cluster.wait_for(lambda: "ownerReferences" in cluster.runtimes[job["metadata"]["name"]]["metadata"])
