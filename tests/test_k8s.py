@@ -317,3 +317,14 @@ def test_a_machine_of_two_cores_has_room_for_both_finetunings() -> None:
 
 def cores(amount: str) -> float:
     return float(amount[:-1]) / 1000 if amount.endswith("m") else float(amount)
+
+
+def test_a_private_registry_is_pulled_from_by_every_pod_of_ours() -> None:
+    objects = build("gpu")
+    with_secret = {
+        item["metadata"]["name"]
+        for item in objects
+        if item["kind"] == "ServiceAccount" and item["imagePullSecrets"] == [{"name": "stabn-registry"}]
+    }
+    for where, pod in pods(objects).items():
+        assert pod["spec"]["serviceAccountName"] in with_secret, where
