@@ -7,7 +7,6 @@ medians as a Markdown table. Processor time counts all processes; wall time is w
 """
 
 import concurrent.futures
-import os
 import resource
 import shutil
 import statistics
@@ -26,6 +25,7 @@ from stabn.config import ExtractConfig
 from stabn.data.extraction import extract_videos, pack_frames
 from stabn.data.sources import open_source
 from stabn.local_services import local_object_store
+from stabn.machine import num_cores
 from stabn.storage import open_storage
 
 CONFIG = ExtractConfig(short_side=240)
@@ -114,7 +114,7 @@ def main() -> None:
     floor = cpu["floor: PyAV decodes, 1 process"]
     own = wall[f"this project to a folder, {args.workers} processes"]
     size_text = f"{size / count / 1000:.1f} kB a frame"
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     table = record.Table(
         f"{args.videos} videos, {count} frames, {size_text}, {cores} cores, median of {args.rounds}",
         ("method", "CPU ms per frame", "over floor", "videos/s", "time over this project to a folder"),

@@ -37,6 +37,7 @@ from stabn.data.segments import load_segments
 from stabn.data.ssv2 import template_to_class
 from stabn.evaluation.crossed import Interval, crossed_bootstrap
 from stabn.evaluation.prediction_table import Predictions
+from stabn.machine import num_cores
 from stabn.presets import resolve
 
 BEFORE, EDITED = "ST-ABN", "edits"
@@ -234,7 +235,7 @@ def run_seed(bench: Bench, rows: tuple[Row, ...], seed: int, threads: int) -> No
 
 def work(bench: Bench, rows: tuple[Row, ...], seeds: list[int], workers: int) -> None:
     """Run the seeds, some at a time, each in a process of its own."""
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    threads = max(1, num_cores() // workers)
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, maxtasksperchild=1) as pool:
         jobs = [pool.apply_async(run_seed, (bench, rows, seed, threads)) for seed in seeds]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pipelines.local import check_words
 from stabn.config import fingerprint
 from stabn.errors import StabnError
 from stabn.local_services import local_object_store, prepare_mlflow
@@ -66,6 +68,7 @@ def demo(folder: Path, size: int = 0, seed: int = 0, overrides: str = "") -> Non
 
     started = time.monotonic()
     folder = folder.absolute()
+    check_words([str(folder)])
     folder.mkdir(parents=True, exist_ok=True)
     print(f"The whole job on generated videos; everything goes into {folder}\n")
     progress = Progress(size or DEMO_VIDEOS, "mini dataset")
@@ -191,6 +194,11 @@ def _finish(folder: Path, storage_uri: str, seconds: float) -> None:
     bin_dir = Path(sys.executable).parent
     where = bin_dir.relative_to(Path.cwd()) if bin_dir.is_relative_to(Path.cwd()) else bin_dir
     folder = Path(os.path.relpath(folder))
+    stabn, mlflow = (shlex.quote(str(where / name)) for name in ("stabn", "mlflow"))
+    own = shlex.quote(str(folder))
+    database = shlex.quote(f"sqlite:///{folder}/mlflow/mlflow.db")
+    checkpoint, manifest = (shlex.quote(f"{imported}/{name}") for name in ("checkpoint", "manifest"))
+    predictions = shlex.quote(f"{folder}/predictions.parquet")
     print(
         f"""
 Done in {_clock(seconds)}.
@@ -199,10 +207,10 @@ Done in {_clock(seconds)}.
   log       {folder}/demo.log
 
 Correct the attention of the demo's videos yourself, in a web page:
-  {where}/stabn local --dir {folder} -- stabn editor --editor.auth open --round {round_uri}
+  {stabn} local --dir {own} -- stabn editor --editor.auth open --round {shlex.quote(round_uri)}
 Compare the runs in MLflow:
-  {where}/mlflow ui --backend-store-uri sqlite:///{folder}/mlflow/mlflow.db
+  {mlflow} ui --backend-store-uri {database}
 Rerun a stage, for example the evaluation with inverted temporal attention:
-  {where}/stabn local --dir {folder} -- stabn evaluate --preset mini --attention temporal_inverted \\
-    --checkpoint {imported}/checkpoint --manifest {imported}/manifest --output {folder}/predictions.parquet"""
+  {stabn} local --dir {own} -- stabn evaluate --preset mini --attention temporal_inverted \\
+    --checkpoint {checkpoint} --manifest {manifest} --output {predictions}"""
     )

@@ -1,7 +1,7 @@
 """Run the pipelines on this machine with KFP's own local runner: no cluster, the same components."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,19 @@ def code_fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
+def check_words(texts: Iterable[str]) -> None:
+    """Refuse paths and values that KFP's local runner would change: it puts the interpreter in place of a word.
+
+    Raises:
+        StabnError: one holds the word.
+    """
+    for text in texts:
+        if "python3" in text:
+            raise StabnError(
+                f"{text}: KFP's local runner puts the interpreter in place of the word python3; choose a name without"
+            )
+
+
 def run_local(pipeline: BaseComponent, arguments: Mapping[str, Any], folder: Path) -> None:
     """Run a pipeline's tasks one after another as processes of this machine.
 
@@ -37,6 +50,7 @@ def run_local(pipeline: BaseComponent, arguments: Mapping[str, Any], folder: Pat
     Raises:
         StabnError: a task failed; its own message is in the output above.
     """
+    check_words([str(folder.absolute()), *map(str, arguments.values())])
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=str(folder / "artifacts"),

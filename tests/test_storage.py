@@ -1,6 +1,9 @@
 """Storage in a folder and in a real S3 server behaves the same, and says what is wrong."""
 
 import concurrent.futures
+import contextlib
+import errno
+import functools
 import http.server
 import multiprocessing
 import os
@@ -324,8 +327,8 @@ def test_a_second_start_sees_the_earlier_objects(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
     process, endpoint = _serve(tmp_path)
     try:
-        with pytest.raises(LocalServiceError, match="in use by another process"), local_object_store(tmp_path):
-            pass
+        with local_object_store(tmp_path) as shared:
+            assert shared.endpoint == endpoint and open_storage(shared.uri()).read("kept") == b"by the first start"
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) == 143
     finally:
@@ -337,6 +340,36 @@ def test_a_second_start_sees_the_earlier_objects(tmp_path, monkeypatch):
         assert os.environ["AWS_ENDPOINT_URL"] == store.endpoint == endpoint
         assert "AWS_SESSION_TOKEN" not in os.environ
     assert os.environ["AWS_ENDPOINT_URL"] == "http://elsewhere" and os.environ["AWS_SESSION_TOKEN"] == "token"
+
+
+def test_the_store_goes_on_while_another_process_uses_it(tmp_path, capfd):
+    program = (
+        "import sys\nfrom stabn.local_services import local_object_store\nfrom stabn.storage import open_storage\n"
+    )
+    program += "with local_object_store(sys.argv[1]) as store:\n    print(store.endpoint, flush=True)\n"
+    program += "    sys.stdin.readline()\n    open_storage(store.uri()).write('late', b'x')\n"
+    with contextlib.ExitStack() as stack:
+        start = functools.partial(subprocess.Popen, [sys.executable, "-c", program, str(tmp_path)], text=True)
+        both = [stack.enter_context(start(stdin=subprocess.PIPE, stdout=subprocess.PIPE)) for _ in range(2)]
+        first, second = (process.stdout.readline().strip() for process in both)
+        assert first == second and _is_listening(first), "one of them runs it, whichever came first"
+        for process in both:  # the owner's own work may end first
+            process.stdin.write("\n")
+            process.stdin.flush()
+            time.sleep(0.5)
+        assert [process.wait(30) for process in both] == [0, 0], "also the second one could write at its end"
+    assert not _is_listening(first)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    import fcntl
+
+    def refuse(file, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(LocalServiceError, match=r"No locks available .*local disk"), local_object_store(tmp_path):
+        pass
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends a child with its parent")

@@ -10,11 +10,13 @@ import urllib.parse
 
 import pytest
 
+from stabn.local_services import prepare_mlflow
 from stabn.tracking import (
     ChampionChanged,
     TrackingError,
     compare_link,
     end_parent,
+    fetch_artifact,
     names,
     register_if_better,
     stage_run,
@@ -314,3 +316,17 @@ def test_the_commit_is_that_of_this_code_only(tmp_path, monkeypatch):
     assert names.git_commit() == head
     (package / "tracking.py").write_text("changed")
     assert names.git_commit() == f"{head}-dirty"
+
+
+def test_the_artifacts_of_a_moved_folder_are_found(client, pipeline, tmp_path, monkeypatch):
+    with stage_run("train", settings={}, inputs={}) as run:
+        run.log_text("kept", "note.txt")
+    moved = tmp_path / "else where's"
+    (tmp_path / "mlflow").rename(moved)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", prepare_mlflow(moved))
+    (tmp_path / "out").mkdir()
+    found = fetch_artifact(run.run_id, "note.txt", tmp_path / "out")
+    assert found is not None and found.read_text() == "kept"
+    with stage_run("evaluate", settings={}, inputs={}) as later:
+        later.log_text("new", "new.txt")
+    assert len(list(moved.rglob("new.txt"))) == 1 and not (tmp_path / "mlflow").exists()

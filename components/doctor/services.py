@@ -3,6 +3,7 @@
 import email.utils
 import json
 import os
+import shlex
 import time
 import urllib.error
 import urllib.parse
@@ -50,7 +51,7 @@ def check_mlflow(places: Places) -> str:
     if uri.startswith(("http://", "https://")):
         _get(f"{uri.rstrip('/')}/health", "MLFLOW_TRACKING_URI", _mlflow_headers(uri), plain=True)
     elif uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise Wrong(f"{uri}: no such database; make it with `mlflow db upgrade {uri}`")
+        raise Wrong(f"{uri}: no such database; make it with `mlflow db upgrade {shlex.quote(uri)}`")
     try:
         client = MlflowClient(uri)
         found = client.get_experiment_by_name(MLFLOW_EXPERIMENT)
@@ -156,5 +157,5 @@ def _mlflow_reason(uri: str, text: str) -> str:
         host = urllib.parse.urlsplit(without_user(uri)).netloc
         return f"{short(text)}; add {host} to MLFLOW_SERVER_ALLOWED_HOSTS of the server"
     if "out-of-date database schema" in text:
-        return f"its tables are of another version of MLflow; run `mlflow db upgrade {uri}`"
+        return f"its tables are of another version of MLflow; run `mlflow db upgrade {shlex.quote(uri)}`"
     return f"{short(text)}; look at the server's log, its database and its artifacts destination"

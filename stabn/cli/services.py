@@ -3,6 +3,7 @@
 import argparse
 import getpass
 import os
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -83,7 +84,7 @@ def local(args: Namespace, config: RunConfig) -> None:
         raise StabnError("local: name a command to run, such as: stabn local -- stabn explain --help")
     folder = Path(args.dir)
     if not folder.is_dir():
-        raise StabnError(f"{folder}: no such folder; run `stabn demo --dir {folder}` first")
+        raise StabnError(f"{folder}: no such folder; run `stabn demo --dir {shlex.quote(str(folder))}` first")
     environment = {"MLFLOW_TRACKING_URI": prepare_mlflow(folder / "mlflow")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with local_object_store(folder / "storage"), passed_on_to_children():

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import uuid
@@ -10,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from stabn.machine import locked
 from stabn.storage import Storage, StorageError
 
 EVICT_TO = 0.9  # of the limit, so that not every new object has to make room
@@ -101,9 +101,7 @@ class NodeCache:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(self.folder / "lock"):
             yield
 
 

@@ -3,8 +3,6 @@
 import hashlib
 import io
 import multiprocessing
-import os
-import resource
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from stabn.data.records import Records
 from stabn.data.sources import SourceVideo, VideoSource
 from stabn.data.video import Planes, open_video
 from stabn.data.video_structure import VideoError
+from stabn.machine import limit_memory, num_cores
 from stabn.progress import Progress
 from stabn.signals import deaf_children, exit_on_signals, leave_signals_to_parent
 from stabn.storage import ObjectNotFound, Storage
@@ -107,7 +106,7 @@ class _Extraction:
         self.frames = self.bytes = 0
 
     def run(self) -> Extracted:
-        workers = self.config.workers or len(os.sched_getaffinity(0))
+        workers = self.config.workers or num_cores()
         context = multiprocessing.get_context("spawn")
         with exit_on_signals(), Progress(len(self.video_ids), self.what) as self.progress:
             pool = ProcessPool(workers, initializer=_start, initargs=[self.worker], context=context)
@@ -332,7 +331,7 @@ def _start(worker: _Worker) -> None:
     _worker = worker
     leave_signals_to_parent()
     limit = psutil.Process().memory_info().vms + MEMORY_BYTES  # a bomb ends this process' work, not the machine's
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    limit_memory(limit)
 
 
 def _run(job: Job) -> Done:

@@ -21,6 +21,7 @@ from stabn.data.mini_drawing import PHOTOGRAPHS, draw
 from stabn.data.mini_motion import ACTIONS, HELPED, HELPED_ACTIONS, Action, MiniError, plan_video
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES, template_to_class
 from stabn.data.video_encoding import encode
+from stabn.machine import num_cores
 from stabn.signals import deaf_children, leave_signals_to_parent
 from stabn.stages import SPLITS
 
@@ -114,7 +115,7 @@ def make_mini_dataset(
     if progress is not None:
         progress(done, num_videos)
     jobs = [(entry, seed, str(dataset.videos_dir)) for entry in missing]
-    for _ in _run(jobs, workers or len(os.sched_getaffinity(0))):
+    for _ in _run(jobs, workers or num_cores()):
         done += 1
         if progress is not None:
             progress(done, num_videos)

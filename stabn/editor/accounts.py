@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import shlex
 import threading
 import time
 from collections.abc import Sequence
@@ -78,7 +79,7 @@ def load_accounts(uri: str) -> dict[str, Account]:
             raise ValueError("an unknown role")
     except ObjectNotFound:
         raise AccountError(
-            f"{uri}: no such file; make it with `stabn editor-accounts --accounts {uri} add NAME`"
+            f"{uri}: no such file; make it with `stabn editor-accounts --accounts {shlex.quote(uri)} add NAME`"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AccountError(f"{uri}: not a file of `stabn editor-accounts` ({error}); make it again") from None

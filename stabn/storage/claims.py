@@ -22,6 +22,7 @@ from typing import Any, Self
 import psutil
 
 from stabn.errors import StabnError
+from stabn.machine import process_space
 from stabn.storage.interface import ObjectExists, ObjectNotFound, Storage, StorageError
 
 PREFIX = "owner."
@@ -70,7 +71,7 @@ class Claim:
             "settings": json.loads(json.dumps(dict(settings))),
             "run": os.environ.get("STABN_RUN_ID") or os.environ.get("MLFLOW_RUN_ID") or "",
             "host": socket.gethostname(),
-            "processes": _numbering(),
+            "processes": process_space(),
             "pid": os.getpid(),
             "started": psutil.Process().create_time(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -231,15 +232,6 @@ def _described(there: Mapping[str, Any] | None) -> str:
         f"{there.get('name', 'another run')} on host {there.get('host', '?')} (process {there.get('pid', '?')}, since "
         f"{there.get('since', '?')})"
     )
-
-
-def _numbering() -> str:
-    """Name what this process' number belongs to: a machine since its start, and a container's own numbers."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
 
 
 def _is_running(there: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from stabn.endpoint import checksum_variables, own_endpoint
 from stabn.errors import RetryableError, StabnError
+from stabn.machine import locked
 from stabn.masking import first_line, masked
 from stabn.tracking.names import EXPERIMENT, PARENT_RUN, ROLE, RUN_ID, TrackingError, check_name, common_tags, safe_name
 
@@ -94,7 +95,12 @@ def tracking_client() -> Any:
     os.environ.update(checksum_variables(os.environ.get("MLFLOW_S3_ENDPOINT_URL", ""), own_endpoint()))
     from mlflow import MlflowClient
 
-    return MlflowClient(uri)
+    if not root:
+        return MlflowClient(uri)
+    with locked(
+        f"{uri.removeprefix('sqlite:///')}.lock"
+    ):  # several processes that make its tables would all but one die
+        return MlflowClient(uri)
 
 
 def artifact_root(tracking_uri: str) -> str | None:

@@ -25,9 +25,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from stabn.config import FitConfig
 from stabn.errors import Interrupted, Overdue, Preempted, RetryableError, StabnError
 from stabn.failures import as_error, judge_end
+from stabn.machine import end_with_parent
 from stabn.masking import hide_secrets
 from stabn.memory import has_been_short
-from stabn.signals import GRACE_SECONDS, end_with_parent, exit_on_signals, on_signal
+from stabn.signals import GRACE_SECONDS, exit_on_signals, on_signal
 from stabn.training.distributed import is_main
 
 
