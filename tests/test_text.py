@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pipelines.form import parse_form
+from pipelines.local import check_words
 from stabn.attention import fonts
 from stabn.attention.edit_document import parse_edit
 from stabn.attention.render import Panel, attention_figure
@@ -19,6 +20,7 @@ from stabn.data.labels import LabelsError
 from stabn.data.ssv2 import load_labels
 from stabn.editor.auth import _proxy_name
 from stabn.editor.finish import Finish, FinishError
+from stabn.errors import StabnError
 from stabn.masking import _MaskedStream
 
 CLASSES = ("Pushing something", "何かを押す", "推某物 é")
@@ -88,3 +90,9 @@ def test_what_argo_would_fill_in_is_refused_at_submission(text: str) -> None:
 )
 def test_a_proxys_user_is_one_person_in_any_spelling(sent: str, name: str) -> None:
     assert _proxy_name(sent) == name
+
+
+def test_the_word_that_kfps_local_runner_rewrites_is_refused(tmp_path: Path) -> None:
+    check_words([str(tmp_path / "a folder with 'quotes'")])
+    with pytest.raises(StabnError, match="word python3"):
+        check_words([str(tmp_path / "python3-demo")])
