@@ -644,6 +644,9 @@ def test_a_round_is_exported_and_imported_as_one_file(editor_round: Round, s3_ur
         refused = lea.post("/api/lead/edits.jsonl", content=bad)
         assert refused.status_code == 400 and len(refused.json()["errors"]) == 2
         assert refused.json()["errors"][0].startswith("line 3") and not read_edits(copy)
+        other = lines.splitlines()[0].replace("é".encode(), b"e")
+        (error,) = lea.post("/api/lead/edits.jsonl", content=lines + other).json()["errors"]
+        assert error == "line 3: another revision 1 of video 10 is in line 1; leave one of them"
         assert lea.post("/api/lead/edits.jsonl", content=lines).json()["imported"] == ["10", "11"]
         assert lea.post("/api/lead/edits.jsonl", content=lines).json()["unchanged"] == ["10", "11"]
         time.sleep(1.1)

@@ -212,7 +212,7 @@ def test_numbers_that_cannot_be_computed_are_refused():
 
 def test_contradictory_tables_are_refused():
     table = make_predictions()
-    with pytest.raises(MetricsError, match="video v0 appears 2 times"):
+    with pytest.raises(MetricsError, match="video 'v0' comes twice, in rows 1 and 2; run the evaluation again"):
         replaced(table, video_ids=["v0", *table.video_ids[:-1]])
     with pytest.raises(MetricsError, match="contains class 7, there are 7 classes"):
         replaced(table, top5=np.full_like(table.top5, 7))

@@ -9,6 +9,7 @@ from typing import Any
 
 from stabn.config import fingerprint
 from stabn.errors import StabnError
+from stabn.identity import check_unique
 from stabn.storage import ObjectNotFound, Storage, check_id, open_storage
 
 FORMAT = 1
@@ -86,7 +87,12 @@ def make_round_id(manifest_fingerprint: str, checkpoint_fingerprint: str, video_
 
 
 def save_round(item: Round) -> None:
-    """Write `round.json`; last of an export, so that a round appears whole."""
+    """Write `round.json`; last of an export, so that a round appears whole.
+
+    Raises:
+        RoundError: a video comes twice.
+    """
+    _check_ids(item.videos, item.uri)
     content: dict[str, Any] = {"format": FORMAT, **asdict(item)}
     del content["uri"]
     item.storage.write(ROUND_FILE, json.dumps(content, indent=1).encode())
@@ -96,7 +102,7 @@ def load_round(uri: str) -> Round:
     """Read a round's description.
 
     Raises:
-        RoundError: there is no finished round, or its description cannot be read.
+        RoundError: there is no finished round, its description cannot be read, or a video comes twice.
     """
     try:
         content = json.loads(open_storage(uri).read(ROUND_FILE))
@@ -112,6 +118,7 @@ def load_round(uri: str) -> Round:
         videos = tuple(RoundVideo(**video) for video in content["videos"])
         for video in videos:
             check_id(video.video_id, "video id")
+        _check_ids(videos, uri)
         return Round(
             uri=uri,
             round_id=content["round_id"],
@@ -161,3 +168,8 @@ def model_attention(item: Round, video_id: str) -> list[float]:
             "frames; export the round again"
         )
     return values
+
+
+def _check_ids(videos: Sequence[RoundVideo], uri: str) -> None:
+    ids = [video.video_id for video in videos]
+    check_unique(ids, "video", f"{uri}/{ROUND_FILE}", "select the videos and export the round again", RoundError)

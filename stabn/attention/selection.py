@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from stabn.config import SelectConfig, fingerprint, from_dict, to_dict
 from stabn.errors import StabnError
+from stabn.identity import check_unique
 from stabn.storage import ObjectNotFound, read_uri, write_uri
 
 FORMAT = 1
@@ -69,7 +71,12 @@ class Selection:
 
 
 def save_selection(selection: Selection, path: str | os.PathLike[str]) -> None:
-    """Write a selection as JSON, to a path or URI."""
+    """Write a selection as JSON, to a path or URI.
+
+    Raises:
+        SelectionError: an action or a video comes twice.
+    """
+    _check_ids(selection, path)
     write_uri(path, json.dumps(_document(selection), indent=1, ensure_ascii=False).encode())
 
 
@@ -77,7 +84,7 @@ def load_selection(path: str | os.PathLike[str]) -> Selection:
     """Read what `save_selection` wrote, from a path or URI.
 
     Raises:
-        SelectionError: the file is absent or not a selection of this format.
+        SelectionError: the file is absent, not a selection of this format, or an action or a video comes twice.
     """
     try:
         document = json.loads(read_uri(path))
@@ -88,7 +95,7 @@ def load_selection(path: str | os.PathLike[str]) -> Selection:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise SelectionError(f"{path}: not a selection of format {FORMAT}; run select-classes again")
     try:
-        return Selection(
+        selection = Selection(
             classes=[SelectedClass(**item) for item in document["classes"]],
             video_ids=document["video_ids"],
             validation_video_ids=document["validation_video_ids"],
@@ -99,6 +106,18 @@ def load_selection(path: str | os.PathLike[str]) -> Selection:
         )
     except (KeyError, TypeError) as error:
         raise SelectionError(f"{path}: incomplete selection ({error}); run select-classes again") from None
+    _check_ids(selection, path)
+    return selection
+
+
+def _check_ids(selection: Selection, path: str | os.PathLike[str]) -> None:
+    lists: dict[str, Sequence[Any]] = {
+        "action": selection.class_indices,
+        "video": selection.video_ids,
+        "validation video": selection.validation_video_ids,
+    }
+    for what, ids in lists.items():
+        check_unique(ids, what, f"selection {path}", "run select-classes again", SelectionError)
 
 
 def _document(selection: Selection) -> dict[str, Any]:

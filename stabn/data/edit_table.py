@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stabn.errors import StabnError
+from stabn.identity import check_unique
 from stabn.parquet import parse_table
 from stabn.storage import ObjectNotFound, read_uri
 
@@ -48,7 +49,11 @@ def save_edit_table(path: str | os.PathLike[str], rows: list[dict[str, Any]], he
         path: Parquet file to write.
         rows: one per video that has an edit, with the columns of EDIT_SCHEMA.
         header: `fingerprint`, which names the content, `round_id`, and what else says where the edits are from.
+
+    Raises:
+        EditError: a video comes twice.
     """
+    _check_ids(rows, path)
     stamp = {b"stabn": json.dumps({"format": FORMAT, **header}).encode()}
     partial = f"{path}.partial"
     pq.write_table(pa.Table.from_pylist(rows, schema=EDIT_SCHEMA.with_metadata(stamp)), partial)
@@ -59,14 +64,13 @@ def load_edit_table(path: str | os.PathLike[str]) -> EditTable:
     """Read the edited videos of an edit table, a path or URI; the others are there for the record.
 
     Raises:
-        EditError: the file is no such table.
+        EditError: the file is no such table, or a video comes twice.
     """
     try:
         table = parse_table(read_uri(path))
         header = json.loads((table.schema.metadata or {})[b"stabn"])
         rows = table.select(["video_id", "edited_attention", "status"]).to_pylist()
-        if len({row["video_id"] for row in rows}) < len(rows):
-            raise ValueError(f"a video comes more than once among {len(rows)} rows")
+        _check_ids(rows, path)
         result = EditTable(
             {
                 row["video_id"]: np.array(row["edited_attention"], np.float32)
@@ -78,3 +82,7 @@ def load_edit_table(path: str | os.PathLike[str]) -> EditTable:
     except (pa.ArrowException, ObjectNotFound, OSError, KeyError, ValueError) as error:
         raise EditError(f"{path}: not an edit table of import-edits ({error}); import the round again") from None
     return result
+
+
+def _check_ids(rows: list[dict[str, Any]], path: str | os.PathLike[str]) -> None:
+    check_unique([row["video_id"] for row in rows], "video", f"edit table {path}", "import the round again", EditError)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stabn.data.sources import file_id
 from stabn.errors import StabnError
@@ -55,16 +55,3 @@ class Labels:
     def id_of(self, path: str) -> str:
         """Return the id of the video at a path; of one that no label names something that is no id of ours."""
         return self.paths.get(path, path) if self.paths else file_id(path)
-
-
-def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object whose names differ; for json's `object_pairs_hook`, which else lets a later one win.
-
-    Raises:
-        ValueError: a name comes twice.
-    """
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} comes twice in one object")
-    return content

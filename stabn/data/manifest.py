@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stabn.errors import StabnError
+from stabn.identity import check_unique
 from stabn.parquet import parse_table
 from stabn.storage import read_uri
 
@@ -65,7 +66,7 @@ class ManifestVideo:
 
 
 class Manifest:
-    """All videos of a dataset.
+    """All videos of a dataset, each id once.
 
     Rows are read from a few arrays that hold all of them, so that a process needs no memory per video it has seen, and
     processes that are forked share them.
@@ -73,6 +74,7 @@ class Manifest:
 
     def __init__(self, table: pa.Table, classes: Iterable[str], storage_uri: str, settings: Mapping[str, Any]) -> None:
         self.table = table.combine_chunks()
+        _check_ids(self.table, storage_uri)  # when made, when read, and so when written
         self.classes = tuple(classes)
         self.storage_uri = storage_uri
         self.settings = dict(settings)
@@ -83,10 +85,6 @@ class Manifest:
         self._order: np.ndarray | None = None
         if self._ends[-1:].sum() != len(self._sizes):
             raise ManifestError(f"{storage_uri}: frame sizes and frame counts do not agree; run extract-frames again")
-        counts = self._texts["video_id"].value_counts()
-        if len(counts) < len(self.table):
-            name = next(item["values"] for item in counts.to_pylist() if item["counts"] > 1)
-            raise ManifestError(f"{storage_uri}: video {name!r} comes more than once; run extract-frames again")
         self.fingerprint = self._fingerprint()
 
     def __len__(self) -> int:
@@ -175,15 +173,17 @@ class Manifest:
         """Read a manifest from a path or URI.
 
         Raises:
-            ManifestError: the file is not a manifest, or its rows are not those its fingerprint names.
+            ManifestError: the file is not a manifest, an id comes twice, or the rows are not those of its fingerprint.
         """
         try:
             table = parse_table(read_uri(str(uri)))
             header = json.loads((table.schema.metadata or {})[b"stabn"])
             if header["format"] != FORMAT:
-                raise ManifestError(f"{uri}: manifest format {header['format']}, this version reads {FORMAT}")
+                raise ManifestError(f"manifest format {header['format']}, this version reads {FORMAT}")
             table = table.replace_schema_metadata(None).cast(SCHEMA)
             manifest = cls(table, header["classes"], header["storage_uri"], header["settings"])
+        except ManifestError as error:
+            raise ManifestError(f"{uri}: {error}") from None
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise ManifestError(f"{uri}: not a manifest of extract-frames ({error}); run the stage again") from None
         if manifest.fingerprint != header["fingerprint"]:
@@ -200,6 +200,12 @@ def build_manifest(
     keys = table.select(["split", "video_id"]).append_column("length", pc.utf8_length(table["video_id"]))
     order = pc.sort_indices(keys, [("split", "ascending"), ("length", "ascending"), ("video_id", "ascending")])
     return Manifest(table.take(order), classes, storage_uri, settings)
+
+
+def _check_ids(table: pa.Table, storage_uri: str) -> None:
+    if pc.count_distinct(table["video_id"], mode="all").as_py() < len(table):
+        remedy = "one object cannot be two videos: run extract-frames again"
+        check_unique(table["video_id"].to_pylist(), "video", f"manifest of {storage_uri}", remedy, ManifestError)
 
 
 def _chunk(table: pa.Table, name: str) -> pa.Array:

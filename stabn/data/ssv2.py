@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from stabn.data.label_table import TABLE_FILE, read_table
-from stabn.data.labels import Labels, LabelsError, Reject, Video, unique_names
+from stabn.data.labels import Labels, LabelsError, Reject, Video
+from stabn.identity import unique_object
 from stabn.stages import SPLITS
 from stabn.storage import ObjectNotFound, Storage, StorageError, check_id, open_storage
 from stabn.text import is_unicode
@@ -117,7 +118,7 @@ def _read(storage: Storage, name: str) -> tuple[str, Any]:
     for key in (name, name.removeprefix(FILE_PREFIX)):
         where = storage.locate(key)
         try:
-            content = json.loads(storage.read(key), object_pairs_hook=unique_names)
+            content = json.loads(storage.read(key), object_pairs_hook=unique_object)
             if not is_unicode(json.dumps(content, ensure_ascii=False)):
                 raise ValueError("a text holds half a character, a lone surrogate")
             return where, content

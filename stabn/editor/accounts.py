@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from stabn.errors import StabnError
+from stabn.identity import check_unique, unique_object
 from stabn.storage import ObjectNotFound, check_id, read_uri, write_uri
 
 ROLES = ("annotator", "lead")
@@ -73,7 +74,7 @@ def load_accounts(uri: str) -> dict[str, Account]:
         AccountError: no such file, or not made by `stabn editor-accounts`.
     """
     try:
-        entries = json.loads(read_uri(uri))["accounts"]
+        entries = json.loads(read_uri(uri), object_pairs_hook=unique_object)["accounts"]
         accounts = {name: Account(name, entry["role"], entry["password_hash"]) for name, entry in entries.items()}
         if any(account.role not in ROLES for account in accounts.values()):
             raise ValueError("an unknown role")
@@ -90,11 +91,12 @@ def add_accounts(uri: str, names: Sequence[str], role: str, passwords: Sequence[
     """Make accounts, or give those that exist another role and password.
 
     Raises:
-        AccountError: an unknown role or a password that is too short.
+        AccountError: an unknown role, a name given twice, or a password that is too short.
         StorageError: a name with other characters than an id has.
     """
     if role not in ROLES:
         raise AccountError(f"role {role!r}: choose one of {', '.join(ROLES)}")
+    check_unique(names, "account", "the names given", "give each once", AccountError)
     accounts = _existing(uri)
     for name, password in zip(names, passwords, strict=True):
         check_id(name, "account name")

@@ -50,10 +50,12 @@ def import_lines(board: Board, data: bytes) -> ImportResult:
 
     Args:
         board: the round's state; refreshed before.
-        data: JSON Lines; of several lines for one curve the highest revision counts.
+        data: JSON Lines; of several lines for one curve the highest revision counts, and two that differ in content but
+            not in revision are an error.
     """
     result = ImportResult()
     edits: dict[tuple[str, int], Edit] = {}
+    places: dict[tuple[str, int, int], tuple[str, Edit]] = {}
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -66,6 +68,11 @@ def import_lines(board: Board, data: bytes) -> ImportResult:
             if len(result.errors) >= MAX_ERRORS:
                 break
             continue
+        first, same = places.setdefault((edit.video_id, edit.slot, edit.revision), (where, edit))
+        if _content(same) != _content(edit):
+            result.errors.append(
+                f"{where}: another revision {edit.revision} of video {edit.video_id} is in {first}; leave one of them"
+            )
         known = edits.get((edit.video_id, edit.slot))
         if known is None or known.revision < edit.revision:
             edits[edit.video_id, edit.slot] = edit

@@ -13,6 +13,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from stabn.errors import StabnError
+from stabn.identity import check_unique
 from stabn.parquet import parse_table
 from stabn.stages import ATTENTION_MODES
 from stabn.storage import ObjectNotFound, read_uri, write_uri
@@ -98,9 +99,7 @@ class Predictions:
             if values is not None and values.size and not low <= values.min() <= values.max() < num_classes:
                 wrong = values.min() if values.min() < low else values.max()
                 raise MetricsError(f"predictions: {name} contains class {wrong}, there are {num_classes} classes")
-        if len(set(self.video_ids)) != num_videos:
-            names, counts = np.unique(self.video_ids, return_counts=True)
-            raise MetricsError(f"predictions: video {names[counts.argmax()]} appears {counts.max()} times")
+        check_unique(self.video_ids, "video", "predictions", "run the evaluation again", MetricsError)
 
     def __len__(self) -> int:
         return len(self.video_ids)
