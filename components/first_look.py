@@ -6,10 +6,12 @@ from typing import Any
 
 from components.cluster.config import ClusterConfig
 from components.placement import Placement
-from stabn.attention.automatic import load_segments
 from stabn.attention.rounds import load_round
 from stabn.config import ConfigError, RunConfig
+from stabn.data.edit_table import load_edit_table
+from stabn.data.segments import load_segments
 from stabn.data.ssv2 import load_labels
+from stabn.evaluation.prediction_table import Predictions
 from stabn.forms import check_form
 from stabn.storage import open_storage, uri_exists
 from stabn.tracking import find_champion
@@ -41,6 +43,10 @@ def check_all(pipeline: str, values: Mapping[str, Any]) -> None:
             )
     if values.get("edit_segments_uri"):
         load_segments(values["edit_segments_uri"])
+    if truth := values.get("truth_uri"):
+        load_segments(truth) if truth.endswith(".json") else load_edit_table(truth)
+    if values.get("baseline_uri"):
+        Predictions.load(values["baseline_uri"])
     if "round_uri" in values:
         load_round(values["round_uri"])
     if pipeline != "finetune" or values["route"] == "retrain":

@@ -141,6 +141,8 @@ def test_the_first_step_looks_at_what_is_named(
         ({"report_split": "held_out"}, "report_split = 'held_out': the labels hold no videos out"),
         ({"labels_uri": str(tmp_path)}, "labels.json"),
         ({"edit_segments_uri": str(tmp_path / "broken.json")}, "expected"),
+        ({"truth_uri": str(tmp_path / "broken.json")}, "expected"),
+        ({"truth_uri": str(tmp_path / "file")}, "not an edit table of import-edits"),
         ({"storage_uri": str(tmp_path / "file")}, "file"),
         ({"overrides": "train.init_weights=/no/such.pt"}, "train.init_weights = '/no/such.pt': no such file"),
         ({"num_nodes": 2, "storage_uri": "s3://data/s"}, "num_nodes = 2: needs a Kubernetes cluster"),
@@ -151,6 +153,10 @@ def test_the_first_step_looks_at_what_is_named(
     with pytest.raises(SystemExit):
         step("check-finetune", run_finetune, {"round_uri": str(tmp_path), "storage_uri": str(storage)})
     assert str(tmp_path) in capsys.readouterr().err
+    finetuned = {"round_uri": editor_round.uri, "storage_uri": str(storage), "baseline_uri": str(tmp_path / "none")}
+    with pytest.raises(SystemExit):
+        step("check-finetune", run_finetune, finetuned)
+    assert "none: no such prediction table" in capsys.readouterr().err
 
 
 def test_an_editor_refuses_at_its_start_what_its_pipeline_could_not_use(editor_round: Round) -> None:

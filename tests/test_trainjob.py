@@ -914,7 +914,8 @@ def test_a_component_ends_with_one_line_and_the_exit_code(
     for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(SystemExit) as ended:
-        train.python_func(SimpleNamespace(path="m"), "s3://data", "mini", "", 2, 1, "", SimpleNamespace(path="c"), None)
+        files = (SimpleNamespace(path="c"), None)
+        train.python_func(SimpleNamespace(path="m"), "", "s3://data", "mini", "", 2, 1, "", *files)
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("train: num_nodes = 2: needs a Kubernetes cluster") and said.count("\n") == 1
