@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from stabn.config import ConfigError, DataConfig, ModelConfig, TrainConfig
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
-from stabn.errors import RetryableError, StabnError
+from stabn.errors import Overdue, RetryableError, StabnError
 from stabn.evaluation.predict import evaluate
 from stabn.evaluation.prediction_table import Predictions
 from stabn.models import Output
@@ -125,7 +125,7 @@ def test_an_error_in_one_process_ends_all(error: type[Exception], capfd: pytest.
     with pytest.raises(StabnError, match="no such thing") as raised:
         launch(fail, settings, rank=1, error=error)
     assert signal.getsignal(signal.SIGTERM) == handler
-    assert type(raised.value) is (RetryableError if error is RetryableError else StabnError)
+    assert type(raised.value) is (Overdue if error is RetryableError else StabnError)
     assert time.monotonic() - started < 60
     assert "started again" not in capfd.readouterr().err, "what the user must change is not tried twice"
 

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from stabn.attention.automatic import SegmentsError, load_segments
 from stabn.attention.rounds import ROUND_FILE, Round, RoundError, RoundVideo, load_round, save_round
 from stabn.attention.selection import SelectedClass, Selection, SelectionError, load_selection, save_selection
 from stabn.data.edit_table import EditError, load_edit_table, save_edit_table
 from stabn.data.manifest import Manifest, ManifestError, build_manifest
+from stabn.data.segments import SegmentsError, load_segments
 from stabn.editor.accounts import AccountError, add_accounts, load_accounts
 from stabn.evaluation.prediction_table import MetricsError, Predictions
 from stabn.identity import repeated

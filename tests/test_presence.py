@@ -39,7 +39,7 @@ def test_frames_that_are_gone_stop_a_stage_at_its_start(trained: str, tmp_path: 
     with pytest.raises(FramesGone, match=REMEDY):
         evaluate(trained, uri, "validation", "as_is", tmp_path / "predictions.parquet", settings())
     with pytest.raises(FramesGone, match=REMEDY):
-        FrameReader(Manifest.load(uri)).frames(3)
+        FrameReader(Manifest.load(uri)).packed(3)
 
 
 def test_frames_of_which_a_part_is_gone_or_others_are_there(tmp_path: Path) -> None:

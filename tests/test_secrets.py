@@ -194,7 +194,15 @@ def test_a_whole_run_with_a_password_in_every_address(
             stage.log_text(f"see {SIGNED}", "note.txt")
             print(f"train: {stage.link}")
             raise RuntimeError(f"no answer from {uri}")
-        words = ["finetune", "--param", "round_uri=s3://b/r", "--param", "storage_uri=s3://b", "--name", "night"]
+        words = [
+            "finetune",
+            "--param",
+            "round_uri=s3://bucket/r",
+            "--param",
+            "storage_uri=s3://bucket",
+            "--name",
+            "night",
+        ]
         pipelines_main(["submit", *words, "--commit", "0" * 40, "--summary", str(tmp_path / "summary.md")])
         _, lines = doctor(tracking_uri=uri, kfp_host=os.environ["KF_PIPELINES_ENDPOINT"])
         assert lines["mlflow"].startswith("ok") and lines["kfp"].startswith("ok"), lines

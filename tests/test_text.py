@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.form import parse_form
 from pipelines.local import check_words
 from stabn.attention import fonts
 from stabn.attention.edit_document import parse_edit
@@ -21,6 +20,7 @@ from stabn.data.ssv2 import load_labels
 from stabn.editor.auth import _proxy_name
 from stabn.editor.finish import Finish, FinishError
 from stabn.errors import StabnError
+from stabn.forms import parse_form
 from stabn.masking import _MaskedStream
 
 CLASSES = ("Pushing something", "何かを押す", "推某物 é")
@@ -52,6 +52,9 @@ def test_an_installed_font_draws_what_dejavu_cannot(monkeypatch: pytest.MonkeyPa
     fonts._file_for.cache_clear()
 
 
+PLACES = {"round_uri": "s3://data/r", "storage_uri": "s3://data"}
+
+
 def test_halves_of_characters_are_refused_where_they_come_in(tmp_path: Path) -> None:
     with pytest.raises(EditError, match="half a character"):
         parse_edit(b'{"note": "a\\ud800"}', "line 1")
@@ -59,7 +62,7 @@ def test_halves_of_characters_are_refused_where_they_come_in(tmp_path: Path) -> 
     with pytest.raises(LabelsError, match="half a character"):
         load_labels(str(tmp_path))
     with pytest.raises(ConfigError, match="half a character"):
-        parse_form("finetune", ["preset"], {"preset": "\udcff"})
+        parse_form("finetune", {**PLACES, "model_name": "\udcff"})
 
 
 def test_a_terminal_without_the_characters_ends_no_work() -> None:
@@ -71,9 +74,8 @@ def test_a_terminal_without_the_characters_ends_no_work() -> None:
 
 @pytest.mark.parametrize("text", ["{{workflow.name}}", "a {{$.outputs}}"])
 def test_what_argo_would_fill_in_is_refused_at_submission(text: str) -> None:
-    names = ["preset", "overrides", "storage_uri"]
     with pytest.raises(ConfigError, match=r"storage_uri = .*Argo and KFP fill in"):
-        parse_form("finetune", names, {"storage_uri": text})
+        parse_form("finetune", {**PLACES, "storage_uri": text})
     with pytest.raises(FinishError, match="Argo"):
         Finish(None, EditorConfig(kfp_host="http://h", kfp_parameters=f"storage_uri={text}"))  # type: ignore[arg-type]
 

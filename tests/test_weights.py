@@ -468,4 +468,4 @@ def test_weights_that_cannot_be_had_are_an_error_and_never_random(
 def test_random_weights_are_chosen_and_the_papers_runs_are_not_random() -> None:
     assert fetch_initial_weights("random", load("mini").model) is None
     for name in PRESETS:
-        assert load(name).train.init_weights == ("random" if name == "mini" else "imagenet")
+        assert load(name).train.init_weights == ("random" if name in ("mini", "knowledge") else "imagenet")
