@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from stabn.config import ConfigError, DataConfig, ModelConfig
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
 from stabn.models import STABN, build_model
+from stabn.models.released import convert_released
 from stabn.models.sources import fetch_initial_weights
-from stabn.models.weights import WeightsError, convert_released, inflate, load_initial_weights, read_weights
+from stabn.models.weights import WeightsError, inflate, load_initial_weights, read_weights
 from stabn.presets import PRESETS, backbone, load
 from stabn.training.checkpoint import CheckpointError, import_released, load_model
 
@@ -312,7 +313,8 @@ def test_released_checkpoint_gives_the_same_outputs(
     reference = released(blocks, classes, frames)
     prefixed = {f"module.{name}": value for name, value in reference.state_dict().items()}
     uri = save(tmp_path, {"state_dict": prefixed, "epoch": 3})
-    config, weights = convert_released(read_weights(uri), uri)
+    config, weights, report = convert_released(read_weights(uri), uri)
+    assert not report.skipped and not report.missing and not report.unexpected
     assert config == ModelConfig(
         num_blocks=blocks,
         width=WIDTH,
@@ -329,6 +331,145 @@ def test_released_checkpoint_gives_the_same_outputs(
     for name, a, b in zip(output._fields, output, expected, strict=True):
         assert b.std() > 1e-3, f"{name} says nothing"
         torch.testing.assert_close(a, b)
+
+
+class Parts(nn.Module):
+    """Layers by their names."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+class FirstCode(nn.Module):
+    """ST-ABN as first released, on mmaction: other names, a ReLU behind the mechanism, layers that nothing uses."""
+
+    def __init__(self, blocks: tuple[int, ...], classes: int, frames: int, width: int = WIDTH) -> None:
+        super().__init__()
+        layer, channels = Released.layer, 32 * width
+        pointwise = lambda before, after: nn.Conv3d(before, after, 1, bias=False)  # noqa: E731
+        self.backbone = Parts(
+            conv1=nn.Conv3d(3, width, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False),
+            bn1=nn.BatchNorm3d(width),
+            layer1=layer(width, width, blocks[0], 1, 1),
+            layer2=layer(4 * width, 2 * width, blocks[1], 2, 1),
+            layer3=layer(8 * width, 4 * width, blocks[2], 2, 3),
+            layer4=layer(16 * width, 8 * width, blocks[3], 2, 3),
+            att_layer4=layer(16 * width, 8 * width, blocks[3], 1, 3),
+            bn_att=nn.BatchNorm3d(channels),
+            att_conv=pointwise(channels, classes),
+            bn_att2=nn.BatchNorm3d(classes),
+            att_conv2=pointwise(classes, classes),
+            att_conv3=pointwise(classes, 1),
+            bn_att3=nn.BatchNorm3d(1),
+            t_att_conv=nn.Conv3d(classes, 1, 3, padding=1, bias=False),
+            t_bn_att=nn.BatchNorm3d(1),
+            t_att_conv2=nn.Conv2d(frames, frames, 1, bias=False),
+            fc1=nn.Linear(frames, frames),
+            fc2=nn.Linear(frames, frames),
+            t_att_conv3=pointwise(channels, channels // 2),
+            bn_att4=nn.BatchNorm3d(channels // 2),
+        )
+        convs = Parts(conv=pointwise(3, 3), bn=nn.BatchNorm3d(3))
+        self.necks = Parts(
+            att_head=Parts(convs=convs, fc=nn.Linear(classes * frames, 174)),
+            temporal_modulation_ops=nn.ModuleList([Parts(conv=pointwise(3, 3))]),
+            level_fusion_op=Parts(fusion_conv=nn.Sequential(pointwise(3, 3))),
+            level_fusion_op2=Parts(fusion_conv=nn.Sequential(pointwise(3, 3))),
+            pyramid_fusion_op=nn.Sequential(pointwise(3, 3)),
+        )
+        self.cls_head = Parts(fc_cls=nn.Linear(channels, classes))
+
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        b, through = self.backbone, Released.through
+        x = F.max_pool3d(F.relu(b.bn1(b.conv1(video))), (1, 3, 3), (1, 2, 2), (0, 1, 1))
+        f = through(b.layer3, through(b.layer2, through(b.layer1, x)))
+        maps = F.relu(b.bn_att2(b.att_conv(b.bn_att(through(b.att_layer4, f)))))
+        mixed = F.relu(b.t_att_conv2(F.relu(b.t_bn_att(b.t_att_conv(maps)))[:, 0]))
+        temporal = torch.sigmoid(b.fc2(F.relu(b.fc1(mixed.mean((2, 3))))))[:, None, :, None, None]
+        spatial = torch.sigmoid(b.bn_att3(b.att_conv3(maps)))
+        attention_logits = self.necks.att_head.fc(b.att_conv2(maps).mean((3, 4)).flatten(1))
+        attended = F.relu(b.bn_att4(b.t_att_conv3(torch.cat([f * spatial + f, f * temporal], dim=1))))
+        return self.cls_head.fc_cls(through(b.layer4, attended).mean((2, 3, 4))), attention_logits, spatial, temporal
+
+
+def test_a_checkpoint_of_the_first_code_gives_the_same_outputs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    reference = FirstCode((1, 1, 2, 1), 5, 4).eval()
+    randomize(reference, seed=3)
+    uri = save(tmp_path, {"meta": {"epoch": 150, "mmcv_version": "0.2.10"}, "state_dict": reference.state_dict()})
+    config, weights, report = convert_released(read_weights(uri), uri)
+    assert (config.mechanism, config.num_classes, config.num_frames) == ("relu", 5, 4)
+    unused = [name for name in report.skipped if not name.startswith("necks.att_head.fc")]
+    assert len(unused) == 10 and all(name.startswith("necks.") for name in unused)
+    assert "never computes with it" in report.skipped["necks.att_head.convs.conv.weight"]
+    assert len(str(report).splitlines()) == 3, "a reader sees reasons, not a hundred names"
+    model = build_model(config).eval()
+    model.load_state_dict(weights)
+    assert isinstance(model, STABN)
+    video = torch.randn(2, 3, 4, 64, 48)
+    with torch.no_grad():
+        expected, output = list(reference(video)), model(video)
+        expected[1] = expected[1][:, :5]
+        for name, a, b in zip(output._fields, output, expected, strict=True):
+            assert b.std() > 1e-3, f"{name} says nothing"
+            torch.testing.assert_close(a, b)
+        constant, slope = model.attend_parts(model.extract_features(video), output.spatial_attention)
+        torch.testing.assert_close(model.classify(constant + output.temporal_attention * slope), output.logits)
+        plain = build_model(dataclasses.replace(config, mechanism="linear")).eval()
+        plain.load_state_dict(weights)
+        assert not torch.allclose(plain(video).logits, output.logits), "the ReLU makes a difference"
+
+
+def test_a_checkpoint_beside_its_optimizer_and_with_174_outputs(tmp_path: Path) -> None:
+    """As the released training code saves it, whose attention logits have 174 outputs whatever K is."""
+    reference = released()
+    torch.manual_seed(1)
+    reference.fc_att_out = nn.Linear(20, 174)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.01, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [75, 125])
+    reference.fc.weight.grad = torch.ones_like(reference.fc.weight)
+    optimizer.step()
+    scheduler.step()
+    content = {
+        "epoch": 3,
+        "iteration": 100,
+        "best_score": 0.5,
+        "model_state_dict": reference.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+        "scheduler_state_dict": scheduler.state_dict(),
+    }
+    uri = save(tmp_path, content)
+    config, weights, report = convert_released(read_weights(uri), uri)
+    assert config.num_classes == 5
+    reason = "the released code has 174 outputs here whatever the number of classes, 5"
+    assert report.skipped == {"fc_att_out.weight[5:]": reason, "fc_att_out.bias[5:]": reason}
+    model = build_model(config).eval()
+    model.load_state_dict(weights)
+    video = torch.randn(2, 3, 4, 64, 48)
+    with torch.no_grad():
+        logits, attention_logits, *_ = reference(video)
+        torch.testing.assert_close(model(video).logits, logits)
+        torch.testing.assert_close(model(video).attention_logits, attention_logits[:, :5])
+    line = import_released(uri, write_labels(tmp_path / "labels", 5), str(tmp_path / "imported.pt"), DataConfig())
+    assert f"not used: fc_att_out.weight[5:], fc_att_out.bias[5:] ({reason})" in line
+    beside = "epoch, iteration, best_score, optimizer_state_dict, scheduler_state_dict"
+    assert f"not used: {beside} (beside the weights)" in line and "0 start at random" in line
+
+
+def test_a_plain_list_of_labels_does_not_name_the_outputs(tmp_path: Path) -> None:
+    uri = save(tmp_path, released().state_dict())
+    (tmp_path / "labels.csv").write_text("path,label,split\n1.mp4,a,val\n")
+    with pytest.raises(CheckpointError, match=r"labels\.csv does not say which output is which class"):
+        import_released(uri, str(tmp_path), str(tmp_path / "imported.pt"), DataConfig())
+
+
+def test_a_tensor_with_and_without_a_prefix_is_ambiguous(tmp_path: Path) -> None:
+    weights = {"conv1.weight": torch.zeros(1), "bn1.bias": torch.zeros(1), "module.conv1.weight": torch.ones(1)}
+    with pytest.raises(WeightsError, match=r"tensor 'conv1\.weight' comes twice, in rows 1 and 3; .*a prefix"):
+        read_weights(save(tmp_path, weights))
+    assert list(read_weights(save(tmp_path, {"module._orig_mod.fc.bias": torch.zeros(1)}))) == ["fc.bias"]
 
 
 def test_released_checkpoints_that_do_not_fit_are_refused() -> None:
@@ -354,15 +495,18 @@ def test_released_checkpoints_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_released_checkpoint_is_no_initial_weights(tmp_path: Path) -> None:
-    uri = save(tmp_path, released().state_dict())
-    with pytest.raises(WeightsError, match=r"weights\.pth: a released ST-ABN; .*import-checkpoint"):
-        load_initial_weights(STABN(config_of("bottleneck", num_blocks=(1, 1, 2, 1), num_frames=4)), uri)
+    for weights in (released().state_dict(), FirstCode((1, 1, 2, 1), 5, 4).state_dict()):
+        uri = save(tmp_path, weights)
+        with pytest.raises(WeightsError, match=r"weights\.pth: a released ST-ABN; .*import-checkpoint"):
+            load_initial_weights(STABN(config_of("bottleneck", num_blocks=(1, 1, 2, 1), num_frames=4)), uri)
 
 
 def test_files_that_are_not_weights_are_refused(tmp_path: Path) -> None:
     flat = image_net("basic").state_dict()
     path = Path(save(tmp_path, {"state_dict": flat, "args": argparse.Namespace(lr=0.1)}, "object.pth"))
-    with pytest.raises(WeightsError, match=r"object\.pth: cannot be read as weights \(.+\)"):
+    with pytest.raises(
+        WeightsError, match=r"object\.pth: cannot be read as weights \(it holds argparse\.Namespace, and only"
+    ):
         read_weights(str(path))
     whole = Path(save(tmp_path, flat, "whole.pth")).read_bytes()
     for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):

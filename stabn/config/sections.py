@@ -97,6 +97,11 @@ class ModelConfig(Settings):
         "kernel of the first temporal convolution: 1x3x3 paper, 3x3x3 released code",
         choices=("1x3x3", "3x3x3"),
     )
+    mechanism: str = setting(
+        "linear",
+        "behind the attention mechanism's BatchNorm: linear, nothing, as in the paper; relu, as in the first code",
+        choices=("linear", "relu"),
+    )
     dropout: float = setting(0.5, "dropout before the classifier of each branch", low=0.0, high=1.0)
     bn_momentum: float = setting(0.1, "momentum of the BatchNorm statistics", low=0.0, high=1.0)
 

@@ -74,7 +74,7 @@ class CachedClips:
         with torch.inference_mode(), self._arithmetic():
             attention = torch.from_numpy(temporal).to(self._slope.device)[:, None, :, None, None]
             attended = torch.addcmul(self._constant.float(), attention, self._slope.float())
-            return self._model.perception_branch(attended).float().mean(0).softmax(0).cpu().numpy()
+            return self._model.classify(attended).float().mean(0).softmax(0).cpu().numpy()
 
     def _arithmetic(self) -> Any:
         import torch

@@ -100,6 +100,7 @@ class STABN(nn.Module):
         self.attention_mechanism = nn.Sequential(
             conv(2 * channels, channels, (1, 1, 1)), nn.BatchNorm3d(channels, momentum=config.bn_momentum)
         )
+        self.activation = nn.ReLU() if config.mechanism == "relu" else nn.Identity()
         self.perception_branch = Classifier(config)
         initialize(self.modules())
         self.attention_branch.initialize_temporal()
@@ -145,7 +146,7 @@ class STABN(nn.Module):
             return self.feature_extractor(video)
 
     def attend(self, features: Tensor, spatial: Tensor, temporal: Tensor) -> Tensor:
-        """Return f' of the attention mechanism (eq. 1 to 3).
+        """Return f' of the attention mechanism (eq. 1 to 3), before `config.mechanism`'s ReLU if it has one.
 
         Args:
             features: f, (B, C, T, h, w).
@@ -169,12 +170,16 @@ class STABN(nn.Module):
         slope = norm(F.conv3d(features, for_temporal))
         return constant, slope - norm(torch.zeros_like(slope[:1, :, :1, :1, :1]))
 
+    def classify(self, attended: Tensor) -> Tensor:
+        """Return logits (B, K) of the perception branch from what `attend` returns."""
+        return self.perception_branch(self.activation(attended))
+
     def perceive(self, features: Tensor, spatial: Tensor, temporal: Tensor) -> Tensor:
         """Return logits (B, K) of the perception branch; arguments as in `attend`.
 
         With the features and the attention of a former forward this is all that an edit changes.
         """
-        return self.perception_branch(self.attend(features, spatial, temporal))
+        return self.classify(self.attend(features, spatial, temporal))
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""Initial weights: ImageNet 2D ResNets inflated in time, and the checkpoints that the authors of ST-ABN released."""
+"""Initial weights: files of weights, and ImageNet 2D ResNets inflated in time."""
 
 import io
 import re
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stabn.config import ModelConfig
 from stabn.errors import StabnError
+from stabn.identity import check_unique
 from stabn.models.resnet3d import ResNet3D
 from stabn.models.st_abn import STABN
 from stabn.storage import read_uri
@@ -23,26 +23,11 @@ IMAGENET_PARTS = {
     "layer2": "feature_extractor.layer2",
     "layer3": "feature_extractor.layer3",
 }
-RELEASED_PARTS = {
-    **IMAGENET_PARTS,
-    "layer4": "perception_branch.layer4",
-    "fc": "perception_branch.fc",
-    "layer_att_common": "attention_branch.trunk",
-    "conv_att_common.0": "attention_branch.class_maps.0",
-    "conv_att_common.1": "attention_branch.class_maps.1",
-    "conv_att_common.2": "attention_branch.class_maps.2",
-    "conv_att_out.0": "attention_branch.logits",
-    "fc_att_out": "attention_branch.fc",
-    "conv_spatial_att.0": "attention_branch.spatial.0",
-    "conv_spatial_att.1": "attention_branch.spatial.1",
-    "conv_temp_att1.0": "attention_branch.temporal_map.0",
-    "conv_temp_att1.1": "attention_branch.temporal_map.1",
-    "conv_temp_att2.0": "attention_branch.temporal_mix.0",
-    "conv_temp_att3.0": "attention_branch.temporal.0",
-    "conv_temp_att3.2": "attention_branch.temporal.2",
-    "conv_att_mechanism.0": "attention_mechanism.0",
-    "conv_att_mechanism.1": "attention_mechanism.1",
-}
+# A tensor of one of these is in no ResNet: a checkpoint of the authors, see models/released.py.
+RELEASED_MARKS = ("layer_att_common.", "backbone.att_layer4.")
+SHOWN = 4  # names of a kind in a report
+STATE_DICTS = ("model_state_dict", "state_dict", "model")  # where training code keeps its weights
+PREFIXES = re.compile(r"(module\.|_orig_mod\.)+")  # of DistributedDataParallel and torch.compile
 
 
 class WeightsError(StabnError):
@@ -72,16 +57,28 @@ class LoadReport:
         lines = [f"weights from {self.source}: {len(self.loaded)} tensors loaded, {len(self.missing)} start at random"]
         if parts:
             lines.append(f"  at random: {', '.join(parts)}")
-        lines += [f"  not used: {name} ({reason})" for name, reason in self.skipped.items()]
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.skipped.items():
+            by_reason.setdefault(reason, []).append(name)
+        for reason, names in by_reason.items():
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            lines.append(f"  not used: {', '.join(names[:SHOWN])}{more} ({reason})")
         lines += [f"  not used: {name} (no such part in the network)" for name in self.unexpected]
         return "\n".join(lines)
 
 
 def read_weights(uri: str) -> dict[str, Tensor]:
-    """Read a state dict, plain or under `state_dict` or `model`, with any `module.` prefix removed.
+    """Read a state dict, see `read_weights_file`."""
+    return read_weights_file(uri)[0]
+
+
+def read_weights_file(uri: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Read a state dict, plain or as training code keeps it beside its optimiser, and the names of what else is there.
+
+    The state dict may lie under one of STATE_DICTS; prefixes as `module.` are removed from its names.
 
     Raises:
-        WeightsError: not a file of weights, or one that holds more than weights.
+        WeightsError: not a file of weights, one that holds objects which are not loaded, or one name twice.
     """
     try:
         content: Any = torch.load(io.BytesIO(read_uri(uri)), map_location="cpu", weights_only=True)
@@ -89,13 +86,23 @@ def read_weights(uri: str) -> dict[str, Tensor]:
         if isinstance(error, StabnError):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            reason = (
+                f"it holds {found[1]}, and only tensors are loaded; where its code may be run, save its weights alone, "
+                "such as torch.save(content['model_state_dict'], path)"
+            )
         raise WeightsError(f"{uri}: cannot be read as weights ({reason})") from None
-    for key in ("state_dict", "model"):
+    beside: list[str] = []
+    for key in STATE_DICTS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            beside += [str(name) for name in content if name != key]
             content = content[key]
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(f"{uri}: not a state dict; give a PyTorch file of a ResNet or of ST-ABN")
-    return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    names = [PREFIXES.sub("", name, count=1) if PREFIXES.match(name) else name for name in tensors]
+    check_unique(names, "tensor", uri, "it has one with and one without a prefix; keep one of them", WeightsError)
+    return dict(zip(names, tensors.values(), strict=True)), beside
 
 
 def load_initial_weights(model: STABN | ResNet3D, uri: str, weights: Mapping[str, Tensor] | None = None) -> LoadReport:
@@ -112,7 +119,7 @@ def load_initial_weights(model: STABN | ResNet3D, uri: str, weights: Mapping[str
     weights = read_weights(uri) if weights is None else weights
     if any(name.startswith("feature_extractor.") for name in weights):
         return _copy(model, [(name, name, value) for name, value in weights.items()], LoadReport(uri))
-    if any(name.startswith("layer_att_common.") for name in weights):
+    if any(name.startswith(RELEASED_MARKS) for name in weights):
         raise WeightsError(f"{uri}: a released ST-ABN; convert it with `stabn import-checkpoint`, then give the result")
     return inflate(model, weights, uri)
 
@@ -135,7 +142,7 @@ def inflate(
     Raises:
         WeightsError: another depth, or a shape that does not fit; names the key and both shapes.
     """
-    depth = _num_blocks(weights)
+    depth = count_blocks(weights)
     if any(depth) and depth != model.config.num_blocks:
         raise WeightsError(
             f"{source}: its layers have {depth} blocks, the network's {model.config.num_blocks}; choose the preset of "
@@ -192,63 +199,7 @@ def _copy(model: nn.Module, weights: Iterable[tuple[str, str, Tensor]], report: 
     return report
 
 
-def _num_blocks(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
+def count_blocks(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
     """Return how many blocks layer1 to layer4 of a state dict have."""
     found = {m.groups() for name in weights if (m := re.match(r"layer([1-4])\.(\d+)\.", name))}
     return tuple(sum(layer == number for layer, _ in found) for number in "1234")
-
-
-def convert_released(weights: Mapping[str, Tensor], source: str) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Map a checkpoint that the authors released to our names; all four outputs stay the same.
-
-    K, T, depth and widths are inferred from the shapes.
-
-    Args:
-        weights: state dict with the released module names, see RELEASED_PARTS.
-        source: its name, for messages.
-
-    Returns:
-        The network's config (`linear` head, `3x3x3` temporal kernel) and a state dict for STABN.
-
-    Raises:
-        WeightsError: not such a checkpoint, or a tensor whose place is not known.
-    """
-    firsts = [f"layer{layer}.0.conv1.weight" for layer in range(1, 5)]
-    needed = ("conv1.weight", *firsts, "fc.weight", "fc_att_out.weight", "conv_temp_att2.0.weight")
-    absent = [name for name in needed if name not in weights]
-    if absent:
-        raise WeightsError(
-            f"{source}: no released ST-ABN, {', '.join(absent)} missing; for a ResNet use train.init_weights"
-        )
-    if "layer1.0.conv3.weight" not in weights:
-        raise WeightsError(
-            f"{source}: a released ST-ABN of basic blocks (ResNet-18, 34), whose temporal kernels are not this "
-            "product's; only those of bottlenecks (ResNet-50, 101) can be converted"
-        )
-    config = ModelConfig(
-        block="bottleneck",
-        num_blocks=_num_blocks(weights),
-        width=weights["conv1.weight"].shape[0],
-        num_classes=weights["fc.weight"].shape[0],
-        num_frames=weights["conv_temp_att2.0.weight"].shape[0],
-        attention_head="linear",
-        temporal_kernel="3x3x3",
-    )
-    with torch.device("meta"):
-        own = STABN(config).state_dict()
-    mapped = {}
-    for key, value in weights.items():
-        part = next((p for p in RELEASED_PARTS if key.startswith(f"{p}.")), "")
-        name = RELEASED_PARTS[part] + key[len(part) :] if part else ""
-        if name not in own:
-            raise WeightsError(f"{source}: {key} has no place in ST-ABN; is it another version of the network?")
-        if own[name].shape != value.shape:
-            raise WeightsError(
-                f"{source}: {key} has shape {tuple(value.shape)}, ST-ABN of {config.num_classes} classes and "
-                f"{config.num_frames} frames has {tuple(own[name].shape)}"
-            )
-        mapped[name] = value
-    absent = [n for n in own if n not in mapped and not n.endswith("num_batches_tracked")]
-    if absent:
-        raise WeightsError(f"{source}: nothing for {', '.join(absent[:5])}; the file is incomplete")
-    return config, {name: mapped.get(name, torch.tensor(0)) for name in own}

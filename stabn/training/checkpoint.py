@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from stabn.config import DataConfig, ModelConfig, from_dict, to_dict
+from stabn.data.label_csv import CSV_FILE
 from stabn.data.ssv2 import load_labels
 from stabn.errors import StabnError
 from stabn.models import build_model
-from stabn.models.weights import convert_released, read_weights
-from stabn.storage import read_uri, write_uri
+from stabn.models.released import convert_released
+from stabn.models.weights import read_weights_file
+from stabn.storage import open_storage, read_uri, write_uri
 
 FORMAT = 1
 
@@ -169,12 +171,19 @@ def import_released(released: str, labels_uri: str, output_uri: str, data: DataC
         data: how clips are sampled and cropped; the number of frames is the checkpoint's.
 
     Returns:
-        A line that says what was converted.
+        Lines that say what was converted, and what the file holds besides.
 
     Raises:
-        CheckpointError: the labels have another number of classes.
+        CheckpointError: the labels have another number of classes, or none has an index.
+        WeightsError: see `convert_released`.
     """
-    config, weights = convert_released(read_weights(released), released)
+    found, beside = read_weights_file(released)
+    config, weights, report = convert_released(found, released)
+    if open_storage(labels_uri).exists(CSV_FILE):
+        raise CheckpointError(
+            f"{labels_uri}: {CSV_FILE} does not say which output is which class; give the label file with indices that "
+            "the network was trained with"
+        )
     classes = load_labels(labels_uri).classes
     if len(classes) != config.num_classes:
         raise CheckpointError(
@@ -186,10 +195,11 @@ def import_released(released: str, labels_uri: str, output_uri: str, data: DataC
     data = dataclasses.replace(data, num_frames=config.num_frames)
     content = dump_checkpoint(model, config, data, classes, manifest_fingerprint="", stage="import-checkpoint", epoch=0)
     write_uri(output_uri, content)
-    return (
-        f"{released}: ST-ABN, blocks {config.num_blocks}, {config.num_classes} classes, {config.num_frames} frames; "
-        f"{len(weights)} tensors converted: {output_uri}"
+    said = (
+        f"{released}: ST-ABN, blocks {config.num_blocks}, {config.num_classes} classes, {config.num_frames} frames: "
+        f"{output_uri}\n{report}"
     )
+    return f"{said}\n  not used: {', '.join(beside)} (beside the weights)" if beside else said
 
 
 def require_attention(checkpoint: Checkpoint, uri: str, purpose: str) -> None:
