@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stabn.config import DataConfig, ModelConfig, from_dict, to_dict
-from stabn.data.label_csv import CSV_FILE
+from stabn.data.label_table import TABLE_FILE
 from stabn.data.ssv2 import load_labels
 from stabn.errors import StabnError
 from stabn.models import build_model
@@ -179,9 +179,9 @@ def import_released(released: str, labels_uri: str, output_uri: str, data: DataC
     """
     found, beside = read_weights_file(released)
     config, weights, report = convert_released(found, released)
-    if open_storage(labels_uri).exists(CSV_FILE):
+    if open_storage(labels_uri).exists(TABLE_FILE):
         raise CheckpointError(
-            f"{labels_uri}: {CSV_FILE} does not say which output is which class; give the label file with indices that "
+            f"{labels_uri}: {TABLE_FILE} does not say which output is which class; give the label file with indices that "
             "the network was trained with"
         )
     classes = load_labels(labels_uri).classes
