@@ -181,8 +181,8 @@ def import_released(released: str, labels_uri: str, output_uri: str, data: DataC
     config, weights, report = convert_released(found, released)
     if open_storage(labels_uri).exists(TABLE_FILE):
         raise CheckpointError(
-            f"{labels_uri}: {TABLE_FILE} does not say which output is which class; give the label file with indices that "
-            "the network was trained with"
+            f"{labels_uri}: {TABLE_FILE} does not say which output is which class; give the label file with indices "
+            "that the network was trained with"
         )
     classes = load_labels(labels_uri).classes
     if len(classes) != config.num_classes:
