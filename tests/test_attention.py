@@ -20,7 +20,7 @@ from stabn.attention.rounds import Round, RoundError, load_round, model_attentio
 from stabn.config import DataConfig, ModelConfig
 from stabn.data.edit_table import EditError, load_edit_table
 from stabn.data.manifest import build_manifest
-from stabn.data.packed_frames import PackedFrames
+from stabn.data.packed_frames import JpegFile, PackedFrames
 from stabn.data.sampling import covering_samples
 from stabn.data.transforms import crop_clip, evaluation_crop, to_input
 from stabn.errors import RetryableError
@@ -202,6 +202,15 @@ def test_a_long_video_is_never_uncompressed_as_a_whole() -> None:
     attention_figure(frames, [panel("prediction", attention, ("a", "b"), -1)], heading="long")
     assert next(preview_frames(frames, attention.temporal)).shape[1] == 48
     assert len(asked) < 40 and max(asked) == 1, "a figure shows some of the frames, a preview one after the other"
+
+
+def test_frames_in_a_file_are_those_in_memory() -> None:
+    jpegs = [simplejpeg.encode_jpeg(frame) for frame in video(9)]
+    frames = JpegFile(iter(jpegs))
+    assert [frames[number] for number in (8, 0, 3, -1)] == [jpegs[number] for number in (8, 0, 3, -1)]
+    assert list(frames) == jpegs and len(frames) == 9
+    held, kept = PackedFrames(jpegs, "held"), PackedFrames(frames, "kept")
+    assert held.shape == kept.shape and np.array_equal(held[[7, 2]], kept[[7, 2]])
 
 
 def test_automatic_edits_are_high_on_the_action_and_leave_people_alone(round_: Round, tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from stabn.config import ConfigError
 from stabn.data.dataset import read_frames
 from stabn.data.extraction import encode_jpeg
 from stabn.data.manifest import Manifest
-from stabn.data.packed_frames import PackedFrames
+from stabn.data.packed_frames import JpegFile, PackedFrames
 from stabn.data.video import open_video
 from stabn.storage import write_uri
 from stabn.training.checkpoint import check_classes, load_model, require_attention
 from stabn.training.device import choose_device, prepare
 
-QUALITY = 95  # of a video file's frames in memory
+QUALITY = 95  # of a video file's frames while they are looked at
 
 
 def explain(video: str, checkpoint_uri: str, manifest_uri: str = "", output_path: str = "") -> str:
@@ -47,7 +47,7 @@ def explain(video: str, checkpoint_uri: str, manifest_uri: str = "", output_path
     elif Path(video).is_file():
         short_side = round(data.crop_size / data.evaluation_scale)
         with open_video(video) as opened:  # one frame at a time: minutes of video would not fit uncompressed
-            jpegs = [encode_jpeg(frame, QUALITY) for frame in opened.planes(short_side=short_side)]
+            jpegs = JpegFile(encode_jpeg(frame, QUALITY) for frame in opened.planes(short_side=short_side))
         frames = PackedFrames(jpegs, video)
     else:
         raise ConfigError(f"{video}: no such file; give a video file, or with --manifest the id of one of its videos")

@@ -1,11 +1,31 @@
-"""All frames of one video, compressed in memory and decoded when they are looked at: minutes of video fit."""
+"""All frames of one video, compressed in memory or a file and decoded when they are looked at: minutes of video fit."""
 
-from collections.abc import Iterator, Sequence
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
 
 from stabn.data.mjpeg import decode_jpeg
+
+
+class JpegFile(Sequence[bytes]):
+    """JPEGs in a temporary file, for videos of any length; the file goes with the object."""
+
+    def __init__(self, jpegs: Iterable[bytes]) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as it is read
+        self._ends = [0]
+        for jpeg in jpegs:
+            self._ends.append(self._ends[-1] + self._file.write(jpeg))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        number = range(len(self))[index]
+        self._file.seek(self._ends[number], os.SEEK_SET)
+        return self._file.read(self._ends[number + 1] - self._ends[number])
 
 
 class PackedFrames:
