@@ -49,9 +49,9 @@ def tried_once(storage_uri: str, name: str, kind: type[StabnError] = StabnError)
 
 @contextlib.contextmanager
 def tried_once_here(storage_uri: str, stage: str, *work: object) -> Iterator[None]:
-    """Do the same for work in the step itself: in KFP alone, and as long as its pod has no more memory than before."""
-    if not (run_id := os.environ.get("STABN_RUN_ID")):
-        yield
+    """Do the same for work in the step itself: on a cluster, and as long as its pod has no more memory than before."""
+    if not (run_id := os.environ.get("STABN_RUN_ID")) or not os.environ.get("KUBERNETES_SERVICE_HOST"):
+        yield  # on one's own machine nothing tries again by itself: who does has changed something
         return
     name = f"{stage}-{fingerprint(run_id, list(map(str, work)), memory_limit(), shared_memory())}"
     with tried_once(storage_uri, name):

@@ -11,6 +11,7 @@ from stabn.config import ConfigError, RunConfig
 from stabn.data.edit_table import load_edit_table
 from stabn.data.segments import load_segments
 from stabn.data.ssv2 import load_labels
+from stabn.errors import RetryableError
 from stabn.evaluation.prediction_table import Predictions
 from stabn.forms import check_form
 from stabn.storage import open_storage, uri_exists
@@ -52,7 +53,10 @@ def check_all(pipeline: str, values: Mapping[str, Any]) -> None:
     if pipeline != "finetune" or values["route"] == "retrain":
         _check_weights(config)
     if values.get("model_name"):
-        find_champion(values["model_name"])
+        try:
+            find_champion(values["model_name"])
+        except RetryableError as error:  # days before it is needed
+            print(f"{error}; looked at again when it is needed", flush=True)
     print(f"{pipeline}: every stage can use what the form says", flush=True)
 
 

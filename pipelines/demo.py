@@ -13,7 +13,8 @@ from pathlib import Path
 from pipelines.local import check_words
 from stabn.config import fingerprint
 from stabn.errors import StabnError
-from stabn.local_services import local_object_store, prepare_mlflow
+from stabn.local_mlflow import prepare_mlflow
+from stabn.local_services import local_object_store
 from stabn.progress import Progress
 
 # The tasks of the pipeline `full` and about how long each takes on two cores, in seconds: only their proportions count,

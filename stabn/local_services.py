@@ -1,4 +1,4 @@
-"""The services of a run without a cluster: a real S3 server (SeaweedFS) and an MLflow database, both in one folder."""
+"""The object storage of a run without a cluster: a real S3 server (SeaweedFS) whose objects are in one folder."""
 
 import contextlib
 import importlib.metadata
@@ -8,7 +8,6 @@ import secrets
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from stabn.errors import StabnError
-from stabn.machine import NoLocks, end_with_parent, lock, locked
+from stabn.local_mlflow import LocalServiceError
+from stabn.machine import NoLocks, end_with_parent, lock
 from stabn.signals import Terminated, exit_on_signals
+from stabn.variables import variables
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
@@ -30,12 +30,9 @@ RESERVED_SHARE = 0.01  # of the disk, which SeaweedFS leaves free by refusing wr
 RESERVED_BYTES = 512 << 20  # free space beyond that share without which a start makes no sense
 VOLUME_SIZE_MB = 1024  # SeaweedFS packs objects into files that grow up to this size; nothing is allocated in advance
 MAX_VOLUMES = 1000
-ARTIFACTS = "mlflow-artifacts"  # beside the database
+# Variables that would win over those of the store.
+HIDDEN = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
 PORTS = ("s3", "master", "volume", "filer", "admin")  # each has an HTTP and a gRPC port
-
-
-class LocalServiceError(StabnError):
-    """A local service cannot run in this folder."""
 
 
 @dataclass(frozen=True)
@@ -80,63 +77,18 @@ def local_object_store(folder: str | os.PathLike[str], buckets: Sequence[str] = 
     _check_disk(folder)
     with contextlib.ExitStack() as stack:
         if not stack.enter_context(_owned(folder, buckets)):
-            variables = _variables(_read_state(folder))
-            stack.enter_context(_environment(variables))
-            yield LocalStore(root="s3:/", endpoint=variables["AWS_ENDPOINT_URL"])
+            own = _variables(_read_state(folder))
+            stack.enter_context(variables(own, HIDDEN))
+            yield LocalStore(root="s3:/", endpoint=own["AWS_ENDPOINT_URL"])
             return
         stack.enter_context(exit_on_signals())
         state = _load_state(folder)
-        variables = _variables(state)
+        own = _variables(state)
         process = stack.enter_context(_weed(program, folder, state, buckets))
-        stack.enter_context(_environment(variables))
+        stack.enter_context(variables(own, HIDDEN))
         _wait(process, folder, buckets)
         stack.enter_context(_until_unused(folder))
-        yield LocalStore(root="s3:/", endpoint=variables["AWS_ENDPOINT_URL"])
-
-
-def prepare_mlflow(folder: str | os.PathLike[str]) -> str:
-    """Return the tracking URI of the folder's SQLite database, which is made or upgraded first if needed.
-
-    Processes that meet an empty database at the same time corrupt it, so this comes before any parallel stage.
-    Artifacts go to `mlflow-artifacts` beside the database (see `stabn.tracking.artifact_root`).
-
-    Raises:
-        LocalServiceError: MLflow could not upgrade the database.
-    """
-    folder = Path(folder).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    database, marker = folder / "mlflow.db", folder / "mlflow.db.version"
-    uri, version = f"sqlite:///{database}", importlib.metadata.version("mlflow")
-    with locked(folder / "mlflow.db.lock"):
-        _upgrade(database, marker, uri, version)
-        _follow_move(database)
-    return uri
-
-
-def _upgrade(database: Path, marker: Path, uri: str, version: str) -> None:
-    if not database.exists() or not marker.exists() or marker.read_text() != version:
-        command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
-        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode:
-            raise LocalServiceError(f"{database}: `mlflow db upgrade` failed; move the file away\n{_tail(done.stdout)}")
-        marker.write_text(version)
-
-
-def _follow_move(database: Path) -> None:
-    """Let the artifacts of a folder that was moved be found: MLflow keeps where they are from the root on."""
-    own = f"{database.parent}/{ARTIFACTS}"
-    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-        places = [row[0] for row in connection.execute("SELECT artifact_location FROM experiments")]
-        roots = {place[: place.index(f"/{ARTIFACTS}/")] for place in places if f"/{ARTIFACTS}/" in (place or "")}
-        for root in roots - {str(database.parent)}:
-            former = f"{root}/{ARTIFACTS}"
-            if Path(former.removeprefix("file://")).exists():
-                continue  # copied, not moved; or another's
-            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-                connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
-                    (own, len(former) + 1, len(former) + 1, f"{former}/"),
-                )
+        yield LocalStore(root="s3:/", endpoint=own["AWS_ENDPOINT_URL"])
 
 
 def _find_weed() -> str | None:
@@ -206,7 +158,7 @@ def _wait_for_users(users: IO) -> None:
 
 def _answers(folder: Path, buckets: Sequence[str]) -> bool:
     """Tell whether the store that another process runs in the folder takes objects."""
-    with contextlib.suppress(LocalServiceError, OSError, KeyError), _environment(_variables(_read_state(folder))):
+    with contextlib.suppress(LocalServiceError, OSError, KeyError), variables(_variables(_read_state(folder)), HIDDEN):
         return not _try_buckets(_client(), list(buckets))
     return False
 
@@ -271,24 +223,6 @@ def _variables(state: dict[str, Any]) -> dict[str, str]:
         "AWS_ENDPOINT_URL": f"http://{HOST}:{state['ports']['s3.port']}",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables, without those that would win over them, and put everything back afterwards."""
-    hidden = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
-    before = {name: os.environ.get(name) for name in (*variables, *hidden)}
-    for name in hidden:
-        os.environ.pop(name, None)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from tiny_run import settings, write_dataset
 from stabn.attention.rounds import Round
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
 from stabn.data.video_encoding import encode
-from stabn.local_services import LocalStore, local_object_store, prepare_mlflow
+from stabn.local_mlflow import prepare_mlflow
+from stabn.local_services import LocalStore, local_object_store
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -368,6 +368,10 @@ class _Handler(BaseHTTPRequestHandler):
                 if query.get("fieldValidation") != "Strict":
                     return 400, {"message": "this test wants strict field validation"}
                 return cluster.create(plural, item)
+            if name is None:
+                key, _, value = query["labelSelector"].partition("=")
+                items = [item for item in store.values() if item["metadata"].get("labels", {}).get(key) == value]
+                return 200, {"items": copy.deepcopy(items)}
             if name not in store:
                 return 404, {"message": f'{plural} "{name}" not found'}
             if method == "DELETE":

@@ -106,6 +106,19 @@ def test_a_table_that_is_none_is_named(tmp_path: Path, text: str | bytes, messag
         load_labels(tmp_path)
 
 
+def test_paths_of_a_table_need_no_suffix_and_lie_below_the_videos(tmp_path: Path) -> None:
+    rows = "pour/1,a,train\npour/2.mp4,a,val\n/data/pour/3.mp4,a,train\n../4.mp4,a,train\n"
+    (tmp_path / "labels.csv").write_text("path,label,split\n" + rows)
+    labels = load_labels(tmp_path)
+    assert [labels.id_of(path) for path in ("pour/1.webm", "pour/2.mp4", "x/9.mp4")] == [
+        "pour--1",
+        "pour--2",
+        "x/9.mp4",
+    ]
+    assert len(labels.rejects) == 2
+    assert all("write it as it is below the videos' place" in reject.reason for reject in labels.rejects)
+
+
 def test_bad_rows_of_a_table_are_listed_and_its_splits_hold(tmp_path: Path) -> None:
     rows = "../3,a,train\n4,,train\n5,c,test\n6,,test\n1,a,train\n2,a,train\n"
     (tmp_path / "labels.csv").write_text(TABLE + rows)

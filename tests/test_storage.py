@@ -20,7 +20,8 @@ import pytest
 
 from stabn import local_services, storage
 from stabn.errors import RetryableError, StabnError
-from stabn.local_services import LocalServiceError, local_object_store
+from stabn.local_mlflow import LocalServiceError
+from stabn.local_services import local_object_store
 from stabn.storage import ObjectExists, ObjectNotFound, StorageError, open_storage
 from stabn.storage import s3 as s3_module
 

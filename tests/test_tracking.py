@@ -10,7 +10,7 @@ import urllib.parse
 
 import pytest
 
-from stabn.local_services import prepare_mlflow
+from stabn.local_mlflow import prepare_mlflow
 from stabn.tracking import (
     ChampionChanged,
     TrackingError,
@@ -238,6 +238,15 @@ def test_a_server_that_is_away_at_the_start_gets_everything_when_it_is_back(clie
     assert [file.path for file in client.list_artifacts(run.run_id, "report")] == ["report/table.md"]
     said = [record.getMessage() for record in caplog.records if "goes on" in record.getMessage()]
     assert len(said) == 1 and "secret" not in said[0]
+
+
+def test_a_server_that_refuses_only_at_the_end_does_not_fail_the_stage(client, monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with stage_run("train", settings={}, inputs={}) as run:
+        run.log_metrics({"loss": 1.0})
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{tmp_path}/mlruns")
+    assert "MLFLOW_TRACKING_URI" in caplog.text and "this stage is not in it (FINISHED)" in caplog.text
 
 
 def test_a_server_that_never_answers_does_not_fail_the_stage(monkeypatch, caplog):

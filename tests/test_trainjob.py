@@ -28,6 +28,8 @@ from components.cluster.config import ClusterConfig, variables
 from components.cluster.logs import LogFollower, Overall
 from components.cluster.manifest import build_runtime, checked
 from components.cluster.pods import Pod, find_cause, without_launcher
+from components.component import run_step
+from components.end_run import run_end
 from components.trainjob import Work, build_trainjob, passed_on, run_trainjob
 from stabn.config import ConfigError
 from stabn.data.edit_table import EDIT_SCHEMA
@@ -738,6 +740,38 @@ def test_priority_and_spreading_come_with_a_runtime_of_the_jobs_own(cluster: Kub
         job = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]
         assert job["template"]["spec"]["template"]["spec"]["priorityClassName"] == "training"
     cluster.wait_for(lambda: list(cluster.runtimes) == ["stabn-torch"] and not cluster.jobs)
+
+
+def end(run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the last task of a pipeline's run that succeeded, without tracking."""
+    monkeypatch.setenv("STABN_RUN_ID", run_id)
+    monkeypatch.setenv("STABN_TRAINJOB_NAMESPACE", NAMESPACE)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run_step("end-run", run_end, {"status": SimpleNamespace(state="SUCCEEDED")})
+
+
+def test_the_end_of_a_run_deletes_its_own_jobs_that_were_left(
+    cluster: KubeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a step was killed, or lost with its machine, before it could."""
+    cluster.controllers = [lambda cluster, job: None]
+    works = [Work(stage="train", command=COMMAND, num_nodes=2, run_id=run_id) for run_id in ("Run_1", "Run_2")]
+    for work in works:
+        KubeApi(NAMESPACE).create("trainjobs", build_trainjob(work, config(), NAMESPACE))
+    end("Run_1", monkeypatch)
+    assert f"TrainJob {works[0].name} was left behind; deleted" in capsys.readouterr().out
+    cluster.wait_for(lambda: list(cluster.jobs) == [works[1].name])
+
+
+@pytest.mark.parametrize(("status", "said"), [(404, "not found"), (403, "having a bad day"), (503, "no answer")])
+def test_a_cluster_without_trainer_or_rights_does_not_fail_a_run_that_is_done(
+    cluster: KubeServer, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STABN_TRAINJOB_API_MINUTES", "0.001")
+    cluster.fail("GET .*trainjobs", status, times=100)
+    end("Run_1", monkeypatch)
+    captured = capsys.readouterr()
+    assert "were not looked for" in captured.err and "end-run: the run succeeded" in captured.out
 
 
 STEP = """

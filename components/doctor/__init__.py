@@ -4,14 +4,13 @@ Each check is a function that returns what it saw. It raises `Skipped` when ther
 whose message has the remedy, when something is wrong. A check never stops the others.
 """
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from components.doctor import cluster, services
 from components.doctor.places import TIMEOUT_SECONDS, Places, Skipped
 from stabn.errors import StabnError
 from stabn.masking import masked
+from stabn.variables import variables
 
 __all__ = ["Places", "examine"]
 
@@ -40,7 +39,7 @@ def examine(places: Places, say: Callable[[str], None] = print) -> bool:
         "gpu nodes": cluster.check_gpu_nodes,
     }
     failed = []
-    with _environment(IMPATIENT):
+    with variables(IMPATIENT):
         for name, check in checks.items():
             try:
                 status, text = "ok", check(places)
@@ -53,17 +52,3 @@ def examine(places: Places, say: Callable[[str], None] = print) -> bool:
             failed += [name] if status == "failed" else []
             say(masked(f"{status:8} {name:12} {' '.join(text.split())}"))
     return not failed
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -77,7 +77,8 @@ def local(args: Namespace, config: RunConfig) -> None:
     """
     import subprocess
 
-    from stabn.local_services import local_object_store, prepare_mlflow
+    from stabn.local_mlflow import prepare_mlflow
+    from stabn.local_services import local_object_store
 
     words = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not words:

@@ -122,6 +122,6 @@ def _id_of(given: str, by_path: bool) -> str:
         return file_id(given) if is_video(given) else given
     stem = given.replace("\\", "/").removeprefix("./")
     if stem.startswith("/") or ".." in stem.split("/"):
-        return given  # refused by the check of ids
+        raise StorageError(f"path {given!r}: write it as it is below the videos' place, such as pour/1.mp4")
     stem = stem.rpartition(".")[0] if is_video(stem) else stem
     return _UNSAFE.sub("_", stem.replace("/", "--"))

@@ -54,4 +54,6 @@ class Labels:
 
     def id_of(self, path: str) -> str:
         """Return the id of the video at a path; of one that no label names something that is no id of ours."""
-        return self.paths.get(path, path) if self.paths else file_id(path)
+        if not self.paths:
+            return file_id(path)
+        return self.paths.get(path) or self.paths.get(path.rpartition(".")[0]) or path

@@ -13,6 +13,7 @@ from stabn.errors import RetryableError, StabnError
 from stabn.machine import locked
 from stabn.masking import first_line, masked
 from stabn.tracking.names import EXPERIMENT, PARENT_RUN, ROLE, RUN_ID, TrackingError, check_name, common_tags, safe_name
+from stabn.variables import variables
 
 SETTLE_SECONDS = 0.5  # after which every process that made the same parent at once sees the others' too
 SHORT_SECONDS = "5"  # for a request to a server that was away
@@ -66,16 +67,8 @@ def is_refused(error: Exception) -> bool:
 @contextlib.contextmanager
 def one_short_attempt() -> Iterator[None]:
     """Let requests inside be tried once and not long: a server that was away keeps nobody waiting again."""
-    names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": SHORT_SECONDS}
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
-    try:
+    with variables({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": SHORT_SECONDS}):
         yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 def tracking_client() -> Any:

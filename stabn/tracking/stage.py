@@ -114,7 +114,7 @@ class StageRun:
         if self._open_run is None:
             return
         self._open_again_at = 0.0
-        if not self.is_open():
+        if not self._opened():
             log.warning("MLflow did not answer to the end: this stage is not in it (%s)", status)
             return
         self._buffer.flush()

@@ -1,0 +1,64 @@
+"""The tracking of a run without a cluster: an MLflow database in one folder, its artifacts beside it."""
+
+import contextlib
+import importlib.metadata
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+from stabn.errors import StabnError
+from stabn.machine import locked
+
+ARTIFACTS = "mlflow-artifacts"  # beside the database
+
+
+class LocalServiceError(StabnError):
+    """A local service cannot run in this folder."""
+
+
+def prepare_mlflow(folder: str | os.PathLike[str]) -> str:
+    """Return the tracking URI of the folder's SQLite database, which is made or upgraded first if needed.
+
+    Processes that meet an empty database at the same time corrupt it, so this comes before any parallel stage.
+    Artifacts go to `mlflow-artifacts` beside the database (see `stabn.tracking.artifact_root`).
+
+    Raises:
+        LocalServiceError: MLflow could not upgrade the database.
+    """
+    folder = Path(folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    database, marker = folder / "mlflow.db", folder / "mlflow.db.version"
+    uri, version = f"sqlite:///{database}", importlib.metadata.version("mlflow")
+    with locked(folder / "mlflow.db.lock"):
+        _upgrade(database, marker, uri, version)
+        _follow_move(database)
+    return uri
+
+
+def _upgrade(database: Path, marker: Path, uri: str, version: str) -> None:
+    if not database.exists() or not marker.exists() or marker.read_text() != version:
+        command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            end = "\n".join(done.stdout.strip().splitlines()[-15:])
+            raise LocalServiceError(f"{database}: `mlflow db upgrade` failed; move the file away\n{end}")
+        marker.write_text(version)
+
+
+def _follow_move(database: Path) -> None:
+    """Let the artifacts of a folder that was moved be found: MLflow keeps where they are from the root on."""
+    own = f"{database.parent}/{ARTIFACTS}"
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        places = [row[0] for row in connection.execute("SELECT artifact_location FROM experiments")]
+        roots = {place[: place.index(f"/{ARTIFACTS}/")] for place in places if f"/{ARTIFACTS}/" in (place or "")}
+        for root in roots - {str(database.parent)}:
+            former = f"{root}/{ARTIFACTS}"
+            if Path(former.removeprefix("file://")).exists():
+                continue  # copied, not moved; or another's
+            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                    (own, len(former) + 1, len(former) + 1, f"{former}/"),
+                )
