@@ -153,7 +153,7 @@ def test_components_call_what_exists_with_arguments_that_fit(path: Path) -> None
                     assert hasattr(module, alias.name), f"{path.name}: {node.module} has no {alias.name}"
                     if (node.module or "").startswith(("stabn", "components")):
                         known[alias.asname or alias.name] = getattr(module, alias.name)
-        assert known, f"{function.name} calls nothing of the library"
+        assert known or function.name.startswith("_"), f"{function.name} calls nothing of the library"
         for node in ast.walk(function):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in known:
                 keywords = {item.arg: None for item in node.keywords if item.arg}
