@@ -31,11 +31,11 @@ def check_all(pipeline: str, values: Mapping[str, Any]) -> None:
         StabnError: what the stage that needs it would say, later.
     """
     config = check_form(pipeline, values)
-    if not Placement(values["num_nodes"], values["procs_per_node"], values["accelerator"]).is_here:
+    if not Placement(values["num_nodes"], values["procs_per_node"], values["node_accelerator"]).is_here:
         ClusterConfig.load()
-    _check_storage(values["storage_uri"])
-    if "labels_uri" in values:
-        labels = load_labels(values["labels_uri"], config.extract.held_out)
+    _check_storage(values["data_storage_uri"])
+    if "data_labels_uri" in values:
+        labels = load_labels(values["data_labels_uri"], config.extract.held_out)
         split = values.get("report_split")
         if split == "held_out" and not any(video.split == split for video in labels.videos):
             raise ConfigError(
@@ -46,10 +46,10 @@ def check_all(pipeline: str, values: Mapping[str, Any]) -> None:
         load_segments(values["edit_segments_uri"])
     if truth := values.get("truth_uri"):
         load_segments(truth) if truth.endswith(".json") else load_edit_table(truth)
-    if values.get("baseline_uri"):
-        Predictions.load(values["baseline_uri"])
-    if "round_uri" in values:
-        load_round(values["round_uri"])
+    if values.get("report_baseline_uri"):
+        Predictions.load(values["report_baseline_uri"])
+    if "data_round_uri" in values:
+        load_round(values["data_round_uri"])
     if pipeline != "finetune" or values["route"] == "retrain":
         _check_weights(config)
     if values.get("model_name"):
@@ -66,7 +66,7 @@ def _check_storage(uri: str) -> None:
     storage.write(key, b"check")
     try:
         if storage.read(key) != b"check":
-            raise ConfigError(f"storage_uri = {uri!r}: what was written there is not what is read")
+            raise ConfigError(f"data_storage_uri = {uri!r}: what was written there is not what is read")
     finally:
         storage.delete(key)
 

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import tempfile
+import textwrap
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipelines.submit import Request, schedule, submit
 from stabn.errors import Interrupted, StabnError
 from stabn.masking import hide_secrets
 from stabn.signals import Terminated, exit_on_signals, passed_on_to_children
+from stabn.stages import FORMS, REQUIRED
 from stabn.tracking import end_parent
 
 PIPELINES = {name: build(name) for name in DEFINITIONS}
@@ -53,6 +55,14 @@ def _settings(args: argparse.Namespace, commit: str = "") -> CompileSettings:
 def _compile(args: argparse.Namespace) -> None:
     for path in compile_all(args.output, _settings(args)):
         print(path)
+
+
+def _show_parameters(args: argparse.Namespace) -> None:
+    """Print a form as KFP's page has it, sorted, with the descriptions that the page does not show."""
+    for item in sorted(FORMS[args.pipeline], key=lambda item: item.form_name):
+        given = "required" if item.default is REQUIRED else f"default {item.default!r}"
+        choices = f", one of {', '.join(item.choices)}" if item.choices else ""
+        print(f"{item.form_name}   {given}{choices}\n{textwrap.indent(textwrap.fill(item.help, 100), '    ')}")
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -148,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_compile_flags(compiling)
     compiling.set_defaults(action=_compile)
+    showing = commands.add_parser("parameters", help="say what each parameter of a pipeline means")
+    showing.add_argument("pipeline", choices=sorted(DEFINITIONS))
+    showing.set_defaults(action=_show_parameters)
     running = commands.add_parser("run", help="run a pipeline on this machine with KFP's local runner")
     _add_parameters(running)
     running.add_argument(

@@ -1,6 +1,6 @@
 """The factory: each pipeline, made with settings for what KFP fixes when compiling."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from pipelines.finetune import finetune
 from pipelines.full import full
 from pipelines.resources import CompileSettings, compiled_with
 from stabn.config import ConfigError
-from stabn.stages import FORMS, Parameter
+from stabn.forms import offered
+from stabn.stages import FORMS
 
 DEFINITIONS = {
     "baseline": (baseline, "ST-ABN baseline"),
@@ -37,12 +38,13 @@ def compile_pipeline(pipeline: BaseComponent, settings: CompileSettings, path: P
         ConfigError: a default of the wrong type, or one that no stage could use.
     """
     inputs = pipeline.component_spec.inputs or {}
-    form = {item.form_name: item for item in FORMS[str(pipeline.name).removeprefix("st-abn-")]}
+    name = str(pipeline.name).removeprefix("st-abn-")
+    form = {item.form_name: item for item in FORMS[name]}
     defaults = {key: value for key, value in settings.parameters.items() if key in inputs}
-    for name, value in defaults.items():
-        form[name].check(value)
+    for key, value in defaults.items():
+        form[key].check(value)
     if settings.dropdowns:
-        _write_choices(pipeline, form.values())
+        _write_choices(pipeline, {key: offered(name, key) for key in form})
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         compiler.Compiler().compile(pipeline, str(path), pipeline_parameters=defaults)
@@ -50,12 +52,12 @@ def compile_pipeline(pipeline: BaseComponent, settings: CompileSettings, path: P
         raise ConfigError(f"parameters {defaults}: {error}") from None
 
 
-def _write_choices(pipeline: Any, form: Iterable[Parameter]) -> None:
+def _write_choices(pipeline: Any, choices: Mapping[str, Sequence[str]]) -> None:
     """Put the choices of parameters into the pipeline's own specification: KFP's compiler takes no `Literal` yet."""
     described = pipeline.pipeline_spec.root.input_definitions.parameters
-    for item in form:
-        if item.choices and not described[item.form_name].literals:
-            described[item.form_name].literals.extend(Value(string_value=choice) for choice in item.choices)
+    for name, values in choices.items():
+        if values and not described[name].literals:
+            described[name].literals.extend(Value(string_value=value) for value in values)
 
 
 def compile_all(folder: Path, settings: CompileSettings) -> list[Path]:

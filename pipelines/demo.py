@@ -85,12 +85,12 @@ def demo(folder: Path, size: int = 0, seed: int = 0, overrides: str = "") -> Non
     tracking_uri = prepare_mlflow(folder / "mlflow")
     with local_object_store(folder / "storage") as store:
         parameters = {
-            "videos_uri": dataset.videos_dir,
-            "labels_uri": dataset.labels_dir,
+            "data_videos_uri": dataset.videos_dir,
+            "data_labels_uri": dataset.labels_dir,
             "dataset_version": f"{dataset.num_videos}-{seed}",
             "edit_segments_uri": dataset.segments_path,
             "truth_uri": dataset.segments_path,
-            "storage_uri": store.uri("data"),
+            "data_storage_uri": store.uri("data"),
             "overrides": overrides,
             **SETTINGS,
         }

@@ -83,7 +83,7 @@ def finetune_and_report(imported: PipelineTask, form: Form, baseline_uri: Any) -
 @form("finetune")
 def finetune(form: Form) -> None:
     """Fine-tune ST-ABN with a round's corrections and compare it with itself before, and with a control run."""
-    imported = import_edits(round_uri=form.round_uri, edits_fingerprint="")
+    imported = import_edits(round_uri=form.data_round_uri, edits_fingerprint="")
     configure(imported, "import").set_display_name("import edits").set_caching_options(False)
     imported.after(check(check_finetune, form, "check-finetune"))
-    finetune_and_report(imported, form, form.baseline_uri)
+    finetune_and_report(imported, form, form.report_baseline_uri)

@@ -32,7 +32,8 @@ class Form:
 def form(name: str) -> Callable[[Callable[[Form], Any]], Callable[..., Any]]:
     """Give the definition of a pipeline its form, in the way that KFP reads it: signature and docstring.
 
-    And a last task, which runs however the others end.
+    What has no default has none there either, so that KFP's page and its API refuse a run without it. And a last task,
+    which runs however the others end.
     """
     parameters = FORMS[name]
 
@@ -46,7 +47,7 @@ def form(name: str) -> Callable[[Callable[[Form], Any]], Callable[..., Any]]:
             inspect.Parameter(
                 item.form_name,
                 inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default="" if item.default is REQUIRED else item.default,
+                default=inspect.Parameter.empty if item.default is REQUIRED else item.default,
                 annotation=item.kind,
             )
             for item in parameters

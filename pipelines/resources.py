@@ -80,8 +80,9 @@ class CompileSettings(Settings):
     storage_secret: str = setting("stabn-s3", "secret with AWS_… variables; empty: workload identity")
     experiment: str = setting("", "experiment in MLflow; empty: stabn")
     dropdowns: bool = setting(
-        False,
-        "write the choices of parameters into the forms (`literals`); for KFP servers that know them, from 2.17.3",
+        True,
+        "write the choices of parameters into the forms (`literals`), which KFP's page shows as dropdowns; false for "
+        "servers before 2.16, which refuse them",
     )
     commit: str = setting("", "git commit of the images' code, for MLflow; empty: unknown")
     backoff_seconds: int = setting(30, "wait before the first retry, doubled each time", low=1)

@@ -135,7 +135,7 @@ def _prepare(request: Request) -> _Prepared:
 def _run_name(request: Request, prepared: _Prepared) -> str:
     """Return a name that is the same for the same work: for a round, its corrections are part of it."""
     about = [request.pipeline]
-    if round_uri := prepared.parameters.get("round_uri"):
+    if round_uri := prepared.parameters.get("data_round_uri"):
         from stabn.attention.edits import read_edits, summarize
         from stabn.attention.rounds import load_round
 

@@ -41,7 +41,9 @@ def check_form(pipeline: str, values: Mapping[str, Any]) -> RunConfig:
     form = FORMS[pipeline]
     known = {item.form_name for item in form}
     if unknown := sorted(set(values) - known):
-        raise ConfigError(f"{pipeline}: no parameter {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        meant = sorted(name for name in known if any(name.endswith(f"_{one}") for one in unknown))
+        hint = f" (meant: {', '.join(meant)}?)" if meant else ""
+        raise ConfigError(f"{pipeline}: no parameter {', '.join(unknown)}{hint}; it has {', '.join(sorted(known))}")
     whole = {item.form_name: values.get(item.form_name, item.default) for item in form}
     required = [item.form_name for item in form if item.default is REQUIRED]
     if missing := [name for name in required if whole[name] in (REQUIRED, "")]:
@@ -57,9 +59,25 @@ def check_form(pipeline: str, values: Mapping[str, Any]) -> RunConfig:
     return config
 
 
+def offered(pipeline: str, name: str) -> tuple[Any, ...]:
+    """Return the choices of a parameter for a form to offer: not those that the pipeline refuses with its defaults."""
+    form = {item.form_name: item for item in FORMS[pipeline]}
+    defaults = {key: item.default for key, item in form.items()}
+
+    def is_usable(choice: Any) -> bool:
+        values = {**defaults, name: choice}
+        try:
+            _check_training(pipeline, values, resolve(values["preset"], values["overrides"]))
+        except ConfigError:
+            return False
+        return True
+
+    return tuple(choice for choice in form[name].choices if is_usable(choice))
+
+
 def _check_places(values: Mapping[str, Any]) -> None:
     if values["num_nodes"] > 1:
-        check_shared_storage(values["storage_uri"])
+        check_shared_storage(values["data_storage_uri"])
 
 
 def _check_training(pipeline: str, values: Mapping[str, Any], config: RunConfig) -> None:

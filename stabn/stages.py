@@ -187,17 +187,29 @@ def check_shared_storage(uri: str) -> None:
         ConfigError: says what to give.
     """
     if not uri.startswith("s3://"):
-        raise ConfigError(f"storage_uri = {uri!r}: the nodes of a job cannot read it; give s3://bucket/prefix")
+        raise ConfigError(
+            f"{STORAGE_URI.form_name} = {uri!r}: the nodes of a job cannot read it; give s3://bucket/prefix"
+        )
 
 
+# What has no default is named data_… in the forms: KFP's page sorts by name, so what has to be filled in comes first.
 VIDEOS_URI = Parameter(
-    "videos_uri", "folder or s3:// prefix with the videos, or with the dataset's archive", rule=open_storage
+    "videos_uri",
+    "folder or s3:// prefix with the videos, or with the dataset's archive",
+    form="data_videos_uri",
+    rule=open_storage,
 )
 LABELS_URI = Parameter(
-    "labels_uri", "folder or s3:// prefix with Something-Something v2's label files, or labels.csv", rule=open_storage
+    "labels_uri",
+    "folder or s3:// prefix with Something-Something v2's label files, or labels.csv",
+    form="data_labels_uri",
+    rule=open_storage,
 )
 STORAGE_URI = Parameter(
-    "storage_uri", "s3:// prefix that keeps frames, checkpoints and editing rounds; or a folder", rule=open_storage
+    "storage_uri",
+    "s3:// prefix that keeps frames, checkpoints and editing rounds; or a folder",
+    form="data_storage_uri",
+    rule=open_storage,
 )
 DATASET_VERSION = Parameter(
     "dataset_version",
@@ -240,6 +252,7 @@ NODES = (
         "accelerator",
         "resource that each process gets one of, such as nvidia.com/gpu; empty: none",
         "",
+        form="node_accelerator",
         flag=False,
         rule=check_accelerator,
     ),
@@ -247,7 +260,10 @@ NODES = (
 # What a stage on nodes takes besides; on the command line its output is named instead of the storage.
 ON_NODES = (dataclasses.replace(STORAGE_URI, flag=False), *SETTINGS, *NODES)
 ROUND_URI = Parameter(
-    "round_uri", "editing round that people have corrected; it holds its network and its manifest", rule=open_storage
+    "round_uri",
+    "editing round that people have corrected; it holds its network and its manifest",
+    form="data_round_uri",
+    rule=open_storage,
 )
 CHOICE = (setting("threshold", "select.threshold"), setting("max_classes", "select.max_classes"))
 CORRECTION = (
@@ -309,7 +325,10 @@ TRAIN_BASELINE = Parameter(
     flag=False,
 )
 BASELINE_URI = Parameter(
-    "baseline_uri", "predictions of the 3D ResNet on the same videos, for table 1; empty: none", ""
+    "baseline_uri",
+    "predictions of the 3D ResNet on the same videos, for table 1; empty: none",
+    "",
+    form="report_baseline_uri",
 )
 WINNING = (setting("metric", "promote.metric"), setting("class_fdr", "promote.class_fdr"))
 MODEL_NAME = Parameter(

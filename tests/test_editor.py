@@ -921,7 +921,7 @@ def test_a_finished_round_tells_the_webhook_once(
 
 def test_a_finished_round_starts_the_pipeline_once(editor_round: Round, receiver: Receiver) -> None:
     config = dataclasses.replace(
-        OPEN, kfp_host=receiver.url, kfp_parameters="storage_uri=s3://data preset=mini overrides=finetune.epochs=3"
+        OPEN, kfp_host=receiver.url, kfp_parameters="data_storage_uri=s3://data preset=mini overrides=finetune.epochs=3"
     )
     with server(editor_round, config) as person:
         lea = person("lea")
@@ -931,8 +931,8 @@ def test_a_finished_round_starts_the_pipeline_once(editor_round: Round, receiver
         run = receiver.runs[0]
         assert run["pipeline_version_reference"] == {"pipeline_id": "p1"}
         assert run["runtime_config"]["parameters"] == {
-            "round_uri": editor_round.uri,
-            "storage_uri": "s3://data",
+            "data_round_uri": editor_round.uri,
+            "data_storage_uri": "s3://data",
             "preset": "mini",
             "overrides": "finetune.epochs=3",
         }
@@ -954,7 +954,7 @@ def test_the_run_belongs_to_an_experiment_of_the_profile(editor_round: Round, re
         kfp_host=receiver.url,
         kfp_experiment="corrections",
         kfp_namespace="team-a",
-        kfp_parameters="storage_uri=s3://data",
+        kfp_parameters="data_storage_uri=s3://data",
     )
     with server(editor_round, config) as person:
         lea = person("lea")

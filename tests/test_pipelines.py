@@ -27,7 +27,8 @@ from pipelines.local import code_fingerprint, parse_parameters
 from pipelines.resources import CompileSettings
 from stabn.data.sources import dataset_fingerprint
 from stabn.errors import StabnError
-from stabn.stages import STAGES
+from stabn.forms import offered
+from stabn.stages import FORMS, REQUIRED, STAGES
 from stabn.tracking import stage_run
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +71,13 @@ def test_forms_explain_every_parameter(name: str, compiled: dict[str, dict[str, 
     for key, item in parameters.items():
         assert len(item["description"]) > 10 and item["description"].endswith("."), key
         assert item["parameterType"] in ("STRING", "NUMBER_INTEGER", "NUMBER_DOUBLE", "BOOLEAN"), key
-    assert all("defaultValue" in item for item in parameters.values()), "a form that can be sent as it is"
+    required = {item.form_name for item in FORMS[name] if item.default is REQUIRED}
+    assert required == {key for key, item in parameters.items() if "defaultValue" not in item}, "KFP refuses without"
+    assert not any(item.get("isOptional") for key, item in parameters.items() if key in required)
+    assert set(sorted(parameters)[: len(required)]) == required, "KFP's page sorts by name: what must be given is first"
+    choices = {item.form_name: list(offered(name, item.form_name)) for item in FORMS[name] if item.choices}
+    assert choices == {key: item["literals"] for key, item in parameters.items() if "literals" in item}
+    assert all(parameters[key]["defaultValue"] in values for key, values in choices.items()), "preset in the dropdown"
     assert spec["pipelineInfo"]["description"] and spec["pipelineInfo"]["displayName"].startswith("ST-ABN")
 
 
@@ -270,25 +277,49 @@ def test_readable_shows_a_line_as_soon_as_it_comes() -> None:
 
 
 def test_parameters_have_the_types_of_the_form() -> None:
-    texts = {"videos_uri": "v", "labels_uri": "l", "storage_uri": "s", "select_max_classes": "4", "finetune_gamma": "0"}
+    texts = {
+        "data_videos_uri": "v",
+        "data_labels_uri": "l",
+        "data_storage_uri": "s",
+        "select_max_classes": "4",
+        "finetune_gamma": "0",
+    }
     values = parse_parameters(PIPELINES["full"], texts)
     assert values == {**texts, "select_max_classes": 4, "finetune_gamma": 0.0}
     assert type(values["select_max_classes"]) is int and type(values["finetune_gamma"]) is float
-    assert parse_parameters(PIPELINES["finetune"], {"round_uri": "5", "storage_uri": "s"})["round_uri"] == "5"
+    assert (
+        parse_parameters(PIPELINES["finetune"], {"data_round_uri": "5", "data_storage_uri": "s"})["data_round_uri"]
+        == "5"
+    )
 
 
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        ({"round_uri": "r", "storage_uri": "s", "gama": "1"}, r"no parameter gama; it has .*finetune_gamma.*round_uri"),
-        ({"round_uri": "r"}, r"give --param storage_uri=…"),
-        ({}, r"give --param round_uri=… --param storage_uri=…"),
-        ({"round_uri": "r", "storage_uri": "s", "finetune_gamma": "ten"}, r"finetune_gamma = 'ten': expected a number"),
-        ({"round_uri": "r", "storage_uri": "s", "finetune_gamma": "-1"}, r"finetune_gamma = -1.0: must be at least 0"),
-        ({"round_uri": "r", "storage_uri": "s", "promote_metric": "top-1"}, r"promote_metric = 'top-1': choose one of"),
-        ({"round_uri": "r", "storage_uri": "s", "num_nodes": "0"}, r"num_nodes = 0: must be at least 1"),
-        ({"round_uri": "r", "storage_uri": "s", "preset": "huge"}, r"preset = 'huge': choose one of mini"),
-        ({"round_uri": "r", "storage_uri": "s", "overrides": "train.epocs=2"}, r"train.epocs: no such setting"),
+        (
+            {"data_round_uri": "r", "data_storage_uri": "s", "gama": "1"},
+            r"no parameter gama; it has .*data_round_uri.*finetune_gamma",
+        ),
+        ({"data_round_uri": "r"}, r"give --param data_storage_uri=…"),
+        ({}, r"give --param data_round_uri=… --param data_storage_uri=…"),
+        (
+            {"data_round_uri": "r", "data_storage_uri": "s", "finetune_gamma": "ten"},
+            r"finetune_gamma = 'ten': expected a number",
+        ),
+        (
+            {"data_round_uri": "r", "data_storage_uri": "s", "finetune_gamma": "-1"},
+            r"finetune_gamma = -1.0: must be at least 0",
+        ),
+        (
+            {"data_round_uri": "r", "data_storage_uri": "s", "promote_metric": "top-1"},
+            r"promote_metric = 'top-1': choose one of",
+        ),
+        ({"data_round_uri": "r", "data_storage_uri": "s", "num_nodes": "0"}, r"num_nodes = 0: must be at least 1"),
+        ({"data_round_uri": "r", "data_storage_uri": "s", "preset": "huge"}, r"preset = 'huge': choose one of mini"),
+        (
+            {"data_round_uri": "r", "data_storage_uri": "s", "overrides": "train.epocs=2"},
+            r"train.epocs: no such setting",
+        ),
     ],
 )
 def test_parameters_that_do_not_fit_are_named(texts: dict[str, str], said: str) -> None:
@@ -300,9 +331,9 @@ def test_run_refuses_before_it_starts(tmp_path: Path, capsys: pytest.CaptureFixt
     for name in ("STABN_PIPELINE", "STABN_RUN_ID"):
         monkeypatch.setenv(name, "test")
     with pytest.raises(SystemExit) as stopped:
-        main(["run", "full", "--dir", str(tmp_path / "run"), "--param", "videos_uri=v"])
+        main(["run", "full", "--dir", str(tmp_path / "run"), "--param", "data_videos_uri=v"])
     assert stopped.value.code == 2 and not (tmp_path / "run").exists()
-    assert "give --param labels_uri=… --param storage_uri=…" in capsys.readouterr().err
+    assert "give --param data_labels_uri=… --param data_storage_uri=…" in capsys.readouterr().err
 
 
 def test_a_parameter_without_a_value_is_refused(
@@ -320,9 +351,9 @@ def test_a_parameter_without_a_value_is_refused(
                 "--dir",
                 str(tmp_path),
                 "--param",
-                "round_uri=r",
+                "data_round_uri=r",
                 "--param",
-                "storage_uri=s",
+                "data_storage_uri=s",
                 "--param",
                 "preset mini",
             ]
@@ -341,12 +372,12 @@ def executors(folder: Path, name: str, **flags: str) -> tuple[dict[str, Any], di
 
 def test_compile_settings_reach_every_task(tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text(
-        "image_pull_secret: registry\nstorage_secret: ''\nexperiment: night\nparameters: {storage_uri: s3://ours}\n"
+        "image_pull_secret: registry\nstorage_secret: ''\nexperiment: night\nparameters: {data_storage_uri: s3://ours}\n"
         "stages:\n  train: {cpu: 7, memory_limit: 99Gi, timeout_hours: 2, retries: 9, shm: 8Gi, "
         "accelerator: nvidia.com/gpu, accelerators: 2}\n"
     )
     spec, containers, pods = executors(tmp_path, "full", data_image="data:7", trainer_image="trainer:7", commit="abc")
-    assert spec["root"]["inputDefinitions"]["parameters"]["storage_uri"]["defaultValue"] == "s3://ours"
+    assert spec["root"]["inputDefinitions"]["parameters"]["data_storage_uri"]["defaultValue"] == "s3://ours"
     assert {container["image"] for container in containers.values()} == {"data:7", "trainer:7"}
     train = containers["exec-train"]
     resources = train["resources"]
@@ -481,9 +512,9 @@ def test_the_dataset_fingerprint_tells_of_every_change(tmp_path: Path) -> None:
     seen.append(dataset_fingerprint(str(videos), str(labels)))
     seen.append(dataset_fingerprint(str(videos), str(labels), "2"))
     assert len(set(seen)) == 4
-    with pytest.raises(StabnError, match=r"videos_uri is empty"):
+    with pytest.raises(StabnError, match=r"data_videos_uri is empty"):
         dataset_fingerprint("", str(labels))
-    with pytest.raises(StabnError, match=r"labels_uri = .*nothing is there"):
+    with pytest.raises(StabnError, match=r"data_labels_uri = .*nothing is there"):
         dataset_fingerprint(str(videos), str(tmp_path / "none"))
 
 

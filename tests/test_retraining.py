@@ -81,7 +81,7 @@ def test_retraining_starts_as_it_should() -> None:
 def test_the_settings_of_retraining_fit_the_pipelines(name: str) -> None:
     values = yaml.safe_load((ROOT / "pipelines" / "retrain" / f"{name}.yaml").read_text())
     texts = {key: str(value) for key, value in values.items()} | (
-        {"round_uri": "s3://stabn/rounds/r"} if name == "finetune" else {}
+        {"data_round_uri": "s3://stabn/rounds/r"} if name == "finetune" else {}
     )
     assert parse_parameters(PIPELINES[name], texts)["preset"] == "ssv2_r50_32"
     assert CompileSettings.load(ROOT / "pipelines" / "retrain" / "settings.yaml").experiment == "stabn-retrain"
@@ -90,7 +90,9 @@ def test_the_settings_of_retraining_fit_the_pipelines(name: str) -> None:
 def test_the_knowledge_benchmark_is_a_set_of_parameters_too() -> None:
     path = ROOT / "pipelines" / "knowledge.yaml"
     texts = {key: str(value or "") for key, value in yaml.safe_load(path.read_text()).items()}
-    places = dict.fromkeys(("videos_uri", "labels_uri", "storage_uri", "edit_segments_uri"), "s3://bucket/x")
+    places = dict.fromkeys(
+        ("data_videos_uri", "data_labels_uri", "data_storage_uri", "edit_segments_uri"), "s3://bucket/x"
+    )
     values = parse_parameters(PIPELINES["full"], texts | places)
     settings = resolve("knowledge").select
     assert (values["select_threshold"], values["select_max_classes"]) == (settings.threshold, settings.max_classes)

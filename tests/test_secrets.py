@@ -197,9 +197,9 @@ def test_a_whole_run_with_a_password_in_every_address(
         words = [
             "finetune",
             "--param",
-            "round_uri=s3://bucket/r",
+            "data_round_uri=s3://bucket/r",
             "--param",
-            "storage_uri=s3://bucket",
+            "data_storage_uri=s3://bucket",
             "--name",
             "night",
         ]

@@ -19,9 +19,9 @@ from stabn.tracking import stage_run
 FINETUNE = [
     "finetune",
     "--param",
-    "round_uri=s3://data/rounds/r",
+    "data_round_uri=s3://data/rounds/r",
     "--param",
-    "storage_uri=s3://data",
+    "data_storage_uri=s3://data",
     "--name",
     "night",
 ]
@@ -63,7 +63,7 @@ def test_a_submission_uploads_a_version_named_by_the_commit_and_runs_it(kfp: Kfp
     assert [item["display_name"] for item in kfp.pipelines.values()] == ["st-abn-finetune"]
     assert [item["display_name"] for item in kfp.experiments.values()] == ["nightly"]
     assert made["display_name"] == "night" and made["service_account"] == "runner"
-    parameters = {"round_uri": "s3://data/rounds/r", "storage_uri": "s3://data", "finetune_gamma": 3.0}
+    parameters = {"data_round_uri": "s3://data/rounds/r", "data_storage_uri": "s3://data", "finetune_gamma": 3.0}
     assert made["runtime_config"]["parameters"] == parameters
     assert f"{kfp.endpoint}/#/runs/details/{made['run_id']}" in capsys.readouterr().out
     environment = version["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]["exec-report"]["container"]
@@ -96,7 +96,7 @@ def test_parameters_come_from_a_file_and_flags_win(kfp: KfpServer, tmp_path: Pat
     (tmp_path / "p.yaml").write_text("presett: mini\n")
     assert submit("--param-file", str(tmp_path / "p.yaml")) == 2
     assert "no parameter presett" in capsys.readouterr().err
-    assert run("submit", "finetune") == 2 and "round_uri" in capsys.readouterr().err
+    assert run("submit", "finetune") == 2 and "data_round_uri" in capsys.readouterr().err
     assert len(kfp.runs) == 1
 
 
@@ -179,7 +179,7 @@ def test_a_run_is_followed_by_its_own_names_when_argo_compresses_its_nodes(
 ) -> None:
     """One line a task: no groups, no tries, the parts of a loop numbered, the reason of a failure."""
     kfp.workflow, kfp.steps = argo_workflow(packed), [("RUNNING", {}), ("FAILED", {})]
-    places = [f"--param={name}=s3://bucket/x" for name in ("videos_uri", "labels_uri", "storage_uri")]
+    places = [f"--param={name}=s3://bucket/x" for name in ("data_videos_uri", "data_labels_uri", "data_storage_uri")]
     assert run("submit", "full", *places, "--commit", COMMIT, "--wait") == 1
     captured = capsys.readouterr()
     lines = [" ".join(line.split()[1:]) for line in captured.out.splitlines() if line[:1].isdigit()]
@@ -196,7 +196,7 @@ def test_a_run_is_followed_by_its_own_names_when_argo_compresses_its_nodes(
 
 
 def test_more_parts_than_a_run_can_hold_are_refused_before_anything_is_sent(kfp: KfpServer, capsys: Any) -> None:
-    places = [f"--param={name}=s3://bucket/x" for name in ("videos_uri", "labels_uri", "storage_uri")]
+    places = [f"--param={name}=s3://bucket/x" for name in ("data_videos_uri", "data_labels_uri", "data_storage_uri")]
     assert run("submit", "full", *places, "--param", "extract_parts=110") == 2
     error = capsys.readouterr().err
     assert "extract_parts = 110: must be at most 100; Argo keeps the state of a run" in error and not kfp.requests

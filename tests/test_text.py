@@ -52,7 +52,7 @@ def test_an_installed_font_draws_what_dejavu_cannot(monkeypatch: pytest.MonkeyPa
     fonts._file_for.cache_clear()
 
 
-PLACES = {"round_uri": "s3://data/r", "storage_uri": "s3://data"}
+PLACES = {"data_round_uri": "s3://data/r", "data_storage_uri": "s3://data"}
 
 
 def test_halves_of_characters_are_refused_where_they_come_in(tmp_path: Path) -> None:
@@ -74,10 +74,10 @@ def test_a_terminal_without_the_characters_ends_no_work() -> None:
 
 @pytest.mark.parametrize("text", ["{{workflow.name}}", "a {{$.outputs}}"])
 def test_what_argo_would_fill_in_is_refused_at_submission(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"storage_uri = .*Argo and KFP fill in"):
-        parse_form("finetune", {**PLACES, "storage_uri": text})
+    with pytest.raises(ConfigError, match=r"data_storage_uri = .*Argo and KFP fill in"):
+        parse_form("finetune", {**PLACES, "data_storage_uri": text})
     with pytest.raises(FinishError, match="Argo"):
-        Finish(None, EditorConfig(kfp_host="http://h", kfp_parameters=f"storage_uri={text}"))  # type: ignore[arg-type]
+        Finish(None, EditorConfig(kfp_host="http://h", kfp_parameters=f"data_storage_uri={text}"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

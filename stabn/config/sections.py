@@ -353,7 +353,7 @@ class EditorConfig(Settings):
     kfp_pipeline: str = setting("st-abn-finetune", "name of that pipeline in KFP")
     kfp_namespace: str = setting("", "profile of the run where KFP has several users; empty: it has one")
     kfp_experiment: str = setting("", "experiment of the run in KFP, made if absent; empty: KFP's default")
-    kfp_parameters: str = setting("", "its parameters besides round_uri, name=value separated by spaces")
+    kfp_parameters: str = setting("", "its parameters besides data_round_uri, name=value separated by spaces")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -101,7 +101,7 @@ def dataset_fingerprint(videos_uri: str, labels_uri: str, version: str = "") -> 
         SourceError: nothing is at one of the places.
     """
     contents: list[Any] = [version]
-    for name, uri in (("videos_uri", videos_uri), ("labels_uri", labels_uri)):
+    for name, uri in (("data_videos_uri", videos_uri), ("data_labels_uri", labels_uri)):
         if not uri:
             raise SourceError(f"{name} is empty: give a folder or an s3:// prefix")
         found = [list(info) for info in open_storage(uri).scan()]

@@ -77,7 +77,7 @@ class Finish:
         """
         uri = self.board.round.uri
         storage_uri, _, _ = uri.rpartition("/rounds/")
-        texts = {"round_uri": uri, **({"storage_uri": storage_uri} if storage_uri else {})}
+        texts = {"data_round_uri": uri, **({"data_storage_uri": storage_uri} if storage_uri else {})}
         try:
             return parse_form("finetune", texts | parse_overrides(self.config.kfp_parameters))
         except ConfigError as error:

@@ -185,7 +185,11 @@ def started_nodes(listed: str) -> set[tuple[str, str, str]]:
 
 
 def test_the_whole_job_runs_and_says_what_came_of_it(services: dict[str, str], dataset: str, tmp_path: Path) -> None:
-    places = {"videos_uri": f"{dataset}/videos", "labels_uri": f"{dataset}/labels", "storage_uri": dataset}
+    places = {
+        "data_videos_uri": f"{dataset}/videos",
+        "data_labels_uri": f"{dataset}/labels",
+        "data_storage_uri": dataset,
+    }
     edits = {"edit_source": "segments", "edit_segments_uri": f"{dataset}/segments.json", "select_max_classes": "4"}
     shown = submit(services, "full", tmp_path / "summary.md", **places, **edits, extract_parts="2")
     assert re.search(r"report +succeeded", shown) and re.search(r"promote +succeeded", shown)
@@ -201,7 +205,11 @@ def test_two_nodes_train_as_a_trainjob(
 ) -> None:
     if not has_resource(kubectl, "trainjobs", "trainer.kubeflow.org"):
         missing("the cluster has no Kubeflow Trainer: install it, see docs/install.md")
-    places = {"videos_uri": f"{dataset}/videos", "labels_uri": f"{dataset}/labels", "storage_uri": f"{dataset}/nodes"}
+    places = {
+        "data_videos_uri": f"{dataset}/videos",
+        "data_labels_uri": f"{dataset}/labels",
+        "data_storage_uri": f"{dataset}/nodes",
+    }
     values = {**places, "num_nodes": "2", "overrides": "train.epochs=1"}
     nodes: set[tuple[str, str, str]] = set()
     with ThreadPoolExecutor() as pool:
