@@ -25,6 +25,7 @@ TOKEN = "right"
 
 
 ARGO = f"/api/v1/namespaces/kubeflow/configmaps/{ARGO_SETTINGS}"
+POLICIES = "/apis/networking.k8s.io/v1/namespaces/kubeflow/networkpolicies"
 
 
 def argo(policy: str) -> dict[str, Any]:
@@ -50,6 +51,8 @@ class FakeCluster:
             "/api/v1/nodes": (200, {"items": gpus}),
             "/api/v1/namespaces/kubeflow": (200, {"metadata": {"labels": {SECURITY_LABEL: "restricted"}}}),
             ARGO: (200, argo("Always")),
+            POLICIES: (200, {"items": []}),
+            f"/api/v1/namespaces/{NAMESPACE}": (200, {"metadata": {"labels": {}}}),
             "/kfp/apis/v2beta1/healthz": (200, {"tag_name": "2.17.0"}),
             "/kfp/apis/v2beta1/pipelines": (200, {"total_size": 3}),
         }
@@ -268,6 +271,57 @@ def test_a_step_that_may_not_read_argos_settings_is_no_failure(cluster: FakeClus
         cluster.answers[ARGO] = answer
         is_well, lines = run()
         assert is_well and lines["retries"].startswith("skipped") and said in lines["retries"]
+
+
+def policy(*peers: dict[str, Any], app: str = "ml-pipeline", **rule: Any) -> dict[str, Any]:
+    """Return a policy as a whole Kubeflow has them: who may connect to a server of its own."""
+    chosen = {"matchExpressions": [{"key": "app", "operator": "In", "values": [app]}]}
+    spec = {"podSelector": chosen, "policyTypes": ["Ingress"], "ingress": [{"from": list(peers), **rule}]}
+    return {"metadata": {"name": app}, "spec": spec}
+
+
+PROFILES = {
+    "namespaceSelector": {
+        "matchExpressions": [
+            {"key": "app.kubernetes.io/part-of", "operator": "In", "values": ["kubeflow-profile"]},
+        ]
+    }
+}
+OURS = yaml.safe_load((Path(__file__).parent.parent / "k8s/kubeflow/network-policy.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("policies", "labels", "is_open"),
+    [
+        ([policy(PROFILES)], {}, False),
+        ([policy(PROFILES)], {"app.kubernetes.io/part-of": "kubeflow-profile"}, True),
+        ([policy(PROFILES), OURS], {"kubernetes.io/metadata.name": "stabn"}, True),
+        ([policy(PROFILES, app="minio")], {}, True),
+        ([policy({"podSelector": {}})], {}, False),
+        ([policy({"namespaceSelector": {}}, ports=[{"port": 8887}])], {}, False),
+        ([policy({"namespaceSelector": {}}, ports=[{"port": "http"}])], {}, True),
+        ([policy({"ipBlock": {"cidr": "0.0.0.0/0"}})], {}, False),
+        ([{"metadata": {"name": "all"}, "spec": {"podSelector": {}}}], {}, False),
+    ],
+)
+def test_policies_of_a_whole_kubeflow_are_read(
+    cluster: FakeCluster, policies: list[Any], labels: dict[str, str], is_open: bool
+) -> None:
+    """Seen on a whole Kubeflow: nobody but profiles and Istio may speak to KFP's API server."""
+    namespace = labels.get("kubernetes.io/metadata.name", NAMESPACE)
+    cluster.answers[POLICIES] = (200, {"items": policies})
+    cluster.answers[f"/api/v1/namespaces/{namespace}"] = (200, {"metadata": {"labels": labels}})
+    lines: list[str] = []
+    examine(Places(namespace=namespace), lines.append)
+    (line,) = [line for line in lines if line.split()[1] == "policies"]
+    assert line.startswith("ok" if is_open else "failed"), line
+    assert is_open or "kubectl apply -f k8s/kubeflow/network-policy.yaml" in line
+
+
+def test_a_step_that_may_not_read_policies_is_no_failure(cluster: FakeCluster) -> None:
+    cluster.answers[POLICIES] = (403, {"message": "forbidden"})
+    is_well, lines = run()
+    assert is_well and lines["policies"].startswith("skipped may not read the network policies")
 
 
 def test_a_token_that_has_ended(cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

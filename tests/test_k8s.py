@@ -79,6 +79,26 @@ def test_every_built_in_object_is_valid(overlay: str) -> None:
         kubernetes_validate.validate(item, KUBERNETES, strict=True)
 
 
+def test_the_policy_for_a_whole_kubeflow_opens_kfps_api_to_the_editor_alone() -> None:
+    policy = yaml.safe_load((ROOT / "k8s/kubeflow/network-policy.yaml").read_text())
+    kubernetes_validate.validate(policy, KUBERNETES, strict=True)
+    objects = build("gpu")
+    assert policy["metadata"]["namespace"] == "kubeflow" and policy["spec"]["podSelector"] != {}
+    ((rule),) = policy["spec"]["ingress"]
+    (peer,) = rule["from"]
+    namespace = one(objects, "Namespace", "stabn")["metadata"]["name"]
+    assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": namespace}
+    for where, pod in pods(objects).items():
+        assert matches(peer["podSelector"], pod["metadata"]["labels"]) is (where == "Deployment/editor"), where
+    host = one_config(objects, "STABN_EDITOR_KFP_HOST")
+    assert host.endswith(f":{rule['ports'][0]['port']}") and len(rule["ports"]) == 1
+
+
+def one_config(objects: list[Object], key: str) -> str:
+    (value,) = [item["data"][key] for item in objects if item["kind"] == "ConfigMap" and key in item["data"]]
+    return str(value)
+
+
 def test_the_validation_sees_an_unknown_field() -> None:
     item = one(build("gpu"), "Deployment", "editor")
     item["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}

@@ -440,6 +440,35 @@ def test_a_step_finds_its_settings_as_files_and_what_was_injected_wins(tmp_path:
     assert environment == {"MLFLOW_TRACKING_URI": "http://injected", "AWS_ENDPOINT_URL": "https://s3"}
 
 
+def test_keys_of_kfps_own_store_do_not_reach_ours(tmp_path: Path) -> None:
+    """With `fromEnv` in kfp-launcher, AWS_… in a step's environment are KFP's; ours are files, which win as a whole."""
+    (tmp_path / "AWS_ACCESS_KEY_ID").write_text("ours")
+    (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text("our secret")
+    kfps = {"AWS_ACCESS_KEY_ID": "kfp", "AWS_SECRET_ACCESS_KEY": "k", "AWS_SESSION_TOKEN": "k", "AWS_REGION": "eu"}
+    environment = dict(kfps)
+    read_mounted([tmp_path], environment)
+    assert environment == {"AWS_ACCESS_KEY_ID": "ours", "AWS_SECRET_ACCESS_KEY": "our secret", "AWS_REGION": "eu"}
+    (tmp_path / "AWS_ENDPOINT_URL").write_text("http://ours")
+    environment = {"AWS_ENDPOINT_URL": "http://kfp", "AWS_ENDPOINT_URL_S3": "http://kfp"}
+    read_mounted([tmp_path], environment)
+    assert environment["AWS_ENDPOINT_URL"] == "http://ours" and "AWS_ENDPOINT_URL_S3" not in environment
+    identity = {"AWS_ROLE_ARN": "arn", "AWS_WEB_IDENTITY_TOKEN_FILE": "/t", "AWS_SESSION_TOKEN": "s"}
+    environment = dict(identity)
+    read_mounted([tmp_path / "none"], environment)
+    assert environment == identity, "without a secret, workload identity is left alone"
+
+
+def test_no_step_has_keys_or_kfps_mlflow_variables_in_its_environment(tmp_path: Path) -> None:
+    """KFP's launcher takes AWS_… for its own; its plugin's MLFLOW_… by value clash with any of ours by reference."""
+    (tmp_path / "settings.yaml").write_text("")
+    _, containers, pods = executors(tmp_path, "full")
+    for step, pod in pods.items():
+        names = {item["name"] for item in containers[step].get("env", [])}
+        names |= {item["name"] for item in pod.get("fieldPathAsEnv", [])}
+        assert names and all(name.startswith("STABN_") for name in names), step
+        assert not {"secretAsEnv", "configMapAsEnv"} & set(pod), step
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_step_may_run_in_a_restricted_namespace(name: str, tmp_path: Path) -> None:
     """KFP sets all else that the standard wants: seccomp, no capabilities, no more privileges."""

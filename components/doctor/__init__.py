@@ -6,7 +6,7 @@ whose message has the remedy, when something is wrong. A check never stops the o
 
 from collections.abc import Callable
 
-from components.doctor import cluster, services
+from components.doctor import cluster, policies, services
 from components.doctor.places import TIMEOUT_SECONDS, Places, Skipped
 from stabn.errors import StabnError
 from stabn.masking import masked
@@ -35,6 +35,7 @@ def examine(places: Places, say: Callable[[str], None] = print) -> bool:
         "trainer": cluster.check_trainer,
         "permissions": cluster.check_permissions,
         "retries": cluster.check_retries,
+        "policies": policies.check_policies,
         "gpu here": services.check_gpu_here,
         "gpu nodes": cluster.check_gpu_nodes,
     }

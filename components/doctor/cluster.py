@@ -31,7 +31,7 @@ NO_CLUSTER = "neither in a cluster nor KUBECONFIG set"
 
 def check_kubernetes(places: Places) -> str:
     """Reach the API server."""
-    with _kubernetes(places) as (client, namespace):
+    with kubernetes_api(places) as (client, namespace):
         from kubernetes.client import VersionApi
 
         return f"{client.configuration.host}: {VersionApi(client).get_code().git_version}, namespace {namespace}"
@@ -39,18 +39,18 @@ def check_kubernetes(places: Places) -> str:
 
 def check_trainer(places: Places) -> str:
     """Find Kubeflow Trainer, new enough, and the runtime that the jobs build on."""
-    with _kubernetes(places) as (client, namespace):
-        kinds = _read(client, f"/apis/{GROUP}/{VERSION}")
+    with kubernetes_api(places) as (client, namespace):
+        kinds = read(client, f"/apis/{GROUP}/{VERSION}")
         if kinds is None or "trainjobs" not in {item["name"] for item in kinds["resources"]}:
             raise Wrong(f"no {GROUP}/{VERSION} TrainJob here: install Kubeflow Trainer (docs/install.md, step 3)")
-        schema = _read(client, f"/openapi/v3/apis/{GROUP}/{VERSION}")
+        schema = read(client, f"/openapi/v3/apis/{GROUP}/{VERSION}")
         if schema is not None and not _has_field(schema, "TrainJob", GRACE_SECONDS):
             raise Wrong(
                 f"{GROUP}/{VERSION} TrainJob has no terminationGracePeriodSeconds in its runtimePatches: upgrade "
                 "Kubeflow Trainer to 2.3 or later"
             )
         path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/trainingruntimes/{places.runtime}"
-        runtime = _read(client, path)
+        runtime = read(client, path)
         if runtime is None:
             raise Wrong(f"no TrainingRuntime {places.runtime} in namespace {namespace}: kubectl apply -k an overlay")
         jobs = {item["name"]: item for item in runtime["spec"]["template"]["spec"]["replicatedJobs"]}
@@ -65,7 +65,7 @@ def check_trainer(places: Places) -> str:
 
 def check_permissions(places: Places) -> str:
     """Ask whether each call that a step makes would be allowed."""
-    with _kubernetes(places) as (client, namespace):
+    with kubernetes_api(places) as (client, namespace):
         from kubernetes import client as kube
 
         api, missing, count = kube.AuthorizationV1Api(client), [], 0
@@ -95,12 +95,12 @@ def check_retries(places: Places) -> str:
     A step tries again itself what it can catch; out of memory, evictions and lost machines it cannot.
     """
     where = f"namespaces/{places.kfp_namespace}"
-    with _kubernetes(places) as (client, _):
+    with kubernetes_api(places) as (client, _):
         from kubernetes.client.exceptions import ApiException
 
         try:
-            found = _read(client, f"/api/v1/{where}/configmaps/{ARGO_SETTINGS}")
-            namespace = _read(client, f"/api/v1/{where}") or {}
+            found = read(client, f"/api/v1/{where}/configmaps/{ARGO_SETTINGS}")
+            namespace = read(client, f"/api/v1/{where}") or {}
         except ApiException as error:
             if error.status != 403:
                 raise
@@ -136,11 +136,11 @@ def _retry_policy(settings: Mapping[str, str]) -> str:
 
 def check_gpu_nodes(places: Places) -> str:
     """Count the accelerators of the cluster's nodes."""
-    with _kubernetes(places) as (client, _):
+    with kubernetes_api(places) as (client, _):
         from kubernetes.client.exceptions import ApiException
 
         try:
-            nodes = _read(client, "/api/v1/nodes")
+            nodes = read(client, "/api/v1/nodes")
         except ApiException as error:
             if error.status != 403:
                 raise
@@ -154,7 +154,7 @@ def check_gpu_nodes(places: Places) -> str:
 
 
 @contextlib.contextmanager
-def _kubernetes(places: Places) -> Iterator[tuple[Any, str]]:
+def kubernetes_api(places: Places) -> Iterator[tuple[Any, str]]:
     """Yield an API client and the namespace; what goes wrong meanwhile becomes one line with a remedy.
 
     Raises:
@@ -210,7 +210,7 @@ def _has_field(document: Mapping[str, Any], kind: str, path: str) -> bool:
     return True
 
 
-def _read(client: Any, path: str) -> dict[str, Any] | None:
+def read(client: Any, path: str) -> dict[str, Any] | None:
     """Return what the API has under a path; None: nothing."""
     from kubernetes.client.exceptions import ApiException
 
