@@ -34,7 +34,16 @@ def select_classes(args: Namespace, config: RunConfig) -> None:
     print(f"{len(result.classes)} actions, {len(result.video_ids)} videos to correct: {args.output}")
 
 
-@stage_command("report", argument("--output", metavar="DIR", help="folder for report.html and the figures"))
+@stage_command(
+    "report",
+    argument(
+        "--faithfulness",
+        metavar="URI",
+        default="",
+        help="faithfulness.json of `stabn faithfulness`, of one of the networks; of several, parted by commas",
+    ),
+    argument("--output", metavar="DIR", help="folder for report.html and the figures"),
+)
 def report(args: Namespace, config: RunConfig) -> None:
     """Write the before/after page: tables 2 and 3 of the paper, curves, per-class accuracy, confusion, pictures."""
     from stabn.evaluation.report import ReportInputs, tables_text, write_report
@@ -85,6 +94,32 @@ def agreement(args: Namespace, config: RunConfig) -> None:
     from stabn.evaluation.agreement import measure_agreement
 
     measure_agreement(args.checkpoint, args.manifest, args.split, args.truth, config, args.output)
+
+
+@command(
+    "faithfulness",
+    argument("--checkpoint", metavar="URI", help="checkpoint of train, finetune or import-checkpoint"),
+    argument("--manifest", metavar="URI", help="manifest of extract-frames"),
+    argument("--split", default="auto", choices=SPLIT.choices, help="videos to try it on"),
+    argument("--videos", metavar="N", type=int, default=50, help="so many of them, by a hash of their id; 0: all"),
+    argument("--steps", metavar="N", type=int, default=8, help="steps from nothing to all, at most"),
+    argument("--seed", metavar="N", type=int, default=0, help="seed of the random orders and weights"),
+    argument("--output", metavar="DIR", help="folder or s3:// prefix for the page, its numbers (JSON) and figures"),
+    sections=(*COMPUTING, "train.batch_size", "train.micro_batch_size"),
+)
+def faithfulness(args: Namespace, config: RunConfig) -> None:
+    """Say whether the network's answer depends on where its attention is high, in time and in space.
+
+    Deletes the frames, or the parts of each frame, that the attention is highest on, and inserts them into an empty
+    video, and compares that with random, uniform, centre and motion-energy orders and with Grad-CAM; then gives the
+    network random weights, layer by layer, to see whether the attention is learnt. Started again, it goes on with the
+    videos that are not done. `stabn report --faithfulness` takes what it writes. Whether the attention is where people
+    would look is another question: `stabn agreement`.
+    """
+    from stabn.evaluation.faithfulness import measure_faithfulness
+
+    places = (args.checkpoint, args.manifest, args.split, args.output)
+    measure_faithfulness(*places, config, num_videos=args.videos, max_steps=args.steps, seed=args.seed)
 
 
 @stage_command("promote")

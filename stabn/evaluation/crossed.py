@@ -46,3 +46,27 @@ def crossed_bootstrap(
     low, high = np.percentile(means, [tail, 100 - tail])
     deviation = float(kept.mean(1).std(ddof=1)) if num_seeds > 1 else float("nan")
     return Interval(float(kept.mean()), deviation, float(low), float(high))
+
+
+def bootstrap_columns(
+    values: npt.ArrayLike, samples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> list[Interval]:
+    """Estimate the means of many numbers of the same videos by resampling the videos, the same for all numbers.
+
+    Args:
+        values: (num_videos, num_columns).
+        samples: resamples.
+        confidence: of the intervals, 0 to 1.
+        seed: of the resampling.
+
+    Returns:
+        One Interval per column; without seeds its deviation is NaN.
+    """
+    kept = np.asarray(values, dtype=float)
+    rng = np.random.default_rng(seed)
+    shares = np.full(len(kept), 1 / len(kept))
+    means = np.concatenate([rng.multinomial(len(kept), shares, 100) / len(kept) @ kept for _ in range(samples // 100)])
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(means, [tail, 100 - tail], axis=0)
+    rows = zip(kept.mean(0), low, high, strict=True)
+    return [Interval(float(mean), float("nan"), float(one), float(other)) for mean, one, other in rows]

@@ -30,6 +30,8 @@ from stabn.evaluation.examples import (
     choose_examples,
     shown,
 )
+from stabn.evaluation.faithfulness_numbers import FaithfulnessError, load_faithfulness
+from stabn.evaluation.faithfulness_section import faithfulness_section
 from stabn.evaluation.figures import make_figure_maker
 from stabn.evaluation.headline import lead, metric_values, tiles
 from stabn.evaluation.pages import load_template
@@ -90,6 +92,8 @@ class ReportInputs:
         baseline: predictions of the 3D ResNet without attention on the same videos, for table 1.
         truth: frames that are known to matter in the reported videos, with which the attention is compared: see
             `known_frames`; needs the manifest.
+        faithfulness: faithfulness.json of `stabn faithfulness`, of the networks before, after or control; several are
+            parted by commas.
     """
 
     before: Location
@@ -106,6 +110,7 @@ class ReportInputs:
     edits: Location | None = None
     baseline: Location | None = None
     truth: Location | None = None
+    faithfulness: Location | None = None
 
 
 @dataclass(frozen=True)
@@ -211,6 +216,7 @@ def write_report(
             drop_differences=drop_differences(comparison),
             frames=frames_table(comparison, OTHER_ATTENTION),
             agreed=agreed,
+            faithful=_faithfulness(inputs, comparison),
             paper_table1=PAPER_TABLE_1,
             paper_table2=PAPER_TABLE_2,
             paper_table3=PAPER_TABLE_3,
@@ -295,6 +301,26 @@ def _agreement(inputs: ReportInputs, comparison: Comparison) -> dict[str, Any] |
     return agreed
 
 
+def _faithfulness(inputs: ReportInputs, comparison: Comparison) -> list[tuple[str, dict[str, Any]]]:
+    """Return name and section of each network of which it was measured, in the order of the tables.
+
+    Raises:
+        FaithfulnessError: a file is none, or of a network that this report does not compare.
+    """
+    names = {str(table.metadata.get("checkpoint_fingerprint")): n for n, table in comparison.networks.items()}
+    sections = {}
+    for place in filter(None, os.fspath(inputs.faithfulness or "").split(",")):
+        found = load_faithfulness(place)
+        if found.checkpoint_fingerprint not in names:
+            known = ", ".join(f"{name} {fingerprint}" for fingerprint, name in names.items())
+            raise FaithfulnessError(
+                f"{place}: of network {found.checkpoint_fingerprint}, which this report does not compare ({known}); "
+                "run `stabn faithfulness` with one of their checkpoints"
+            )
+        sections[names[found.checkpoint_fingerprint]] = faithfulness_section(found)
+    return [(name, sections[name]) for name in comparison.networks if name in sections]
+
+
 def _edited_curves(inputs: ReportInputs) -> dict[str, npt.NDArray[np.float64]]:
     """Return the edited attention per source frame, by video."""
     if not inputs.edits:
@@ -333,6 +359,8 @@ def _provenance(
         rows.append(("edits", load_edit_table(inputs.edits).fingerprint, str(inputs.edits)))
     if inputs.truth:
         rows.append(("known frames", "", str(inputs.truth)))
+    if inputs.faithfulness:
+        rows.append(("faithfulness", "", str(inputs.faithfulness)))
     return rows
 
 

@@ -1,0 +1,57 @@
+"""Networks whose layers get random weights one after the other, from the top (Adebayo et al., NeurIPS 2018).
+
+A map that stays the same shows the video, not what the network has learnt.
+"""
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from stabn.models import STABN
+
+# From the answer down to the pixels. Ms and Mt come from the attention branch, so the first two cannot change them.
+CASCADE: dict[str, tuple[str, ...]] = {
+    "perception branch": ("perception_branch",),
+    "attention mechanism": ("attention_mechanism",),
+    "attention heads": tuple(
+        f"attention_branch.{name}" for name in ("spatial", "temporal", "temporal_map", "temporal_mix", "logits", "fc")
+    ),
+    "class maps": ("attention_branch.class_maps",),
+    "attention trunk": ("attention_branch.trunk",),
+    "layer 3": ("feature_extractor.layer3",),
+    "layer 2": ("feature_extractor.layer2",),
+    "layer 1": ("feature_extractor.layer1",),
+    "stem": ("feature_extractor.stem",),
+}
+
+
+def randomised_networks(model: STABN, seed: int) -> Iterator[tuple[str, STABN]]:
+    """Yield the network with ever more of CASCADE at new initial weights: the last part that was, and the network.
+
+    It is the same object each time: use it before the next is asked for.
+
+    Args:
+        model: stays as it is.
+        seed: of the weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = STABN(model.config).state_dict()
+    changed = copy.deepcopy(model).eval()
+    state = changed.state_dict()
+    for name, parts in CASCADE.items():
+        for key, value in state.items():
+            if key.startswith(tuple(f"{part}." for part in parts)):
+                value.copy_(fresh[key])
+        yield name, changed
+
+
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Return Spearman's rank correlation of two maps of the same shape, -1 to 1; 0 if one is the same everywhere."""
+    first, second = np.ravel(one), np.ravel(other)
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(spearmanr(first, second).statistic)
