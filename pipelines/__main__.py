@@ -48,7 +48,8 @@ def _parameters(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _settings(args: argparse.Namespace, commit: str = "") -> CompileSettings:
-    flags = {name: getattr(args, name) for name in ("data_image", "trainer_image", "image_pull_policy")}
+    names = ("data_image", "trainer_image", "image_pull_policy", "image_pull_secret")
+    flags = {name: getattr(args, name) for name in names}
     return CompileSettings.load(args.settings, **flags, commit=commit).without_cache(args.no_cache)
 
 
@@ -125,6 +126,7 @@ def _add_compile_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data-image", default="", metavar="IMAGE", help="image of the stages without a network")
     group.add_argument("--trainer-image", default="", metavar="IMAGE", help="image of the stages with a network")
     group.add_argument("--image-pull-policy", default="", metavar="POLICY", help="Always, IfNotPresent or Never")
+    group.add_argument("--image-pull-secret", default="", metavar="NAME", help="secret for a private registry")
     group.add_argument(
         "--no-cache", action="append", default=[], choices=sorted(STAGES), metavar="STAGE",
         help=f"run it anew whatever KFP's cache has; may be given again: {', '.join(STAGES)}",

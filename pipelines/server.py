@@ -1,8 +1,9 @@
 """A KFP server: connect with the usual credentials, upload a version, start a run once, follow it, schedule it.
 
-Environment: KF_PIPELINES_ENDPOINT; credentials, one of KF_PIPELINES_SA_TOKEN_PATH (file with a service account's token,
-read anew for each request), STABN_KFP_TOKEN (a token), STABN_KFP_COOKIES (`name=value`); KF_PIPELINES_UI_ENDPOINT (the
-server as a browser sees it), STABN_KFP_CA_CERT (file of the authority that signed the server's certificate).
+Environment: KF_PIPELINES_ENDPOINT; credentials, one of STABN_KFP_AUDIENCE (in a GitHub job: its identity for this
+audience), KF_PIPELINES_SA_TOKEN_PATH (file with a service account's token, read anew for each request),
+STABN_KFP_TOKEN (a token), STABN_KFP_COOKIES (`name=value`); KF_PIPELINES_UI_ENDPOINT (the server as a browser sees
+it), STABN_KFP_CA_CERT (file of the authority that signed the server's certificate).
 """
 
 import contextlib
@@ -21,12 +22,13 @@ import urllib3
 import yaml
 from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 
+from pipelines.github_identity import ASK_URL, GitHubIdentity
 from stabn.endpoint import without_user
 from stabn.errors import RetryableError, StabnError
 
 ENDPOINT, UI_ENDPOINT = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT"
 TOKEN_PATH, TOKEN, COOKIES = "KF_PIPELINES_SA_TOKEN_PATH", "STABN_KFP_TOKEN", "STABN_KFP_COOKIES"
-CA_CERT = "STABN_KFP_CA_CERT"
+AUDIENCE, CA_CERT = "STABN_KFP_AUDIENCE", "STABN_KFP_CA_CERT"
 PAST = ("FAILED", "CANCELED", "CANCELING", "SKIPPED")  # a run in one of these states does not count as done
 ATTEMPTS, WAIT_SECONDS = 4, 2.0
 TIMEOUT = (10, 60)  # seconds to connect, and for an answer
@@ -66,7 +68,11 @@ class Server:
         self.namespace = namespace or None
         self._has_workflows = True
         options: dict[str, Any] = {"host": self.endpoint, "ssl_ca_cert": os.environ.get(CA_CERT)}
-        if path := os.environ.get(TOKEN_PATH):
+        if audience := os.environ.get(AUDIENCE):
+            if not os.environ.get(ASK_URL):
+                raise ServerError(f"{AUDIENCE} = {audience!r}: only a GitHub job with id-token: write has one")
+            options["credentials"] = GitHubIdentity(audience)
+        elif path := os.environ.get(TOKEN_PATH):
             if not Path(path).is_file():
                 raise ServerError(f"{TOKEN_PATH} = {path!r}: no such file")
             options["credentials"] = ServiceAccountTokenVolumeCredentials(path)
@@ -259,7 +265,9 @@ class Server:
                 f"{ENDPOINT} to the API's own address"
             )
         if error.status in (401, 403):
-            used = next((name for name in (TOKEN_PATH, TOKEN, COOKIES) if os.environ.get(name)), "no credentials")
+            used = next(
+                (name for name in (AUDIENCE, TOKEN_PATH, TOKEN, COOKIES) if os.environ.get(name)), "no credentials"
+            )
             return ServerError(
                 f"KFP at {self.endpoint} refused access ({error.status}, with {used}): "
                 f"set {TOKEN_PATH}, {TOKEN} or {COOKIES} to what is valid there, or give --namespace"
