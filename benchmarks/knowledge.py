@@ -226,7 +226,7 @@ def run_seed(bench: Bench, rows: tuple[Row, ...], seed: int, threads: int) -> No
         if row.curves == "gamma 0":
             own = dataclasses.replace(own, finetune=dataclasses.replace(own.finetune, gamma=0.0))
         if row.name == "3D ResNet":
-            own = dataclasses.replace(config, model=dataclasses.replace(config.model, name="resnet3d"))
+            own = dataclasses.replace(config, model=dataclasses.replace(config.model, name="baseline"))
         if row.route == "gate":
             own = dataclasses.replace(config, train=dataclasses.replace(settings, gamma=0.0, teacher_forcing=1.0))
         modes = MODES[:1] if row.name == "3D ResNet" else ("temporal_segments",) if row.route == "gate" else MODES

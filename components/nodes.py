@@ -161,7 +161,7 @@ def evaluate(
 
 def without_attention(config: RunConfig) -> RunConfig:
     """Return the settings of the paper's baseline: the 3D ResNet of the same depth, trained alike."""
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, name="resnet3d"))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, name="baseline"))
 
 
 def command(stage: str, arguments: dict[str, str], config: RunConfig) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ checked by its own parameter (stages.py) or setting (config); here is what depen
 from collections.abc import Mapping
 from typing import Any
 
-from stabn.config import ConfigError, RunConfig
-from stabn.presets import imagenet_depth, resolve
+from stabn.config import ConfigError, RunConfig, spec_of
+from stabn.presets import resolve
 from stabn.stages import FORMS, REQUIRED, check_correction, check_shared_storage
 
 
@@ -88,7 +88,7 @@ def _check_training(pipeline: str, values: Mapping[str, Any], config: RunConfig)
             "preset, or train it alone with `stabn train`"
         )
     if trains and config.train.init_weights == "imagenet":
-        imagenet_depth(config.model)
+        spec_of(config.model).imagenet_url()
     if values.get("report_split") == "test":
         raise ConfigError("report_split = 'test': its videos have no labels to compare with; choose another split")
     processes = values["num_nodes"] * values["procs_per_node"]

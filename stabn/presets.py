@@ -14,28 +14,13 @@ from stabn.config import (
     override,
     parse_overrides,
 )
-
-BACKBONES = {
-    18: ("basic", (2, 2, 2, 2)),
-    34: ("basic", (3, 4, 6, 3)),
-    50: ("bottleneck", (3, 4, 6, 3)),
-    101: ("bottleneck", (3, 4, 23, 3)),
-}
-BACKBONE_WIDTH = 64  # of those that there are weights for
+from stabn.config.backbones.resnet3d import DEPTHS
 
 
 def backbone(depth: int, **settings: object) -> ModelConfig:
     """Return the model settings of ResNet-18, 34, 50 or 101, with any others replaced."""
-    block, num_blocks = BACKBONES[depth]
+    block, num_blocks = DEPTHS[depth]
     return ModelConfig(block=block, num_blocks=num_blocks, **settings)  # type: ignore[arg-type]
-
-
-def describe_backbone(config: ModelConfig) -> str:
-    """Return a backbone's usual name, `3D ResNet-50`, or what it is made of."""
-    for depth, shape in BACKBONES.items():
-        if shape == (config.block, config.num_blocks) and config.width == 64:
-            return f"3D ResNet-{depth}"
-    return f"3D ResNet, {'-'.join(map(str, config.num_blocks))} {config.block} blocks, width {config.width}"
 
 
 def describe_frames(config: DataConfig) -> str:
@@ -105,33 +90,17 @@ def knowledge() -> RunConfig:
     )
 
 
-def imagenet_depth(model: ModelConfig) -> int:
-    """Return the depth of the ResNet whose ImageNet weights fit a network.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    own = (model.block, model.num_blocks)
-    for depth, blocks in BACKBONES.items():
-        if blocks == own and model.width == BACKBONE_WIDTH:
-            return depth
-    raise ConfigError(
-        f"train.init_weights = 'imagenet': there is no such network of {model.num_blocks} {model.block} blocks and "
-        f"width {model.width}; give the path or URI of other weights, or begin without: train.init_weights=random"
-    )
-
-
 PRESETS = {
     "mini": mini(),
     "knowledge": knowledge(),
     "ssv2_r50_32": ssv2("st_abn", 50, num_clips=1),
-    "baseline_r50_32": ssv2("resnet3d", 50, num_clips=1),
+    "baseline_r50_32": ssv2("baseline", 50, num_clips=1),
     "ssv2_r50_32x2": ssv2("st_abn", 50, num_clips=2),
-    "baseline_r50_32x2": ssv2("resnet3d", 50, num_clips=2),
+    "baseline_r50_32x2": ssv2("baseline", 50, num_clips=2),
     "ssv2_r101_32": ssv2("st_abn", 101, num_clips=1),
-    "baseline_r101_32": ssv2("resnet3d", 101, num_clips=1),
+    "baseline_r101_32": ssv2("baseline", 101, num_clips=1),
     "ssv2_r101_32x2": ssv2("st_abn", 101, num_clips=2),
-    "baseline_r101_32x2": ssv2("resnet3d", 101, num_clips=2),
+    "baseline_r101_32x2": ssv2("baseline", 101, num_clips=2),
 }
 
 

@@ -54,7 +54,7 @@ def path(tmp_path: Path) -> Path:
     [
         ("st_abn", {"attention_head": "linear", "temporal_kernel": "3x3x3"}),
         ("st_abn", {"block": "bottleneck", "num_blocks": (1, 2, 1, 1)}),
-        ("resnet3d", {}),
+        ("baseline", {}),
     ],
 )
 def test_a_checkpoint_alone_rebuilds_its_network(name: str, settings: dict[str, Any], tmp_path: Path) -> None:

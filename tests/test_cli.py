@@ -88,7 +88,7 @@ def test_help_tells_what_is_read_and_written(
 
 def test_settings_become_flags_with_their_own_help(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of("train", capsys)
-    assert "--train.momentum X" in text and "--data.flip true|false" in text and "{st_abn,resnet3d}" in text
+    assert "--train.momentum X" in text and "--data.flip true|false" in text and "{st_abn,baseline}" in text
     assert "share of the short side" in text and "videos per step [0.01]" in text
     assert "--finetune.gamma" not in text
     text = help_of("finetune", capsys)

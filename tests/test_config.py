@@ -140,7 +140,7 @@ def test_presets_are_the_networks_of_the_tables() -> None:
     }
     assert load("ssv2_r101_32x2").model.num_blocks == (3, 4, 23, 3)
     assert load("ssv2_r101_32x2").data.num_clips == 2 and load("ssv2_r101_32").data.num_clips == 1
-    assert load("baseline_r50_32").model == dataclasses.replace(load("ssv2_r50_32").model, name="resnet3d")
+    assert load("baseline_r50_32").model == dataclasses.replace(load("ssv2_r50_32").model, name="baseline")
     with pytest.raises(ConfigError, match=r"preset 'ssv2': choose one of mini, .*ssv2_r50_32"):
         load("ssv2")
 

@@ -39,7 +39,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"node_accelerator": "gpu"}, "node_accelerator = 'gpu': write the resource's whole name"),
     ({"node_accelerator": "nvidia.com/gpu 8"}, "node_accelerator = 'nvidia.com/gpu 8'"),
     ({"preset": "huge"}, "preset = 'huge': choose one of mini"),
-    ({"preset": "baseline_r50_32"}, "a resnet3d has no attention to correct"),
+    ({"preset": "baseline_r50_32"}, "a baseline has no attention to correct"),
     ({"overrides": "train.epochs"}, "overrides = 'train.epochs': .*write section.name=value"),
     ({"overrides": "train.epocs=2"}, "train.epocs: no such setting"),
     ({"overrides": "train.device=cuda0"}, "train.device = 'cuda0': write auto, cpu, cuda or cuda:N"),
@@ -81,7 +81,7 @@ def test_what_fits_gives_the_settings_of_the_form() -> None:
     assert check_form(
         "finetune", {"data_round_uri": "s3://data/r", "data_storage_uri": "s3://data", "preset": "baseline_r50_32"}
     )
-    with pytest.raises(ConfigError, match="a resnet3d has no attention"):
+    with pytest.raises(ConfigError, match="a baseline has no attention"):
         check_form(
             "finetune",
             {"data_round_uri": "r", "data_storage_uri": "s", "preset": "baseline_r50_32", "route": "retrain"},

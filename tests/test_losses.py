@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stabn.config import ModelConfig
-from stabn.models import STABN, Output, ResNet3D
+from stabn.models import STABN, Baseline, Output
 from stabn.models.output import ShapeError
 from stabn.training.losses import finetuning_loss, temporal_attention_loss, training_loss
 
@@ -133,8 +133,8 @@ def test_half_precision_is_summed_in_single() -> None:
 
 def test_edits_of_another_shape_are_refused() -> None:
     output, target = output_of(batch=4, frames=6), torch.tensor([0, 4, 2, 2])
-    for shape in ((6, 4), (4, 5), (2, 12), (24,)):
-        with pytest.raises(ShapeError, match=r"\(B, T\) = \(4, 6\)"):
+    for shape in ((6, 4), (4, 5), (4, 3), (2, 12), (24,)):
+        with pytest.raises(ShapeError, match=r"\(B, S\) = \(4, 6\)"):
             finetuning_loss(output, target, torch.zeros(shape), gamma=10.0)
     with pytest.raises(ShapeError, match=r"model\.name = st_abn"):
         finetuning_loss(Output(output.logits), target, torch.zeros(4, 6), gamma=10.0)
@@ -179,7 +179,7 @@ def test_fine_tuning_moves_the_attention_to_the_edit() -> None:
 
 
 def test_training_loss_trains_the_baseline() -> None:
-    model = small_model(ResNet3D)
+    model = small_model(Baseline)
     losses = training_loss(model(torch.randn(2, 3, 6, 32, 32, dtype=torch.float64)), torch.tensor([0, 1]))
     losses.total.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stabn.config import ModelConfig
-from stabn.models import STABN, Output, ResNet3D, build_model
+from stabn.models import STABN, Baseline, Output, build_model
 from stabn.models.output import ShapeError
 from stabn.models.st_abn import invert
 from stabn.presets import PRESETS, backbone, load
@@ -86,7 +86,7 @@ def test_paper_networks(depth: int, channels: int, millions: tuple[float, float,
     with torch.device("meta"):
         released = build_model(backbone(depth, attention_head="linear", temporal_kernel="3x3x3"))
         model = build_model(backbone(depth))
-        plain = build_model(backbone(depth, name="resnet3d"))
+        plain = build_model(backbone(depth, name="baseline"))
         video = torch.empty(2, 3, 32, 224, 224)
         assert model.extract_features(video).shape == (2, channels, 32, 14, 14)
         assert model.attention_branch.trunk(torch.empty(2, channels, 32, 14, 14)).shape == (2, 2 * channels, 32, 14, 14)
@@ -246,11 +246,11 @@ def test_wrong_shapes_are_named() -> None:
         ({"video": torch.zeros(1, 3, 6, 32, 32).double()}, r"\(1, 3, 6, 32, 32\).*config.num_frames = 4"),
         ({"video": torch.zeros(1, 4, 3, 32, 32).double()}, r"\(1, 4, 3, 32, 32\)"),
         ({"video": torch.zeros(3, 4, 32, 32).double()}, r"\(3, 4, 32, 32\)"),
-        ({"features": torch.zeros(1, 64, 3, 2, 2).double()}, r"C = 64 and T = config.num_frames = 4"),
+        ({"features": torch.zeros(1, 64, 3, 2, 2).double()}, r"C = 64 and S = 4"),
         ({"features": torch.zeros(1, 60, 4, 2, 2).double()}, r"\(1, 60, 4, 2, 2\)"),
-        ({"video": videos(), "temporal_attention": torch.zeros(2, 6)}, r"\(2, 6\): expected \(B, T\) = \(2, 4\)"),
-        ({"video": videos(), "temporal_attention": torch.zeros(1, 4)}, r"\(1, 4\): expected \(B, T\) = \(2, 4\)"),
-        ({"video": videos(), "temporal_attention": torch.zeros(2, 1, 4, 1, 1)}, r"expected \(B, T\)"),
+        ({"video": videos(), "temporal_attention": torch.zeros(2, 6)}, r"\(2, 6\): expected \(B, S\) = \(2, 4\)"),
+        ({"video": videos(), "temporal_attention": torch.zeros(1, 4)}, r"\(1, 4\): expected \(B, S\) = \(2, 4\)"),
+        ({"video": videos(), "temporal_attention": torch.zeros(2, 1, 4, 1, 1)}, r"expected \(B, S\)"),
         ({"video": videos(), "spatial_transform": lambda a: a.mean()}, r"spatial_transform returned shape \(\)"),
         ({}, "either a video or its features"),
         ({"video": videos(), "features": videos()}, "either a video or its features"),
@@ -259,7 +259,7 @@ def test_wrong_shapes_are_named() -> None:
         with pytest.raises(ShapeError, match=message):
             model(**options)
     with pytest.raises(ShapeError, match="num_frames = 4"):
-        ResNet3D(small(name="resnet3d"))(torch.zeros(1, 3, 8, 32, 32))
+        Baseline(small(name="baseline"))(torch.zeros(1, 3, 8, 32, 32))
 
 
 def test_frozen_feature_extractor_stays_bit_identical() -> None:
@@ -312,7 +312,7 @@ def test_unfrozen_network_trains_everything() -> None:
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("name", ["st_abn", "resnet3d"])
+@pytest.mark.parametrize("name", ["st_abn", "baseline"])
 def test_activation_checkpointing_changes_nothing(name: str) -> None:
     """Outputs, gradients and BatchNorm statistics: a block that is run twice counts its batch once."""
     torch.manual_seed(0)
@@ -396,7 +396,7 @@ def test_dropout_only_in_training() -> None:
 def test_settings_reach_the_layers() -> None:
     model = STABN(small(bn_momentum=0.3))
     assert {part.momentum for part in model.modules() if isinstance(part, nn.BatchNorm3d)} == {0.3}
-    assert isinstance(build_model(small(name="resnet3d")), ResNet3D)
+    assert isinstance(build_model(small(name="baseline")), Baseline)
 
 
 def test_invert_is_equation_7() -> None:

@@ -379,12 +379,12 @@ def test_edits_that_do_not_fit_are_refused(
 
 
 def test_the_baseline_trains_but_has_no_attention(manifest_path: str, tmp_path: Path) -> None:
-    config = settings(model__name="resnet3d", train__epochs=1)
+    config = settings(model__name="baseline", train__epochs=1)
     best = train(manifest_path, config, str(tmp_path / "baseline")).best_uri
     edits = write_edits(tmp_path / "edits.parquet", EDITED)
-    with pytest.raises(CheckpointError, match="a resnet3d has no attention to fine-tune"):
+    with pytest.raises(CheckpointError, match="a baseline has no attention to fine-tune"):
         finetune(best, manifest_path, edits, config, str(tmp_path / "out"))
-    with pytest.raises(CheckpointError, match="a resnet3d has no attention; use as_is"):
+    with pytest.raises(CheckpointError, match="a baseline has no attention; use as_is"):
         evaluate(best, manifest_path, "validation", "spatial_inverted", tmp_path / "p.parquet", config)
     result = evaluate(best, manifest_path, "validation", "as_is", tmp_path / "p.parquet", config)
     assert result.predictions.attention_top5 is None and set(result.metrics) == {"top1", "top5", "loss"}
@@ -481,8 +481,8 @@ def test_training_learns_from_edits_from_the_first_step(manifest_path: str, tmp_
     other = write_edits(tmp_path / "other.parquet", EDITED, "e" * 16)
     with pytest.raises(CheckpointError, match=r"edits: 'f{16}' there, 'e{16}' here"):
         train(manifest_path, config, str(tmp_path / "learnt"), edits_path=other, name="retrain")
-    with pytest.raises(stage.TrainingError, match="a resnet3d, which has no attention to correct"):
-        train(manifest_path, settings(model__name="resnet3d"), str(tmp_path / "no"), edits_path=edits)
+    with pytest.raises(stage.TrainingError, match="a baseline, which has no attention to correct"):
+        train(manifest_path, settings(model__name="baseline"), str(tmp_path / "no"), edits_path=edits)
 
 
 def test_forced_attention_takes_the_place_of_the_networks_own(manifest_path: str, tmp_path: Path) -> None:
@@ -520,7 +520,7 @@ def test_the_3d_resnet_is_trained_beside_st_abn_where_that_is_wanted(
     assert not (tmp_path / "storage").exists()
     uri = run_step("train-baseline", train_beside, {**given, "train_baseline": "yes"})
     table = Predictions.load(uri)
-    assert table.metadata["model"] == "resnet3d" and table.attention_top5 is None and table.temporal is None
+    assert table.metadata["model"] == "baseline" and table.attention_top5 is None and table.temporal is None
     assert table.split == "validation" and len(table) == 6
     assert (table.metadata["frames"], table.metadata["name"]) == ("4", "resnet3d")
     client = tracking_client()

@@ -17,7 +17,7 @@ from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
 from stabn.models import STABN, build_model
 from stabn.models.released import convert_released
 from stabn.models.sources import fetch_initial_weights
-from stabn.models.weights import WeightsError, inflate, load_initial_weights, read_weights
+from stabn.models.weights import WeightsError, load_initial_weights, read_weights
 from stabn.presets import PRESETS, backbone, load
 from stabn.training.checkpoint import CheckpointError, import_released, load_model
 
@@ -137,7 +137,7 @@ def test_inflated_network_sees_a_still_video_as_the_image(kind: str, tmp_path: P
     torch.testing.assert_close(top[:, :, 1], flat.layer4(expected))
 
 
-@pytest.mark.parametrize("name", ["st_abn", "resnet3d"])
+@pytest.mark.parametrize("name", ["st_abn", "baseline"])
 def test_inflation_reports_what_it_did(name: str, tmp_path: Path) -> None:
     flat = image_net("basic")
     model = build_model(config_of("basic", name=name))
@@ -154,7 +154,7 @@ def test_inflation_reports_what_it_did(name: str, tmp_path: Path) -> None:
     counters = {key for key in own if key.endswith("num_batches_tracked")}
     assert {*report.loaded, *report.missing} | counters == set(own)
     random = {key.split(".")[0] + "." + key.split(".")[1] for key in report.missing}
-    if name == "resnet3d":
+    if name == "baseline":
         assert random == {"classifier.fc"}
         return
     assert random == {
@@ -169,33 +169,25 @@ def test_inflation_reports_what_it_did(name: str, tmp_path: Path) -> None:
     assert "attention_branch.spatial" in str(report) and "fc.weight" in str(report)
 
 
-def test_the_trunk_may_stay_random() -> None:
-    model, flat = STABN(config_of("basic")), image_net("basic")
-    before = model.attention_branch.trunk[0].conv1.weight.clone()
-    report = inflate(model, flat.state_dict(), "image-net.pth", attention_trunk=False)
-    assert torch.equal(model.attention_branch.trunk[0].conv1.weight, before)
-    assert "attention_branch.trunk.0.conv1.weight" in report.missing
-
-
 def test_weights_of_another_shape_are_named() -> None:
     flat = image_net("basic").state_dict()
     flat["layer3.1.conv2.weight"] = torch.zeros(8, 8, 3, 3)
     with pytest.raises(
         WeightsError, match=r"net\.pth: layer3\.1\.conv2\.weight has shape \(8, 8, 3, 3\), .* \(16, 16, 1, 3, 3\)"
     ):
-        inflate(STABN(config_of("basic")), flat, "net.pth")
+        load_initial_weights(STABN(config_of("basic")), "net.pth", flat)
     with pytest.raises(WeightsError, match=r"layer1\.0\.conv1\.weight .*choose the preset"):
-        inflate(STABN(config_of("bottleneck")), image_net("basic").state_dict(), "net.pth")
+        load_initial_weights(STABN(config_of("bottleneck")), "net.pth", image_net("basic").state_dict())
     with pytest.raises(WeightsError, match=r"net\.pth: none of its tensors has a place"):
-        inflate(STABN(config_of("basic")), {"encoder.weight": torch.zeros(2, 2)}, "net.pth")
+        load_initial_weights(STABN(config_of("basic")), "net.pth", {"encoder.weight": torch.zeros(2, 2)})
     deeper = image_net("basic", blocks=(1, 2, 3, 1)).state_dict()
     with pytest.raises(WeightsError, match=r"net\.pth: its layers have \(1, 2, 3, 1\) blocks, .* \(1, 2, 2, 1\)"):
-        inflate(STABN(config_of("basic")), deeper, "net.pth")
+        load_initial_weights(STABN(config_of("basic")), "net.pth", deeper)
 
 
 def test_parts_that_the_network_does_not_have_are_reported() -> None:
     flat = {**image_net("basic").state_dict(), "head.weight": torch.zeros(1), "layer1.0.gate.bias": torch.zeros(1)}
-    report = inflate(STABN(config_of("basic")), flat, "net.pth")
+    report = load_initial_weights(STABN(config_of("basic")), "net.pth", flat)
     assert sorted(report.unexpected) == ["head.weight", "layer1.0.gate.bias"]
     assert "head.weight" in str(report) and "layer1.0.gate.bias" in str(report)
 
@@ -203,7 +195,7 @@ def test_parts_that_the_network_does_not_have_are_reported() -> None:
 def test_half_a_file_of_weights_is_reported_not_hidden() -> None:
     flat = image_net("basic").state_dict()
     del flat["layer2.0.bn1.running_mean"]
-    report = inflate(STABN(config_of("basic")), flat, "net.pth")
+    report = load_initial_weights(STABN(config_of("basic")), "net.pth", flat)
     assert "feature_extractor.layer2.0.bn1.running_mean" in report.missing
     assert "feature_extractor.layer2" in str(report)
 
@@ -213,7 +205,7 @@ def test_a_refused_file_changes_nothing() -> None:
     flat["layer4.0.bn2.bias"] = torch.zeros(3)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(WeightsError, match=r"layer4\.0\.bn2\.bias"):
-        inflate(model, flat, "net.pth")
+        load_initial_weights(model, "net.pth", flat)
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
 

@@ -35,6 +35,7 @@ from stabn.data.manifest import Manifest
 from stabn.data.packed_frames import Frames
 from stabn.data.presence import check_frames
 from stabn.data.sampling import covering_samples, evaluation_sample
+from stabn.data.slots import to_frames
 from stabn.data.transforms import Crop, crop_clip, evaluation_crop, to_input
 from stabn.data.video_encoding import encode
 from stabn.progress import Progress
@@ -97,8 +98,8 @@ def attend(model: nn.Module, frames: Frames, data: DataConfig, precision: str = 
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             output = model(to_input(clip[torch.from_numpy(places.reshape(part.shape))], data, device))
         logits.append(output.logits.float().cpu())
-        temporal.append(output.temporal_attention.float().flatten(1).cpu())
-        spatial.append(output.spatial_attention.float().squeeze(1).cpu())
+        temporal.append(to_frames(output.temporal_attention.float().flatten(1), data.num_frames).cpu())
+        spatial.append(to_frames(output.spatial_attention.float().squeeze(1), data.num_frames, dim=1).cpu())
     probabilities = torch.cat(logits)[: len(usual)].mean(0).softmax(0).numpy()
     seen = covering.ravel()
     counts = np.bincount(seen, minlength=num_source)

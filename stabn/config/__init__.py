@@ -1,5 +1,7 @@
 """Every setting of the product, once: the CLI, the KFP forms, checkpoints and MLflow are made from these fields."""
 
+from stabn.config.backbones import BackboneSpec, spec_of
+from stabn.config.model import ModelConfig
 from stabn.config.overrides import override, parse_overrides, parse_value
 from stabn.config.sections import (
     LOADING,
@@ -10,7 +12,6 @@ from stabn.config.sections import (
     ExtractConfig,
     FinetuneConfig,
     FitConfig,
-    ModelConfig,
     PromoteConfig,
     RunConfig,
     SelectConfig,

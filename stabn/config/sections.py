@@ -5,6 +5,8 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
+from stabn.config.backbones import spec_of
+from stabn.config.model import ModelConfig
 from stabn.config.settings import ConfigError, Settings, setting
 
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -77,48 +79,6 @@ class DataConfig(Settings):
                 raise ConfigError(f"{name} = {getattr(self, name)}: give three numbers, for red, green and blue")
         if not self.scales:
             raise ConfigError("scales is empty: give at least one share of the short side, such as 1.0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig(Settings):
-    """The network; a checkpoint carries it, so that a checkpoint alone rebuilds its network."""
-
-    name: str = setting("st_abn", "st_abn, or resnet3d: the paper's baseline", choices=("st_abn", "resnet3d"))
-    block: str = setting("bottleneck", "residual block", choices=("bottleneck", "basic"))
-    num_blocks: tuple[int, ...] = setting((3, 4, 6, 3), "residual blocks in layer1 to layer4", low=1)
-    width: int = setting(64, "channels of the stem and of layer1; doubled in each later layer", low=1)
-    num_classes: int = setting(174, "classes, K; taken from the manifest in training", low=1)
-    num_frames: int = setting(32, "frames per clip, T; taken from data.num_frames in training", low=1)
-    attention_head: str = setting(
-        "gap", "gap: the paper's attention logits; linear: the released code's", choices=("gap", "linear")
-    )
-    temporal_kernel: str = setting(
-        "1x3x3",
-        "kernel of the first temporal convolution: 1x3x3 paper, 3x3x3 released code",
-        choices=("1x3x3", "3x3x3"),
-    )
-    mechanism: str = setting(
-        "linear",
-        "behind the attention mechanism's BatchNorm: linear, nothing, as in the paper; relu, as in the first code",
-        choices=("linear", "relu"),
-    )
-    dropout: float = setting(0.5, "dropout before the classifier of each branch", low=0.0, high=1.0)
-    bn_momentum: float = setting(0.1, "momentum of the BatchNorm statistics", low=0.0, high=1.0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.num_blocks) != 4:
-            raise ConfigError(f"num_blocks = {self.num_blocks}: give four numbers, for layer1 to layer4")
-
-    @property
-    def has_attention(self) -> bool:
-        """Whether the network returns an attention that can be corrected."""
-        return self.name == "st_abn"
-
-    @property
-    def num_slots(self) -> int:
-        """Values of the temporal attention of a clip: one per frame, as these networks never stride time."""
-        return self.num_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,7 +353,7 @@ class RunConfig:
     preset: str
     extract: ExtractConfig = ExtractConfig()
     data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = ModelConfig()  # noqa: RUF009 (frozen)
     train: TrainConfig = TrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     select: SelectConfig = SelectConfig()
@@ -406,6 +366,7 @@ class RunConfig:
                 f"model.num_frames = {self.model.num_frames} but data.num_frames = {self.data.num_frames}: "
                 "set data.num_frames; the model follows"
             )
+        spec_of(self.model).check(self.data.crop_size)
         if self.extract.short_side < self.data.crop_size:
             raise ConfigError(
                 f"extract.short_side = {self.extract.short_side} is smaller than data.crop_size = "

@@ -30,6 +30,7 @@ class CachedClips:
 
     Attributes:
         samples: int (num_clips, T), the source frames that the network sees.
+        temporal: float32 (num_clips, S), the network's own attention.
         num_bytes: memory that it takes.
     """
 
@@ -67,8 +68,24 @@ class CachedClips:
         self.temporal = temporal.float().flatten(1).cpu().numpy()
         self.num_bytes = sum(part.numel() * part.element_size() for part in (self._constant, self._slope))
 
+    def with_curve(self, curve: np.ndarray, same: np.ndarray) -> np.ndarray:
+        """Return float32 (num_clips, S), the temporal attention of the clips that a curve stands for.
+
+        Args:
+            curve: float32 (num_frames,) by source frame; NaN where nobody says.
+            same: bool (num_frames,), where the curve is the network's own; there the clip's own value stands.
+        """
+        import torch
+
+        from stabn.data.slots import to_frames, to_slots
+
+        own = torch.from_numpy(self.temporal)
+        frames = np.where(same[self.samples], to_frames(own, self.samples.shape[1]).numpy(), curve[self.samples])
+        slots = to_slots(torch.from_numpy(frames), own.shape[1])
+        return torch.where(torch.isnan(slots), own, slots).numpy()
+
     def probabilities(self, temporal: np.ndarray) -> np.ndarray:
-        """Return float32 (K,) under a temporal attention, float32 (num_clips, T)."""
+        """Return float32 (K,) under a temporal attention, float32 (num_clips, S)."""
         import torch
 
         with torch.inference_mode(), self._arithmetic():
@@ -151,10 +168,8 @@ class WhatIf:
         with self._busy:
             clips = self._clips(video_id)
             mine = np.array([np.nan if value is None else value for value in curve], np.float32)
-            mine[np.abs(mine - np.array(own, np.float32)) < SAME] = np.nan
-            chosen = mine[clips.samples]
-            temporal = np.where(np.isnan(chosen), clips.temporal, chosen).astype(np.float32)
-            probabilities = clips.probabilities(temporal)
+            same = np.abs(mine - np.array(own, np.float32)) < SAME
+            probabilities = clips.probabilities(clips.with_curve(mine, same))
         order = np.argsort(-probabilities, kind="stable")
         truth = self.round.video(video_id).class_index
         return {

@@ -14,6 +14,7 @@ from stabn.attention.automatic import segment_curve
 from stabn.config import ConfigError
 from stabn.data.manifest import Manifest
 from stabn.data.segments import check_segment, load_segments
+from stabn.data.slots import to_slots
 from stabn.models.st_abn import invert
 from stabn.stages import ATTENTION_MODES
 
@@ -50,7 +51,7 @@ class AttentionMode:
         return {"temporal_transform": lambda own: self.replace(own, known)}
 
     def replace(self, own: Tensor, known: Tensor | None = None) -> Tensor:
-        """Return what takes the place of Mt, both (B, T); for the temporal modes."""
+        """Return what takes the place of Mt, both (B, S); `known` is of frames, (B, T). For the temporal modes."""
         if self.name == "temporal_inverted":
             return invert(own)
         if self.name == "temporal_mean":
@@ -64,6 +65,7 @@ class AttentionMode:
             self._former = own[-1:].clone()
             return torch.cat([first, own[:-1]])
         assert known is not None, "temporal_segments needs the segments"
+        known = to_slots(known, own.shape[1])
         return torch.where(torch.isnan(known), own, known.to(own))
 
 

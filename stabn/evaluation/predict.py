@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stabn.config import ConfigError, DataConfig, RunConfig, with_loading
+from stabn.config import ConfigError, DataConfig, RunConfig, spec_of, with_loading
 from stabn.data.dataset import ClipDataset
 from stabn.data.manifest import Manifest
 from stabn.data.presence import check_frames
 from stabn.data.sampler import shard
 from stabn.data.sampling import evaluation_sample
+from stabn.data.slots import to_frames
 from stabn.evaluation.attention_modes import AttentionMode, known_curves
 from stabn.evaluation.metrics import confusion_matrix, topk_accuracy
 from stabn.evaluation.prediction_table import TOP, UNDER, Predictions
 from stabn.models import STABN, Output
-from stabn.presets import describe_backbone, describe_frames
+from stabn.presets import describe_frames
 from stabn.progress import Progress
 from stabn.stages import FRAME_MODES
 from stabn.storage import fetch
@@ -123,7 +124,7 @@ def evaluate(
             "checkpoint_fingerprint": checkpoint.fingerprint,
             "manifest_fingerprint": manifest.fingerprint,
             "model": checkpoint.model_config.name,
-            "backbone": describe_backbone(checkpoint.model_config),
+            "backbone": spec_of(checkpoint.model_config).describe(),
             "frames": describe_frames(checkpoint.data_config),
             **settings,
         }
@@ -209,7 +210,7 @@ def predict(
                 parts.setdefault(f"{branch}top5", []).append(top.indices.cpu())
                 parts.setdefault(f"{branch}scores", []).append(top.values.cpu())
         if attention == "as_is" and output.temporal_attention is not None:
-            temporal = output.temporal_attention.float().reshape(len(clips), -1)
+            temporal = to_frames(output.temporal_attention.float().flatten(1), data.num_frames).reshape(len(clips), -1)
             parts.setdefault("temporal", []).append(temporal.cpu())
         target = batch["target"]
         loss = nn.functional.cross_entropy(output.logits.float(), target, reduction="none", ignore_index=-1)

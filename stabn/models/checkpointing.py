@@ -9,17 +9,35 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def run_blocks(layer: nn.Sequential, x: Tensor, checkpointing: bool) -> Tensor:
-    """Run a layer's blocks, keeping only what goes in between when activations are checkpointed."""
-    for block in layer:
-        if checkpointing and torch.is_grad_enabled():
-            options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-            if not torch.compiler.is_compiling():  # what is compiled updates the statistics once, and takes no contexts
-                options["context_fn"] = _contexts(block)
-            x = checkpoint(block, x, **options)
-        else:
-            x = block(x)
-    return x
+class Layer(nn.Sequential):
+    """Blocks in a row, of which only what goes in between is kept when activations are checkpointed.
+
+    Attributes:
+        checkpointing: whether they are.
+        random: whether a block draws random numbers, which running it again has to repeat.
+    """
+
+    checkpointing = False
+    random = False
+
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        """Run the blocks; what is given besides x goes to each of them."""
+        for block in self:
+            if self.checkpointing and torch.is_grad_enabled():
+                options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": self.random}
+                if not torch.compiler.is_compiling():  # what is compiled updates the statistics once, takes no contexts
+                    options["context_fn"] = _contexts(block)
+                x = checkpoint(block, x, *more, **options)
+            else:
+                x = block(x, *more)
+        return x
+
+
+def set_checkpointing(model: nn.Module, enabled: bool) -> None:
+    """Recompute the activations inside the blocks of a network's layers in the backward pass, or keep them."""
+    for module in model.modules():
+        if isinstance(module, Layer):
+            module.checkpointing = enabled
 
 
 def _contexts(block: nn.Module) -> Callable[[], tuple[AbstractContextManager, AbstractContextManager]]:

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from stabn.config import ModelConfig
+from stabn.models.load_report import LoadReport, WeightsError
+from stabn.models.resnet3d import IMAGENET_PARTS, count_blocks
 from stabn.models.st_abn import STABN
-from stabn.models.weights import IMAGENET_PARTS, LoadReport, WeightsError, count_blocks
+
+EXTRACTOR_PARTS = {name: f"feature_extractor.{own}" for name, own in IMAGENET_PARTS.items()}
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ PLAIN = Layout(
     prefix="",
     mechanism="linear",
     parts={
-        **IMAGENET_PARTS,
+        **EXTRACTOR_PARTS,
         "layer4": "perception_branch.layer4",
         "fc": "perception_branch.fc",
         "layer_att_common": "attention_branch.trunk",
@@ -65,7 +68,7 @@ MMACTION = Layout(
     prefix="backbone.",
     mechanism="relu",
     parts={
-        **{f"backbone.{name}": own for name, own in IMAGENET_PARTS.items()},
+        **{f"backbone.{name}": own for name, own in EXTRACTOR_PARTS.items()},
         "backbone.layer4": "perception_branch.layer4",
         "cls_head.fc_cls": "perception_branch.fc",
         "backbone.att_layer4": "attention_branch.trunk",

@@ -1,13 +1,21 @@
-"""The 3D ResNet of the SlowFast slow pathway: time is never strided (paper, section 4.1; baseline of table 1)."""
+"""The 3D ResNet of the SlowFast slow pathway: time is never strided (paper, section 4.1; baseline of table 1).
 
+Cut before layer 4; the trunk of the attention branch is layer 4 without stride.
+"""
+
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
 from stabn.config import ModelConfig
-from stabn.models.checkpointing import run_blocks
-from stabn.models.output import Output, check_video
+from stabn.models.backbone import EXTRACTOR, PERCEPTION, TRUNK, Backbone, Placed
+from stabn.models.checkpointing import Layer
+from stabn.models.load_report import LoadReport, WeightsError
+
+# Our names of the extractor's parts, by the names of torchvision's and the released modules.
+IMAGENET_PARTS = {"conv1": "stem.conv1", "bn1": "stem.bn1", "layer1": "layer1", "layer2": "layer2", "layer3": "layer3"}
 
 
 class Block(nn.Module, ABC):
@@ -94,7 +102,7 @@ def layer_channels(config: ModelConfig, layer: int) -> int:
     return config.width * 2 ** (layer - 1) * BLOCKS[config.block].expansion
 
 
-def make_layer(config: ModelConfig, layer: int, stride: int) -> nn.Sequential:
+def make_layer(config: ModelConfig, layer: int, stride: int) -> Layer:
     """Return layer 1 to 4; the temporal kernel is 1 in layers 1 and 2, 3 in layers 3 and 4."""
     kind, width, temporal = BLOCKS[config.block], config.width * 2 ** (layer - 1), 1 if layer < 3 else 3
     channels = config.width if layer == 1 else layer_channels(config, layer - 1)
@@ -102,7 +110,7 @@ def make_layer(config: ModelConfig, layer: int, stride: int) -> nn.Sequential:
     for index in range(config.num_blocks[layer - 1]):
         blocks.append(kind(channels, width, stride if index == 0 else 1, temporal, config.bn_momentum))
         channels = layer_channels(config, layer)
-    return nn.Sequential(*blocks)
+    return Layer(*blocks)
 
 
 class Stem(nn.Module):
@@ -128,13 +136,9 @@ class FeatureExtractor(nn.Module):
         self.layer1 = make_layer(config, 1, 1)
         self.layer2 = make_layer(config, 2, 2)
         self.layer3 = make_layer(config, 3, 2)
-        self.checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for layer in (self.layer1, self.layer2, self.layer3):
-            x = run_blocks(layer, x, self.checkpointing)
-        return x
+        return self.layer3(self.layer2(self.layer1(self.stem(x))))
 
 
 class Classifier(nn.Module):
@@ -148,42 +152,54 @@ class Classifier(nn.Module):
         self.layer4 = make_layer(config, 4, 2)
         self.dropout = nn.Dropout(config.dropout)
         self.fc = nn.Linear(layer_channels(config, 4), config.num_classes)
-        self.checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        x = run_blocks(self.layer4, x, self.checkpointing)
-        return self.fc(self.dropout(x.mean((2, 3, 4))))
+        return self.fc(self.dropout(self.layer4(x).mean((2, 3, 4))))
 
 
-class ResNet3D(nn.Module):
-    """The paper's baseline: a 3D ResNet classifier."""
+class ResNet3D(Backbone):
+    """See the head of this file."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.feature_extractor = FeatureExtractor(config)
-        self.classifier = Classifier(config)
-        initialize(self.modules())
+        super().__init__(config)
+        self.channels, self.trunk_channels = layer_channels(config, 3), layer_channels(config, 4)
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Recompute the blocks' activations in the backward pass instead of keeping them."""
-        self.feature_extractor.checkpointing = self.classifier.checkpointing = enabled
+    def feature_extractor(self) -> nn.Module:
+        return FeatureExtractor(self.config)
 
-    def forward(self, video: Tensor) -> Output:
-        """Classify clips.
+    def trunk(self) -> nn.Module:
+        return make_layer(self.config, 4, 1)
 
-        Args:
-            video: float (B, 3, T, H, W), normalised; H and W are free.
+    def perception_branch(self) -> nn.Module:
+        return Classifier(self.config)
 
-        Raises:
-            ShapeError: not a video of `config.num_frames` frames.
+    def place(self, weights: Mapping[str, Tensor], report: LoadReport) -> Iterator[Placed]:
+        """Place a torchvision-format 2D ResNet (section 4.1: initialised from ImageNet, inflated in time).
+
+        A 2D kernel is repeated kt times and divided by kt, so that a still video gives the 2D network's features (but
+        in the first and last frames, where layers 3 and 4 see zeros beyond the ends); the rest is copied. The attention
+        branch's trunk starts as a copy of layer 4.
         """
-        check_video(video, self.config)
-        return Output(self.classifier(self.feature_extractor(video)))
+        depth = count_blocks(weights)
+        if any(depth) and depth != self.config.num_blocks:
+            raise WeightsError(
+                f"{report.source}: its layers have {depth} blocks, the network's {self.config.num_blocks}; choose the "
+                "preset of that depth or other weights"
+            )
+        for key, value in weights.items():
+            part, _, rest = key.partition(".")
+            if part == "fc":
+                report.skipped[key] = "the classifier is of other classes"
+            elif part in IMAGENET_PARTS:
+                yield Placed(key, EXTRACTOR, f"{IMAGENET_PARTS[part]}.{rest}", value)
+            elif part == "layer4":
+                yield Placed(key, PERCEPTION, f"layer4.{rest}", value)
+                yield Placed(key, TRUNK, rest, value)
+            else:
+                report.unexpected.append(key)
 
 
-def initialize(modules: Iterable[nn.Module]) -> None:
-    """Initialise convolutions as He et al. do for ReLU networks; BatchNorm starts as the identity."""
-    for module in modules:
-        if isinstance(module, nn.Conv3d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+def count_blocks(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return how many blocks layer1 to layer4 of a state dict have."""
+    found = {m.groups() for name in weights if (m := re.match(r"layer([1-4])\.(\d+)\.", name))}
+    return tuple(sum(layer == number for layer, _ in found) for number in "1234")

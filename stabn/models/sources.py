@@ -7,18 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stabn.config import ModelConfig
+from stabn.config import ModelConfig, spec_of
 from stabn.masking import masked
 from stabn.models.weights import WeightsError, read_weights
-from stabn.presets import imagenet_depth
 
-# torchvision's ImageNet weights by depth, fetched and kept by PyTorch itself (TORCH_HOME); torchvision is not needed.
-TORCHVISION = {
-    18: "https://download.pytorch.org/models/resnet18-f37072fd.pth",
-    34: "https://download.pytorch.org/models/resnet34-b627a593.pth",
-    50: "https://download.pytorch.org/models/resnet50-11ad3fa6.pth",
-    101: "https://download.pytorch.org/models/resnet101-cd907fc2.pth",
-}
 MIRROR = "STABN_WEIGHTS_MIRROR"
 REMEDY = (
     "copy the file where this machine can read it and give its path or s3:// URI as train.init_weights, or set "
@@ -41,7 +33,7 @@ def fetch_initial_weights(name: str, config: ModelConfig) -> tuple[Mapping[str, 
     if name in ("random", ""):
         return None
     if name == "imagenet":
-        url = TORCHVISION[imagenet_depth(config)]
+        url = spec_of(config).imagenet_url()
         if mirror := os.environ.get(MIRROR):
             url = f"{mirror.rstrip('/')}/{url.rpartition('/')[2]}"
         weights = _had(lambda: torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True), url)

@@ -1,30 +1,36 @@
 """Spatio-Temporal Attention Branch Network (paper, section 3.1).
 
                                  ┌─────────────── attention branch ────────────────┐
-                                 │ trunk (layer 4, stride 1) ─ class maps A        │
+                                 │ trunk (last layers again) ─ class maps A        │
                  ┌───── f ──────►│   ├─ attention logits                           │──► CE (eq. 4)
-video ─► feature │               │   ├─ spatial attention  Ms (B, 1, T, h, w)      │
-        extractor┤               │   └─ temporal attention Mt (B, 1, T, 1, 1)      │◄── edits M't (eq. 6)
+video ─► feature │               │   ├─ spatial attention  Ms (B, 1, S, h, w)      │
+        extractor┤               │   └─ temporal attention Mt (B, 1, S, 1, 1)      │◄── edits M't (eq. 6)
                  │               └────────────────────────┬────────────────────────┘
                  │   attention mechanism:  Ms, Mt         ▼          perception branch
-                 └───── f ──────► [(1 + Ms) f , Mt f] ─ 1x1x1 ─► f' ─► layer 4 ─ logits ──► CE (eq. 4)
+                 └───── f ──────► [(1 + Ms) f , Mt f] ─ 1x1x1 ─► f' ─► the rest ─ logits ─► CE (eq. 4)
+
+Each slot of S is one frame where the backbone leaves time alone, else as many as its temporal stride.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from typing import Self
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stabn.config import ModelConfig
-from stabn.models.checkpointing import run_blocks
-from stabn.models.output import Output, ShapeError, check_video
-from stabn.models.resnet3d import Classifier, FeatureExtractor, conv, initialize, layer_channels, make_layer
+from stabn.models.backbone import PERCEPTION, TRUNK, Backbone
+from stabn.models.network import Network, initialize
+from stabn.models.output import Output, ShapeError
 
 # Of the last layer before Mt's sigmoid at the start: a normalised map after ReLU has mean 0.4, which becomes 0.5.
 TEMPORAL_GAIN, TEMPORAL_BIAS = 4.0, -1.6
+
+
+def conv(channels: int, out_channels: int, kernel: tuple[int, int, int]) -> nn.Conv3d:
+    """Return a convolution without bias whose output keeps T, H and W."""
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+    return nn.Conv3d(channels, out_channels, kernel, padding=padding, bias=False)
 
 
 def invert(attention: Tensor) -> Tensor:
@@ -35,13 +41,12 @@ def invert(attention: Tensor) -> Tensor:
 class AttentionBranch(nn.Module):
     """From features to class maps A, and from these to logits, Ms and Mt."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, backbone: Backbone) -> None:
         super().__init__()
-        classes, slots, momentum = config.num_classes, config.num_slots, config.bn_momentum
-        channels = layer_channels(config, 4)
+        classes, slots, momentum = config.num_classes, backbone.spec.num_slots, config.bn_momentum
+        channels = backbone.trunk_channels
         self.head = config.attention_head
-        self.checkpointing = False
-        self.trunk = make_layer(config, 4, 1)
+        self.trunk = backbone.trunk()
         self.class_maps = nn.Sequential(
             nn.BatchNorm3d(channels, momentum=momentum),
             conv(channels, classes, (1, 1, 1)),
@@ -76,8 +81,8 @@ class AttentionBranch(nn.Module):
             last.bias.fill_(TEMPORAL_BIAS)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits (B, K), Ms (B, 1, T, h, w), Mt (B, 1, T, 1, 1)."""
-        maps = self.class_maps(run_blocks(self.trunk, features, self.checkpointing))
+        """Return logits (B, K), Ms (B, 1, S, h, w), Mt (B, 1, S, 1, 1)."""
+        maps = self.class_maps(self.trunk(features))
         if self.fc is None:  # dropped before the K->K maps: of the K logits none may be missing from the loss
             logits = self.logits(self.dropout(maps)).mean((2, 3, 4))
         else:
@@ -87,76 +92,60 @@ class AttentionBranch(nn.Module):
         return logits, self.spatial(maps), temporal[:, None, :, None, None]
 
 
-class STABN(nn.Module):
-    """ST-ABN: its attention is an output and an input of the recognition."""
+class STABN(Network):
+    """ST-ABN: its attention is an output and an input of the recognition.
+
+    Attributes:
+        num_slots: S, values of the temporal attention of a clip.
+    """
+
+    parts = {**Network.parts, TRUNK: "attention_branch.trunk", PERCEPTION: "perception_branch"}  # noqa: RUF012
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        channels = layer_channels(config, 3)
-        self.config = config
-        self.frozen = False
-        self.feature_extractor = FeatureExtractor(config)
-        self.attention_branch = AttentionBranch(config)
+        super().__init__(config)
+        channels = self.backbone.channels
+        self.num_slots = self.backbone.spec.num_slots
+        self.feature_extractor = self.backbone.feature_extractor()
+        self.attention_branch = AttentionBranch(config, self.backbone)
         self.attention_mechanism = nn.Sequential(
             conv(2 * channels, channels, (1, 1, 1)), nn.BatchNorm3d(channels, momentum=config.bn_momentum)
         )
         self.activation = nn.ReLU() if config.mechanism == "relu" else nn.Identity()
-        self.perception_branch = Classifier(config)
+        self.perception_branch = self.backbone.perception_branch()
         initialize(self.modules())
+        self.backbone.initialize(self.modules())
+        self._initialize_mechanism()
         self.attention_branch.initialize_temporal()
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Recompute the blocks' activations in the backward pass instead of keeping them."""
-        for part in (self.feature_extractor, self.attention_branch, self.perception_branch):
-            part.checkpointing = enabled
-
-    def feature_extractor_parameters(self) -> Iterator[nn.Parameter]:
-        """Return the parameters that fine-tuning leaves as they are."""
-        return self.feature_extractor.parameters()
-
-    def freeze_feature_extractor(self) -> None:
-        """Keep the feature extractor as it is: no gradient, no graph, BatchNorm statistics fixed (section 3.2)."""
-        self.frozen = True
-        self.feature_extractor.requires_grad_(False)
-        self.feature_extractor.eval()
+    def _initialize_mechanism(self) -> None:
+        if self.backbone.reads_channels:
+            mix = self.attention_mechanism[0]
+            assert isinstance(mix, nn.Conv3d)
+            for half in mix.weight.data.chunk(2, dim=1):
+                nn.init.dirac_(half)
 
     def reinitialize_recognition(self) -> None:
         """Give random weights to all that follows the attention: the attention mechanism and the perception branch."""
         for part in (self.attention_mechanism, self.perception_branch):
             for module in part.modules():
-                if isinstance(module, nn.BatchNorm3d | nn.Linear):
+                if isinstance(module, nn.BatchNorm3d | nn.LayerNorm | nn.Linear):
                     module.reset_parameters()
             initialize(part.modules())
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation; a frozen feature extractor stays in evaluation."""
-        super().train(mode)
-        if self.frozen:
-            self.feature_extractor.eval()
-        return self
-
-    def extract_features(self, video: Tensor) -> Tensor:
-        """Return f (B, C, T, H/16, W/16) of normalised float (B, 3, T, H, W); H and W are free.
-
-        Raises:
-            ShapeError: not a video of `config.num_frames` frames.
-        """
-        check_video(video, self.config)
-        with torch.no_grad() if self.frozen else nullcontext():
-            return self.feature_extractor(video)
+            self.backbone.initialize(part.modules())
+        self._initialize_mechanism()
 
     def attend(self, features: Tensor, spatial: Tensor, temporal: Tensor) -> Tensor:
         """Return f' of the attention mechanism (eq. 1 to 3), before `config.mechanism`'s ReLU if it has one.
 
         Args:
-            features: f, (B, C, T, h, w).
-            spatial: Ms, (B, 1, T, h, w), applied with a residual: (1 + Ms) f.
-            temporal: Mt, (B, 1, T, 1, 1), applied without: Mt f.
+            features: f, (B, C, S, h, w).
+            spatial: Ms, (B, 1, S, h, w), applied with a residual: (1 + Ms) f.
+            temporal: Mt, (B, 1, S, 1, 1), applied without: Mt f.
         """
         return self.attention_mechanism(torch.cat([(1 + spatial) * features, temporal * features], dim=1))
 
     def attend_parts(self, features: Tensor, spatial: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a and b, both (B, C, T, h, w), with which `attend` of any Mt is a + Mt b. In evaluation only.
+        """Return a and b, both (B, C, S, h, w), with which `attend` of any Mt is a + Mt b. In evaluation only.
 
         The mechanism is linear in Mt: W [(1 + Ms) f, Mt f] = W1 (1 + Ms) f + Mt W2 f. Who tries one Mt after the other
         on the same video keeps a and b, and what is left is the perception branch.
@@ -195,9 +184,9 @@ class STABN(nn.Module):
         Args:
             video: float (B, 3, T, H, W), normalised; or None with `features`.
             features: f of `extract_features`, to run again only what follows it.
-            temporal_attention: (B, T) in [0, 1], replaces Mt in the attention mechanism: a person's edit.
+            temporal_attention: (B, S) in [0, 1], replaces Mt in the attention mechanism: a person's edit.
             spatial_transform: applied to Ms before the attention mechanism: `invert` for eq. 7.
-            temporal_transform: applied to Mt as (B, T) before the attention mechanism, if nothing replaces it.
+            temporal_transform: applied to Mt as (B, S) before the attention mechanism, if nothing replaces it.
 
         Returns:
             Logits under the changed attention; the attention returned is the network's own.
@@ -216,25 +205,25 @@ class STABN(nn.Module):
         if used_spatial.shape != spatial.shape:
             raise ShapeError(
                 f"spatial_transform returned shape {tuple(used_spatial.shape)}: expected that of Ms, "
-                f"(B, 1, T, h, w) = {tuple(spatial.shape)}"
+                f"(B, 1, S, h, w) = {tuple(spatial.shape)}"
             )
         used_temporal = temporal
         if temporal_attention is None and temporal_transform is not None:
             temporal_attention = temporal_transform(temporal.flatten(1))
         if temporal_attention is not None:
-            expected = (features.shape[0], self.config.num_slots)
+            expected = (features.shape[0], self.num_slots)
             if temporal_attention.shape != expected:
                 raise ShapeError(
-                    f"temporal_attention of shape {tuple(temporal_attention.shape)}: expected (B, T) = {expected}, "
-                    f"with T = config.num_slots = {self.config.num_slots}"
+                    f"temporal_attention of shape {tuple(temporal_attention.shape)}: expected (B, S) = {expected}, "
+                    f"with one value for each of {self.num_slots} slots of {self.config.num_frames} frames"
                 )
             used_temporal = temporal_attention.to(features)[:, None, :, None, None]
         return Output(self.perceive(features, used_spatial, used_temporal), attention_logits, spatial, temporal)
 
     def _check_features(self, features: Tensor) -> None:
-        channels, frames = layer_channels(self.config, 3), self.config.num_frames
-        if features.ndim != 5 or features.shape[1:3] != (channels, frames):
+        channels = self.backbone.channels
+        if features.ndim != 5 or features.shape[1:3] != (channels, self.num_slots):
             raise ShapeError(
-                f"features of shape {tuple(features.shape)}: expected (B, C, T, h, w) with C = {channels} and "
-                f"T = config.num_frames = {frames}, as extract_features of this network returns them"
+                f"features of shape {tuple(features.shape)}: expected (B, C, S, h, w) with C = {channels} and "
+                f"S = {self.num_slots}, as extract_features of this network returns them"
             )

@@ -23,7 +23,7 @@ class FeatureCache:
 
     @torch.no_grad()
     def features(self, model: nn.Module, batch: Batch, config: DataConfig) -> Tensor:
-        """Return float32 (B * num_clips, C, T, h, w) on the device: from memory, or computed if any is missing.
+        """Return float32 (B * num_clips, C, S, h, w) on the device: from memory, or computed if any is missing.
 
         Args:
             model: ST-ABN whose feature extractor is frozen.

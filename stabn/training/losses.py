@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stabn.data.slots import to_slots
 from stabn.models.output import Output, ShapeError
 
 
@@ -37,23 +38,26 @@ def training_loss(output: Output, target: Tensor, smoothing: float = 0.0) -> Los
 def temporal_attention_loss(temporal_attention: Tensor, edited: Tensor) -> Tensor:
     """Return the mean squared distance of the temporal attention from the edited one (eq. 6, without gamma).
 
-    Per video it is the mean over the frames on which the person has an opinion. The sum over the edited videos is
-    divided by the size of the batch, as the cross-entropy is: eq. 5 holds per video, and a video weighs the same
-    whether or not others in its batch are edited. Without any edit it is 0, with a gradient of 0.
+    Per video it is the mean over the frames on which the person has an opinion; where several share one value of Mt,
+    over the slots, whose edit is the mean of theirs. The sum over the edited videos is divided by the size of the
+    batch, as the cross-entropy is: eq. 5 holds per video, and a video weighs the same whether or not others in its
+    batch are edited. Without any edit it is 0, with a gradient of 0.
 
     Args:
-        temporal_attention: Mt, (B, 1, T, 1, 1) or (B, T), in [0, 1].
+        temporal_attention: Mt, (B, 1, S, 1, 1) or (B, S), in [0, 1].
         edited: M't, (B, T) in [0, 1]; NaN on frames without an opinion and in videos without an edit.
 
     Raises:
-        ShapeError: the two differ in B or T.
+        ShapeError: the two differ in B, or T is no multiple of S.
     """
     attention = _at_least_float32(temporal_attention).flatten(1)
-    if attention.shape != edited.shape:
+    num_slots = attention.shape[1]
+    if edited.ndim != 2 or len(edited) != len(attention) or edited.shape[1] % num_slots:
         raise ShapeError(
-            f"edited attention of shape {tuple(edited.shape)}: the network's is (B, T) = {tuple(attention.shape)}; "
+            f"edited attention of shape {tuple(edited.shape)}: the network's is (B, S) = {tuple(attention.shape)}; "
             "give one value per sampled frame of each clip"
         )
+    edited = to_slots(edited, num_slots)
     known = ~torch.isnan(edited)
     squared = (attention - torch.where(known, edited, 0)).square() * known
     per_video = squared.sum(1) / known.sum(1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""What is trained, from what, with which losses and rates: the 3D ResNet baseline, ST-ABN, and its fine-tuning."""
+"""What is trained, from what, with which losses and rates: the baseline, ST-ABN, and its fine-tuning."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from stabn.data.dataset import ClipDataset
 from stabn.data.edit_table import EditTable
 from stabn.data.manifest import Manifest
 from stabn.errors import StabnError
-from stabn.models import STABN, Output, ResNet3D
+from stabn.models import STABN, Network, Output, build_model
 from stabn.models.sources import fetch_initial_weights
 from stabn.models.weights import load_initial_weights
 from stabn.training.agreement import Known
@@ -43,7 +43,7 @@ class Recipe:
     """
 
     name: str
-    model: STABN | ResNet3D
+    model: Network
     settings: FitConfig
     videos: ClipDataset
     validation: ClipDataset
@@ -54,8 +54,8 @@ class Recipe:
 
 
 def baseline(manifest: Manifest, config: RunConfig, say: Callable[[str], None] = print) -> Recipe:
-    """Train the paper's baseline: a 3D ResNet, with the cross-entropy of its classifier (paper, section 4.1)."""
-    return _train(ResNet3D, manifest, config, say)
+    """Train the paper's baseline: the backbone alone, with the cross-entropy of its classifier (paper, section 4.1)."""
+    return _train(manifest, config, say)
 
 
 def st_abn(
@@ -74,7 +74,7 @@ def st_abn(
     Raises:
         TrainingError: the edits do not fit the manifest.
     """
-    recipe = _train(STABN, manifest, config, say)
+    recipe = _train(manifest, config, say)
     recipe.validation.edits = known or {}
     if edits is None:
         return recipe
@@ -143,18 +143,16 @@ def _smoothing(settings: FitConfig) -> dict[str, float]:
     return {"smoothing": settings.label_smoothing} if settings.label_smoothing else {}
 
 
-def _train(
-    network: type[STABN] | type[ResNet3D], manifest: Manifest, config: RunConfig, say: Callable[[str], None]
-) -> Recipe:
+def _train(manifest: Manifest, config: RunConfig, say: Callable[[str], None]) -> Recipe:
     """Train a whole network from its initial weights on all training videos, with the losses of its branches."""
     settings, clips, rows = config.train, config.data, manifest.indices("train")
     torch.manual_seed(settings.seed)
-    model = network(dataclasses.replace(config.model, num_classes=len(manifest.classes)))
+    model = build_model(dataclasses.replace(config.model, num_classes=len(manifest.classes)))
     if found := fetch_initial_weights(settings.init_weights, config.model):
         weights, source = found
         say(str(load_initial_weights(model, source, weights)))
     else:
-        say(f"{network.__name__} starts with random weights")
+        say(f"{type(model).__name__} starts with random weights")
     return Recipe(
         name="train",
         model=model,

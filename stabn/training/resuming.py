@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from stabn.config import LOADING, RUNNING, DataConfig, FitConfig, ModelConfig, to_dict
+from stabn.config.model import FORMER_BASELINE
 
 # Besides where it runs, how fast it loads, what it saves and shows (RUNNING and LOADING), which never count.
 MAY_CHANGE = (
@@ -58,6 +59,8 @@ def run_identity(settings: FitConfig, data: DataConfig, model: ModelConfig, **in
     }
     if values.get("init_weights") == "random":
         values["init_weights"] = ""  # its former name
+    if values["model.name"] == "baseline":
+        values["model.name"] = FORMER_BASELINE
     return {**values, **inputs}
 
 

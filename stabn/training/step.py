@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stabn.config import DataConfig, FitConfig
+from stabn.data.slots import to_slots
 from stabn.models import Output
 from stabn.training.batchnorm import RunningStatistics, share_weight
 from stabn.training.device import Batch, autocast, average_clips, batch_input
@@ -163,7 +165,7 @@ class Stepper:
             edited = torch.where(
                 torch.rand(len(edited), 1, device=edited.device) < self.settings.teacher_forcing, edited, torch.nan
             )
-            options["temporal_transform"] = lambda own: torch.where(torch.isnan(edited), own, edited.to(own))
+            options["temporal_transform"] = partial(_replace_where_edited, edited)
         network, stance = self._compiled(num_videos)
         with stance, autocast(self.device, self.dtype):
             output = network(**options)
@@ -200,6 +202,12 @@ class Stepper:
 
     def _no_sync(self) -> AbstractContextManager:
         return self.network.no_sync() if self.world.size > 1 else nullcontext()
+
+
+def _replace_where_edited(edited: Tensor, own: Tensor) -> Tensor:
+    """Return Mt (B, S) with the edits (B, T) in its place, where there are any."""
+    slots = to_slots(edited, own.shape[1])
+    return torch.where(torch.isnan(slots), own, slots.to(own))
 
 
 def _seed(*parts: int) -> int:

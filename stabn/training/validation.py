@@ -10,6 +10,7 @@ from torch.utils.data import Subset
 from stabn.config import FitConfig
 from stabn.data.dataset import ClipDataset
 from stabn.data.sampler import shard
+from stabn.data.slots import to_frames
 from stabn.training.agreement import Agreement, agreement
 from stabn.training.device import autocast, batch_input, forward_clips, make_loader, on_device
 from stabn.training.distributed import World
@@ -77,11 +78,12 @@ def _matched(attention: Tensor, known: Tensor) -> Tensor:
     """Return how many videos of a batch were compared, and the sums of Agreement's numbers over them.
 
     Args:
-        attention: Mt, (B * num_clips, 1, T, 1, 1).
+        attention: Mt, (B * num_clips, 1, S, 1, 1).
         known: (B, num_clips, T), see `agreement`; NaN where nothing is known.
     """
     sums = torch.zeros(1 + len(Agreement._fields), dtype=torch.float64)
-    curves = attention.float().reshape(known.shape).flatten(1).cpu().numpy()
+    frames = to_frames(attention.float().flatten(1), known.shape[2])
+    curves = frames.reshape(known.shape).flatten(1).cpu().numpy()
     for curve, inside in zip(curves, known.flatten(1).cpu().numpy(), strict=True):
         if found := agreement(curve, inside):
             sums += torch.tensor([1.0, *found], dtype=torch.float64)

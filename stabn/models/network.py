@@ -1,0 +1,73 @@
+"""What ST-ABN and the baseline have in common: a feature extractor that can be frozen."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from stabn.config import ModelConfig
+from stabn.models.backbone import EXTRACTOR
+from stabn.models.checkpointing import set_checkpointing
+from stabn.models.output import check_video
+from stabn.models.registry import backbone_of
+
+
+class Network(nn.Module):
+    """A network around a backbone.
+
+    Attributes:
+        parts: prefix of our names by the backbone's part, see `backbone.Placed`; a part that is absent is not here.
+        backbone: what the network is made of.
+        frozen: whether the feature extractor stays as it is.
+    """
+
+    parts: ClassVar[Mapping[str, str]] = {EXTRACTOR: "feature_extractor"}
+    feature_extractor: nn.Module
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone_of(config)
+        self.frozen = False
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute the blocks' activations in the backward pass instead of keeping them."""
+        set_checkpointing(self, enabled)
+
+    def feature_extractor_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters that fine-tuning leaves as they are."""
+        return self.feature_extractor.parameters()
+
+    def freeze_feature_extractor(self) -> None:
+        """Keep the feature extractor as it is: no gradient, no graph, BatchNorm statistics fixed (section 3.2)."""
+        self.frozen = True
+        self.feature_extractor.requires_grad_(False)
+        self.feature_extractor.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; a frozen feature extractor stays in evaluation."""
+        super().train(mode)
+        if self.frozen:
+            self.feature_extractor.eval()
+        return self
+
+    def extract_features(self, video: Tensor) -> Tensor:
+        """Return f (B, C, S, h, w) of normalised float (B, 3, T, H, W); H and W as the backbone wants them.
+
+        Raises:
+            ShapeError: not a video of `config.num_frames` frames, or of a size that the backbone cannot divide.
+        """
+        check_video(video, self.config)
+        with torch.no_grad() if self.frozen else nullcontext():
+            return self.feature_extractor(video)
+
+
+def initialize(modules: Iterable[nn.Module]) -> None:
+    """Initialise convolutions as He et al. do for ReLU networks; BatchNorm starts as the identity."""
+    for module in modules:
+        if isinstance(module, nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
