@@ -6,6 +6,7 @@ Linux has all of it; macOS has no affinity and takes no limit of the address spa
 import contextlib
 import ctypes
 import errno
+import math
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+CGROUPS = Path("/sys/fs/cgroup")
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
@@ -22,11 +24,37 @@ class NoLocks(OSError):
 
 
 def num_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return how many cores this process may use: those of its affinity, and no more than its container's limit."""
     try:
-        return len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
-        return os.cpu_count() or 1
+        cores = os.cpu_count() or 1
+    return max(1, min([cores, *(math.ceil(share) for share in _cpu_limits())]))
+
+
+def control_groups() -> list[Path]:
+    """Return the folders of this process' control group and of those around it; in a container the root's alone."""
+    lines = read_text(Path("/proc/self/cgroup")).splitlines()
+    own = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    folder = CGROUPS / own.strip("/")
+    return [one for one in (folder, *folder.parents) if one.is_relative_to(CGROUPS)]
+
+
+def read_text(path: Path) -> str:
+    """Return what a file of the kernel says; empty if there is none."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _cpu_limits() -> Iterator[float]:
+    """Yield how many cores' time the control groups around this process may take, those that have a limit."""
+    for folder in control_groups():
+        for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+            quota, *rest = [*" ".join(read_text(folder / name) for name in names).split(), ""]
+            if quota.isdigit() and rest[0].isdigit() and int(rest[0]):
+                yield int(quota) / int(rest[0])
 
 
 def limit_memory(num_bytes: int) -> bool:

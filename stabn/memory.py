@@ -5,16 +5,17 @@ from pathlib import Path
 
 import psutil
 
+from stabn.machine import control_groups, read_text
+
 SHARED = Path("/dev/shm")
-CGROUPS = Path("/sys/fs/cgroup")
 
 
 def memory_limit() -> int:
     """Return the bytes that the processes of this machine or container may take together."""
     limits = [psutil.virtual_memory().total]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        for folder in _own_groups():
-            text = _read(folder / name)
+        for folder in control_groups():
+            text = read_text(folder / name)
             if text.isdigit():
                 limits.append(int(text))
     return min(limits)
@@ -42,26 +43,12 @@ def has_been_short() -> bool:
 
 
 def _kills() -> int:
-    for folder in _own_groups():
-        for line in _read(folder / "memory.events").splitlines():
+    for folder in control_groups():
+        for line in read_text(folder / "memory.events").splitlines():
             name, _, number = line.partition(" ")
             if name == "oom_kill":
                 return int(number)
     return 0
-
-
-def _own_groups() -> list[Path]:
-    """Return the folders of this process' control group and of those around it; in a container the root's alone."""
-    own = next((line[3:] for line in _read(Path("/proc/self/cgroup")).splitlines() if line.startswith("0::")), "/")
-    folder = CGROUPS / own.strip("/")
-    return [one for one in (folder, *folder.parents) if one.is_relative_to(CGROUPS)]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
 
 
 _KILLS_BEFORE = _kills()

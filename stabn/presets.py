@@ -60,9 +60,7 @@ def mini() -> RunConfig:
     return RunConfig(
         preset="mini",
         extract=ExtractConfig(short_side=80, jpeg_quality=90),
-        data=DataConfig(
-            num_frames=frames, crop_size=64, scales=(1.0, 0.9, 0.8), color_jitter=0.1, cache_mb=256, workers=0
-        ),
+        data=DataConfig(num_frames=frames, crop_size=64, scales=(1.0, 0.9, 0.8), color_jitter=0.1, cache_mb=256),
         model=ModelConfig(
             block="basic", num_blocks=(1, 1, 1, 1), width=16, num_frames=frames, dropout=0.0, bn_momentum=0.2
         ),

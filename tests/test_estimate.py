@@ -11,7 +11,7 @@ from stabn import presets
 from stabn.config import ConfigError
 from stabn.models import STABN, build_model
 from stabn.training import estimate as estimating
-from stabn.training.estimate import Estimate, check_memory, check_shared_memory, estimate
+from stabn.training.estimate import Estimate, check_memory, estimate, loading_processes
 from stabn.training.stage import train
 
 CPU = torch.device("cpu")
@@ -75,10 +75,10 @@ def test_too_small_a_shared_memory_is_refused_before_the_first_step(
     clips = dataclasses.replace(presets.load("ssv2_r50_32").data, workers=8)
     monkeypatch.setattr(estimating, "free_shared_memory", lambda: 2 * 2**30)
     with pytest.raises(ConfigError, match=r"up to 4.9 GB of /dev/shm \(8 .* x 4.8 MB\), 2.1 GB .* data.workers = 3"):
-        check_shared_memory(clips, 64, 1)
+        loading_processes(clips, 64, 1, CPU)
     with pytest.raises(ConfigError, match=r"up to 4.9 GB .* x 8 training processes"):
-        check_shared_memory(clips, 8, 8)
-    check_shared_memory(dataclasses.replace(clips, workers=3), 64, 1)
+        loading_processes(clips, 8, 8, CPU)
+    assert loading_processes(dataclasses.replace(clips, workers=3), 64, 1, CPU) == 3
     monkeypatch.setattr(estimating, "free_shared_memory", lambda: 1000)
     with pytest.raises(ConfigError, match=r"data\.workers = 2: .* set data\.workers = 0"):
         train(manifest_path, settings(data__workers=2), str(tmp_path / "out"))

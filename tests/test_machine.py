@@ -24,11 +24,35 @@ with stage_run("train", settings={"a": 1}, inputs={}) as run:
 """
 
 
-def test_the_cores_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cores_without_affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
     if hasattr(os, "sched_getaffinity"):
         assert machine.num_cores() == len(os.sched_getaffinity(0))
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert machine.num_cores() == (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "400000 100000"}, 4),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "250000 100000\n"}, 3),
+        ({"cpu.max": "max 100000"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+        ({}, 64),
+    ],
+)
+def test_a_container_may_use_fewer_cores_than_its_machine_has(
+    files: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda number: range(64), raising=False)
+    assert machine.num_cores() == expected
 
 
 def test_a_limit_of_memory_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,11 +66,16 @@ class DataConfig(Settings):
     mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), "mean of red, green and blue, in [0, 1]")
     std: tuple[float, ...] = setting((0.229, 0.224, 0.225), "standard deviation of red, green and blue", low=1e-6)
     cache_mb: int = setting(
-        0, "memory for compressed frames, in MB; with workers = 0 only, as loading processes end with the epoch", low=0
+        0, "memory for compressed frames, in MB, in training and again in validation; loading processes share it", low=0
     )
     cache_dir: str = setting("", "folder on a local disk that keeps frames for all processes of a node; empty: none")
     cache_gb: float = setting(50.0, "size of cache_dir, at most, in GB", low=0.001)
-    workers: int = setting(2, "processes that load clips; 0: load in the training process", low=0)
+    workers: int = setting(
+        -1,
+        "processes that load clips for each training process; 0: it loads itself; -1: 0 on a processor, beside a GPU "
+        "as many as cores, /dev/shm and memory allow",
+        low=-1,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,7 @@ from stabn.data.packed_frames import PackedFrames
 from stabn.data.presence import frames_gone
 from stabn.data.sampling import evaluation_sample, training_sample
 from stabn.data.ssv2 import flip_map
-from stabn.data.transforms import color_matrix, crop_and_resize, evaluation_crop, random_crop
+from stabn.data.transforms import Crop, color_matrix, crop_and_resize, evaluation_crop, random_crop
 from stabn.storage import ObjectNotFound, Storage, open_storage
 
 
@@ -67,6 +67,10 @@ class FrameReader:
             return start, self._disk.read_range(self.storage, key, size, version, start, end - start)
         return start, self.storage.read_range(video.object_key, start, end - start)
 
+    def share_memory(self, processes: int) -> None:
+        """Leave the memory for objects to several processes, of which this is one: each takes an equal part."""
+        self._room //= processes
+
     def packed(self, index: int) -> PackedFrames:
         """Return all frames of a video, as they are stored and decoded when they are looked at."""
         video = self.manifest.video(index)
@@ -115,6 +119,10 @@ class ClipDataset(Dataset):
         return len(self.indices)
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        return self.item(position)
+
+    def item(self, position: int, with_clips: bool = True) -> dict[str, torch.Tensor]:
+        """Return an item; without clips nothing is read, and they are zeros."""
         config = self.config
         index = int(self.indices[position])
         video = self.manifest.video(index)
@@ -126,22 +134,9 @@ class ClipDataset(Dataset):
             sample = training_sample(video.num_frames, config.num_frames, config.num_clips, rng)
             crop = random_crop(video.width, video.height, config, rng)
             flip = config.flip and bool(rng.random() < 0.5)
-        size = config.crop_size
-        clips = np.empty((*sample.shape, size, size, 3), np.uint8)
-        first: dict[int, np.ndarray] = {}
-        jpegs = self.reader.jpegs(index, sample)
-        buffer = np.empty(video.height * video.width * 3, np.uint8)  # one for all frames: fresh memory is slow
-        rows = -(-video.height * size // crop.side)  # of a frame in which the crop has just the size wanted
-        min_height = rows if 2 * rows <= video.height else 0
-        for frame_index, out in zip(sample.ravel().tolist(), clips.reshape(-1, size, size, 3), strict=True):
-            if frame_index in first:
-                out[...] = first[frame_index]
-            else:
-                frame = decode_jpeg(jpegs[frame_index], video.video_id, frame_index, min_height, buffer)
-                crop_and_resize(frame, crop.scaled(frame.shape[0], frame.shape[1], video.height), out)
-                if flip:
-                    cv2.flip(out, 1, dst=out)
-                first[frame_index] = out
+        clips = np.zeros((*sample.shape, config.crop_size, config.crop_size, 3), np.uint8)
+        if with_clips:
+            self._read(index, sample, crop, flip, clips)
         target = self.flipped_class[video.class_index] if flip and video.class_index >= 0 else video.class_index
         edit = self.edits.get(video.video_id)
         temporal = np.full(sample.shape, np.nan, np.float32) if edit is None else edit[sample].astype(np.float32)
@@ -152,3 +147,21 @@ class ClipDataset(Dataset):
             "index": torch.tensor(index),
             "temporal_target": torch.from_numpy(temporal),
         }
+
+    def _read(self, index: int, sample: np.ndarray, crop: Crop, flip: bool, clips: np.ndarray) -> None:
+        """Write the sampled frames, cropped, into uint8 (num_clips, T, crop_size, crop_size, 3) `clips`."""
+        video, size = self.manifest.video(index), self.config.crop_size
+        first: dict[int, np.ndarray] = {}
+        jpegs = self.reader.jpegs(index, sample)
+        buffer = np.empty(video.height * video.width * 3, np.uint8)  # one for all frames: fresh memory is slow
+        rows = -(-video.height * size // crop.side)  # of a frame in which the crop has just the size wanted
+        min_height = rows if 2 * rows <= video.height else 0
+        for frame_index, out in zip(sample.ravel().tolist(), clips.reshape(-1, size, size, 3), strict=True):
+            if frame_index in first:
+                out[...] = first[frame_index]
+                continue
+            frame = decode_jpeg(jpegs[frame_index], video.video_id, frame_index, min_height, buffer)
+            crop_and_resize(frame, crop.scaled(frame.shape[0], frame.shape[1], video.height), out)
+            if flip:
+                cv2.flip(out, 1, dst=out)
+            first[frame_index] = out

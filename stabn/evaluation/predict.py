@@ -37,13 +37,12 @@ from stabn.training.device import (
     choose_device,
     choose_precision,
     forward_clips,
-    make_loader,
-    on_device,
     prepare,
 )
 from stabn.training.distributed import Control, World, join_world
-from stabn.training.estimate import check_shared_memory
+from stabn.training.estimate import loading_processes
 from stabn.training.launch import launch, must_launch
+from stabn.training.loading import ClipLoader, in_batches
 from stabn.training.validation import evaluation_batch
 
 DISPLAYED_CLASSES = 30
@@ -187,36 +186,39 @@ def predict(
     parts: dict[str, list[Tensor]] = {}
     progress = Progress(len(mine), "evaluate", stream=None if world.is_main else io.StringIO())
     size = evaluation_batch(config.train, world.size)
-    world.agree(lambda: check_shared_memory(dataset.config, size, world.local_size))
-    batches = on_device(make_loader(dataset, size, config.data.workers), device)
+    workers = world.agree(lambda: loading_processes(dataset.config, size, world.local_size, device))
     control = Control(world)
-    for _ in range(-(-len(rows) // world.size // size)):
-        # After each batch: who has done its share would else wait for the slowest no longer than one message may take.
-        control.exchange(False, False)
-        batch = next(batches, None)
-        if batch is None:
-            continue
-        clips = batch_input(batch, data, device)
-        with autocast(device, dtype):
-            if other and isinstance(model, STABN):
-                output, best = _with_other_attention(model, clips, other)
-                for name, classes in best.items():
-                    parts.setdefault(f"{UNDER}{name}", []).append(classes.cpu())
-            else:
-                output = forward_clips(model, clips, **mode.options(batch["temporal_target"].flatten(0, 1)))
-        for branch, logits in (("", output.logits), ("attention_", output.attention_logits)):
-            if logits is not None:
-                top = logits.float().softmax(1).topk(min(TOP, logits.shape[1]), dim=1)
-                parts.setdefault(f"{branch}top5", []).append(top.indices.cpu())
-                parts.setdefault(f"{branch}scores", []).append(top.values.cpu())
-        if attention == "as_is" and output.temporal_attention is not None:
-            temporal = to_frames(output.temporal_attention.float().flatten(1), data.num_frames).reshape(len(clips), -1)
-            parts.setdefault("temporal", []).append(temporal.cpu())
-        target = batch["target"]
-        loss = nn.functional.cross_entropy(output.logits.float(), target, reduction="none", ignore_index=-1)
-        parts.setdefault("loss", []).append(torch.where(target < 0, torch.nan, loss).cpu())
-        parts.setdefault("class_index", []).append(target.cpu())
-        progress.update(len(target))
+    with ClipLoader([dataset], device, workers) as loader:
+        batches = loader.batches(dataset, in_batches(range(len(dataset)), size))
+        for _ in range(-(-len(rows) // world.size // size)):
+            # After each batch: who has done its share would else wait for the slowest no longer than one message may
+            # take.
+            control.exchange(False, False)
+            batch = next(batches, None)
+            if batch is None:
+                continue
+            clips = batch_input(batch, data, device)
+            with autocast(device, dtype):
+                if other and isinstance(model, STABN):
+                    output, best = _with_other_attention(model, clips, other)
+                    for name, classes in best.items():
+                        parts.setdefault(f"{UNDER}{name}", []).append(classes.cpu())
+                else:
+                    output = forward_clips(model, clips, **mode.options(batch["temporal_target"].flatten(0, 1)))
+            for branch, logits in (("", output.logits), ("attention_", output.attention_logits)):
+                if logits is not None:
+                    top = logits.float().softmax(1).topk(min(TOP, logits.shape[1]), dim=1)
+                    parts.setdefault(f"{branch}top5", []).append(top.indices.cpu())
+                    parts.setdefault(f"{branch}scores", []).append(top.values.cpu())
+            if attention == "as_is" and output.temporal_attention is not None:
+                values = output.temporal_attention.float().flatten(1)
+                temporal = to_frames(values, data.num_frames).reshape(len(clips), -1)
+                parts.setdefault("temporal", []).append(temporal.cpu())
+            target = batch["target"]
+            loss = nn.functional.cross_entropy(output.logits.float(), target, reduction="none", ignore_index=-1)
+            parts.setdefault("loss", []).append(torch.where(target < 0, torch.nan, loss).cpu())
+            parts.setdefault("class_index", []).append(target.cpu())
+            progress.update(len(target))
     progress.close()
     control.finish()
     shares = world.gather({name: torch.cat(tensors).numpy() for name, tensors in parts.items()})

@@ -1,18 +1,13 @@
-"""Where and in which arithmetic a network runs, and how clips get there."""
+"""Where and in which arithmetic a network runs, and what it is given there."""
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from stabn.config import ConfigError, DataConfig, check_device
-from stabn.data.sampler import EpochSampler
 from stabn.data.transforms import to_input
-from stabn.errors import StabnError
 from stabn.models import Output
-from stabn.signals import deaf_children, leave_signals_to_parent
 
 Batch = dict[str, Tensor]
 
@@ -100,56 +95,3 @@ def batch_input(batch: Batch, config: DataConfig, device: torch.device) -> Tenso
     clips, num_clips = batch["clips"], batch["clips"].shape[1]
     color = batch["color"].repeat_interleave(num_clips, dim=0)
     return to_input(clips.flatten(0, 1), config, device, color).unflatten(0, (len(clips), num_clips))
-
-
-def make_loader(dataset: Any, batches: int | EpochSampler, workers: int) -> DataLoader:
-    """Return a loader of a sampler's batches, or of so many videos at a time in the order of the dataset."""
-    how: dict[str, Any] = {"batch_size": batches} if isinstance(batches, int) else {"batch_sampler": batches}
-    # The generator is not used, but without it a loader draws from the random numbers that dropout draws from, and an
-    # epoch that is gone on with would differ from one that was not interrupted.
-    how["generator"] = torch.Generator()
-    how["worker_init_fn"] = start_worker
-    return DataLoader(dataset, num_workers=workers, pin_memory=torch.cuda.is_available(), **how)
-
-
-def start_worker(number: int) -> None:
-    """Prepare a loading process, before its first batch: it ends when its loader says so, and not sooner."""
-    leave_signals_to_parent()
-
-
-def on_device(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield batches on the device, uint8 as they were loaded; the rows of the manifest stay in memory.
-
-    With a GPU the next batch crosses the bus, from pinned memory on a stream of its own, while the present one is
-    computed.
-    """
-    if device.type != "cuda":
-        yield from _loaded(loader)
-        return
-    side = torch.cuda.Stream(device)
-    ahead: Batch | None = None
-    for batch in _loaded(loader):
-        with torch.cuda.stream(side):
-            copied = {n: v if n == "index" else v.to(device, non_blocking=True) for n, v in batch.items()}
-        if ahead is not None:
-            yield ahead
-        torch.cuda.current_stream(device).wait_stream(side)
-        for value in (value for value in copied.values() if value.is_cuda):
-            value.record_stream(torch.cuda.current_stream(device))
-        ahead = copied
-    if ahead is not None:
-        yield ahead
-
-
-def _loaded(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield batches; an error of a loading process, which comes as a whole traceback, says what it said there."""
-    try:
-        with deaf_children():
-            batches = iter(loader)
-        yield from batches
-    except StabnError as error:
-        kind = type(error)
-        _, found, said = str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")
-        if not found:
-            raise
-        raise kind(said.strip()) from None

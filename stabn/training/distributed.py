@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stabn.config import ConfigError
 from stabn.errors import RetryableError, StabnError
+from stabn.machine import num_cores
 from stabn.training.device import choose_device
 
 T = TypeVar("T")
@@ -138,7 +139,7 @@ def join_world(device: str, timeout_seconds: float) -> Iterator[World]:
     if uses_gpu:
         choose_device(device, local_rank, size)
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // _number("LOCAL_WORLD_SIZE", 1)))
+        torch.set_num_threads(max(1, num_cores() // _number("LOCAL_WORLD_SIZE", 1)))
     timeout = timedelta(seconds=timeout_seconds)
     with collective_errors():
         dist.init_process_group("cpu:gloo,cuda:nccl" if uses_gpu else "gloo", timeout=timeout)

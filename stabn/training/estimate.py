@@ -11,10 +11,13 @@ from torch import nn
 
 from stabn.config import ConfigError, DataConfig, FitConfig, ModelConfig
 from stabn.failures import SHARED_MEMORY_REMEDY
+from stabn.machine import num_cores
 from stabn.memory import free_shared_memory, memory_limit
 from stabn.models import build_model
 
 PREFETCH = 2  # batches that each loading process has ready: PyTorch's own number
+MOST_LOADING = 16  # processes for each training process, if the number is not set
+LOADING_SHARE = 0.25  # of the memory, at most, for the batches that they have ready, if the number is not set
 NARROW = 0.8  # share of the memory from which on a line warns
 GB = 1e9
 
@@ -118,24 +121,32 @@ def check_memory(needed: Estimate, device: torch.device, local_processes: int, s
     return f"{said}: if it does not suffice, {remedy}" if needed.total > NARROW * total else ""
 
 
-def check_shared_memory(data: DataConfig, batch: int, local_processes: int) -> None:
-    """Hold what the loading processes put into /dev/shm against what is free there.
+def loading_processes(data: DataConfig, batch: int, local_processes: int, device: torch.device) -> int:
+    """Return how many processes load for each training process.
+
+    The automatic number is 0 on a processor, which the network itself keeps busy; beside a GPU the cores that the
+    training processes leave, as far as their batches fit into /dev/shm and LOADING_SHARE of the memory.
 
     Args:
         data: the clips, and how many processes load them.
         batch: videos that a loading process hands over at once.
         local_processes: training processes of this machine, each with loading processes of its own.
+        device: of the training.
 
     Raises:
-        ConfigError: it does not suffice; the first full moment would end a loading process by a bus error.
+        ConfigError: the number set needs more of /dev/shm than is free; the first full moment would end a loading
+            process by a bus error.
     """
     free = free_shared_memory()
-    if not data.workers or free is None:
-        return
     clip = data.num_clips * data.num_frames * data.crop_size**2 * 3  # bytes, as uint8
     one = local_processes * PREFETCH * batch * clip
-    if data.workers * one <= free:
-        return
+    if data.workers < 0:
+        if device.type == "cpu":
+            return 0
+        room = memory_limit() * LOADING_SHARE if free is None else min(free, memory_limit() * LOADING_SHARE)
+        return max(0, min((num_cores() - local_processes) // local_processes, int(room // one), MOST_LOADING))
+    if not data.workers or free is None or data.workers * one <= free:
+        return data.workers
     raise ConfigError(
         f"data.workers = {data.workers}: loading needs up to {data.workers * one / GB:.2g} GB of /dev/shm "
         f"({data.workers} processes x {PREFETCH} batches x {batch} videos x {clip / 1e6:.2g} MB"

@@ -16,11 +16,12 @@ from stabn.signals import Request, deferred_signals
 from stabn.storage import Storage
 from stabn.training.batchnorm import synchronize_batch_norm
 from stabn.training.checkpoint import CheckpointError, parse_checkpoint
-from stabn.training.device import choose_device, choose_precision, make_loader, on_device, prepare
+from stabn.training.device import choose_device, choose_precision, prepare
 from stabn.training.distributed import Control, World
 from stabn.training.divergence import Divergence
-from stabn.training.estimate import check_memory, check_shared_memory, estimate
+from stabn.training.estimate import check_memory, estimate, loading_processes
 from stabn.training.flops import matmul_rate, training_flops
+from stabn.training.loading import ClipLoader
 from stabn.training.losses import Losses
 from stabn.training.meter import Meter, line, profiler
 from stabn.training.recipes import Recipe
@@ -95,13 +96,17 @@ class Loop:
         """
         self.world.say(f"{self.recipe.name}: {self.plan}")
         self._resume()
-        if not self.schedule.ended(self.history) and (warning := self.world.agree(self._check_memory)):
-            self.world.say(f"{self.recipe.name}: {warning}")
+        workers = 0
+        if not self.schedule.ended(self.history):
+            workers, warning = self.world.agree(self._check_memory)
+            if warning:
+                self.world.say(f"{self.recipe.name}: {warning}")
         if self.settings.log_steps and self.world.is_main:
             frozen = not all(p.requires_grad for p in self.model.parameters())
             self._flops = training_flops(self.recipe.model.config, self.recipe.videos.config, frozen)
             self._peak = matmul_rate(self.device, self.dtype)
-        with deferred_signals() as self._asked, self.saving, self._profiler or nullcontext():
+        loader = ClipLoader((self.recipe.videos, self.recipe.validation), self.device, workers)
+        with deferred_signals() as self._asked, self.saving, self._profiler or nullcontext(), loader as self._loader:
             while not self.schedule.ended(self.history):
                 self._run_epoch(len(self.history))
             self._control.finish()
@@ -109,13 +114,16 @@ class Loop:
         self.world.on_main(lambda: self.saving.add_history_to_best(self.history))
         return self.history
 
-    def _check_memory(self) -> str:
-        """Hold what a step needs against what this machine has; see estimate.py."""
+    def _check_memory(self) -> tuple[int, str]:
+        """Hold what a step needs against what this machine has; return loading processes and a warning.
+
+        See estimate.py.
+        """
         clips, share = self.recipe.videos.config, -(-self.plan.batch_size // self.world.size)
-        check_shared_memory(clips, share, self.world.local_size)
+        workers = loading_processes(clips, share, self.world.local_size, self.device)
         group = -(-share // self.plan.accumulation)
         needed = estimate(self.recipe.model, self.recipe.model.config, clips, self.settings, group, self.dtype)
-        return check_memory(needed, self.device, self.world.local_size, self.settings)
+        return workers, check_memory(needed, self.device, self.world.local_size, self.settings)
 
     def _run_epoch(self, epoch: int) -> None:
         measured = self._train(epoch)
@@ -161,14 +169,15 @@ class Loop:
             start=self._seen,
         )
         num_steps, first = -(-len(positions) // settings.batch_size), self._seen // settings.batch_size
-        loader = on_device(make_loader(videos, sampler, videos.config.workers), self.device)
+        cache = self.recipe.cache
+        batches = self._loader.batches(videos, sampler, *([] if cache is None else [cache.__contains__]))
         self.model.train()
         meter = Meter(world.size, self._flops, self._peak)
         logged = self.stepper.totals() if settings.log_steps else {}
         check_every = 1 if self.device.type == "cpu" else settings.log_steps or CHECK_STEPS
         what = f"{self.recipe.name} epoch {epoch + 1}/{settings.epochs}"
         progress = Progress(len(sampler.order), what, stream=None if world.is_main else io.StringIO())
-        for number, batch in enumerate(meter.waiting(loader)):
+        for number, batch in enumerate(meter.waiting(batches)):
             step, size = first + number, sampler.num_global(number)
             set_rate(self.optimizer, self.schedule.at(epoch + step / num_steps))
             measured = self.stepper.step(
@@ -215,7 +224,7 @@ class Loop:
             return self._control.exchange(self._asked.received is not None, False)[0]
 
         network, videos = self.stepper.validated, self.recipe.validation
-        metrics = validate(network, videos, self.settings, self.world, self.dtype, interrupted)
+        metrics = validate(network, videos, self._loader, self.settings, self.world, self.dtype, interrupted)
         if metrics is None:
             self._save()
             self._leave()

@@ -151,8 +151,7 @@ class Stepper:
             yield (group, real) if len(group["target"]) else ({name: v[:1] for name, v in batch.items()}, 0)
 
     def _forward(self, group: Batch) -> Output:
-        clips = group["clips"]
-        num_videos, num_clips = clips.shape[:2]
+        num_videos, num_clips = group["temporal_target"].shape[:2]
         options: dict[str, Any] = {}
         if self.cache is not None:
             with autocast(self.device, self.dtype):

@@ -5,15 +5,15 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
 from stabn.config import FitConfig
 from stabn.data.dataset import ClipDataset
 from stabn.data.sampler import shard
 from stabn.data.slots import to_frames
 from stabn.training.agreement import Agreement, agreement
-from stabn.training.device import autocast, batch_input, forward_clips, make_loader, on_device
+from stabn.training.device import autocast, batch_input, forward_clips
 from stabn.training.distributed import World
+from stabn.training.loading import ClipLoader, in_batches
 from stabn.training.losses import training_loss
 
 
@@ -27,6 +27,7 @@ def evaluation_batch(settings: FitConfig, world_size: int) -> int:
 def validate(
     model: nn.Module,
     dataset: ClipDataset,
+    loader: ClipLoader,
     settings: FitConfig,
     world: World,
     dtype: torch.dtype,
@@ -38,6 +39,7 @@ def validate(
         model: the network on its device; left in evaluation mode.
         dataset: the validation videos; each process takes its share. Its `edits` are what `known_frames` returns: the
             means of Agreement are over these videos alone, and only for a network that has temporal attention.
+        loader: of the dataset.
         settings: batch size.
         world: the processes.
         dtype: of the arithmetic.
@@ -48,7 +50,7 @@ def validate(
     mine = shard(np.arange(len(dataset)), world.rank, world.size)
     size = evaluation_batch(settings, world.size)
     largest_share = -(-len(dataset) // world.size)
-    batches = on_device(make_loader(Subset(dataset, mine.tolist()), size, dataset.config.workers), device)
+    batches = loader.batches(dataset, in_batches(mine, size))
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     matched = torch.zeros(1 + len(Agreement._fields), dtype=torch.float64)
     for _ in range(-(-largest_share // size)):
