@@ -48,7 +48,13 @@ class Panel:
 
 
 def attention_figure(
-    frames: Frames, panels: Sequence[Panel], *, heading: str, edited: np.ndarray | None = None, num_columns: int = 8
+    frames: Frames,
+    panels: Sequence[Panel],
+    *,
+    heading: str,
+    edited: np.ndarray | None = None,
+    num_columns: int = 8,
+    over: str = "source frames",
 ) -> bytes:
     """Draw frames with a colour bar of their temporal attention above and the spatial attention below.
 
@@ -60,6 +66,7 @@ def attention_figure(
         heading: the video and its true action.
         edited: float (num_source,), a person's curve, NaN where there is no opinion; drawn beside the networks'.
         num_columns: frames shown, evenly spread.
+        over: what the frames are, in the curves' key.
 
     Returns:
         A PNG.
@@ -75,7 +82,7 @@ def attention_figure(
         mark = {True: "✓ ", False: "✗ ", None: ""}[panel.correct]
         color = {True: GOOD, False: BAD, None: INK}[panel.correct]
         blocks += [_text_block(mark + panel.title, width, 14, color=color), _strip(frames, panel, columns, size, width)]
-    blocks.append(_curves(panels, edited, columns, width))
+    blocks.append(_curves(panels, edited, columns, width, over))
     blocks.append(_keys(any(panel.spatial is not None for panel in panels), width))
     canvas = Image.new("RGB", (width, sum(block.height for block in blocks) + MARGIN), PAPER)
     top = MARGIN // 2
@@ -187,7 +194,9 @@ def _strip(frames: Frames, panel: Panel, columns: np.ndarray, size: tuple[int, i
     return image
 
 
-def _curves(panels: Sequence[Panel], edited: np.ndarray | None, columns: np.ndarray, width: int) -> Image.Image:
+def _curves(
+    panels: Sequence[Panel], edited: np.ndarray | None, columns: np.ndarray, width: int, over: str
+) -> Image.Image:
     height, top, bottom, left = 156, 30, 32, MARGIN + 30
     plot_width, plot_height = width - left - MARGIN, height - top - bottom
     tones = [MUTED, (36, 96, 188), (120, 60, 160)] if len(panels) > 1 else [(36, 96, 188)]
@@ -226,7 +235,7 @@ def _curves(panels: Sequence[Panel], edited: np.ndarray | None, columns: np.ndar
     for name, _, tone in curves:
         draw.line([(legend, 12 * SCALE), (legend + 18 * SCALE, 12 * SCALE)], fill=tone, width=3 * SCALE)
         legend += 44 * SCALE + text(legend + 24 * SCALE, 12 * SCALE, name, 12, INK, "lm")
-    text(SCALE * (width - MARGIN), 12 * SCALE, "over the source frames; dots: frames shown", 11, MUTED, "rm")
+    text(SCALE * (width - MARGIN), 12 * SCALE, f"over the {over}; dots: frames shown", 11, MUTED, "rm")
     return big.resize((width, height), Image.Resampling.LANCZOS)
 
 

@@ -40,7 +40,7 @@ from stabn.training.validation import evaluation_batch
 
 RESULT_FILE, PAGE_FILE, PICTURES_DIR, PARTS_DIR = "faithfulness.json", "faithfulness.html", "figures", "parts"
 RANDOMISED_VIDEOS, DRAWS = 20, 3  # that networks with random weights are shown; how often the weights are drawn
-PICTURES = 4  # videos drawn
+PICTURES = 3  # videos drawn
 DIGITS = 6  # of a probability that are kept
 
 
@@ -316,7 +316,9 @@ def _pictures(
             Panel(f"Grad-CAM: {title}", correct, over_time / max(float(over_time.max()), 1e-12), cam),
         ]
         true = f": {class_name(manifest.classes, video.class_index)}" if known else ""
-        picture = attention_figure(clip.pixels, panels, heading=f"Video {video.video_id}{true}")
+        picture = attention_figure(
+            clip.pixels, panels, heading=f"Video {video.video_id}{true}", over="frames that the network sees"
+        )
         storage.write(f"{PICTURES_DIR}/{check_id(video.video_id, 'video id')}.png", picture)
         pictures.append({"video_id": video.video_id, "png": base64.b64encode(picture).decode()})
     return pictures

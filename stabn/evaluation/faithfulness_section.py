@@ -88,7 +88,7 @@ def _chart(found: Faithfulness, kind: str, fill: str, direction: str, number: in
         for name, tone in TONES.items()
     ]
     units = UNITS[kind]
-    return charts.line_chart(f"{direction}, {fill}", lines, x_label=f"% of the {units} {direction}", unit=True)
+    return charts.line_chart(f"{direction}, {fill}", lines, x_label=f"% of the {units} {direction}")
 
 
 def _cell(column: str, cell: Interval) -> tuple[str, str]:
