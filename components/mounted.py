@@ -1,7 +1,7 @@
 """Where storage and MLflow are, as a step finds it: files of a ConfigMap and a secret, read into the environment.
 
 Files, because what a step has in its environment stands in the workflow once for each step (Argo keeps less than 1 MB).
-Kubernetes refuses a pod in which KFP's own MLflow plugin has set one of the same variables by value. And KFP's launcher,
+Kubernetes refuses a pod in which KFP's own MLflow plugin has set one of the same variables by value. KFP's launcher,
 which runs in the same container, takes AWS_… for the keys of KFP's store, with `fromEnv` in `kfp-launcher`.
 """
 

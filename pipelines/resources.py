@@ -47,20 +47,21 @@ class StageSettings(Settings):
 _SMALL = StageSettings()
 _NETWORK = {"cpu": "2", "cpu_limit": "8", "memory": "6Gi", "memory_limit": "16Gi", "shm": "6Gi"}
 # train, finetune and evaluate are these pods only on one node without an accelerator. Otherwise their step starts a
-# TrainJob, whose nodes have sizes of their own (ConfigMap stabn-trainjob), and the accelerators are there.
+# TrainJob, whose nodes have sizes of their own (ConfigMap stabn-trainjob), and the accelerators are there; the step's
+# time limit holds the day that nodes may wait for room.
 STAGES: dict[str, StageSettings] = {
     "plan": StageSettings(timeout_hours=1.0),
     "extract": StageSettings(cpu="2", cpu_limit="4", memory="2Gi", memory_limit="6Gi", timeout_hours=48.0),
     "merge": StageSettings(memory="2Gi", memory_limit="6Gi"),
     "train": StageSettings(**_NETWORK, timeout_hours=336.0, retries=5),  # type: ignore[arg-type]
     "finetune": StageSettings(**_NETWORK, timeout_hours=96.0, retries=5),  # type: ignore[arg-type]
-    "evaluate": StageSettings(**_NETWORK, timeout_hours=24.0),  # type: ignore[arg-type]
+    "evaluate": StageSettings(**_NETWORK, timeout_hours=48.0),  # type: ignore[arg-type]
     "select": _SMALL,
     "export": StageSettings(**_NETWORK, timeout_hours=24.0),  # type: ignore[arg-type]
     "edits": StageSettings(cpu="50m", cpu_limit="1", memory="512Mi", memory_limit="1Gi", timeout_hours=0, cache=False),
     "import": StageSettings(memory="2Gi", memory_limit="4Gi"),
     "report": StageSettings(cpu="1", memory="4Gi", memory_limit="8Gi", shm="1Gi"),
-    "promote": StageSettings(**_NETWORK, timeout_hours=24.0, cache=False),  # type: ignore[arg-type]
+    "promote": StageSettings(**_NETWORK, timeout_hours=48.0, cache=False),  # type: ignore[arg-type]
 }
 
 

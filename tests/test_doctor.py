@@ -1,6 +1,7 @@
 """`stabn doctor` against real and fake servers: what works is ok, what is broken fails with a remedy."""
 
 import copy
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from stabn.local_services import LocalStore
 CLUSTER_VARIABLES = ("KUBERNETES_SERVICE_HOST", "KUBECONFIG", "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_SA_TOKEN_PATH")
 TRAINER = "/apis/trainer.kubeflow.org/v1alpha1"
 NAMESPACE = "research"
+RUNTIME_PATH = f"{TRAINER}/namespaces/{NAMESPACE}/trainingruntimes/stabn-torch"
 TOKEN = "right"
 
 
@@ -251,6 +253,18 @@ def test_what_a_cluster_can_lack(
     is_well, lines = run(kfp_host=f"{cluster.url}/kfp")
     assert not is_well and lines[check].startswith("failed") and remedy in lines[check]
     assert [name for name, line in lines.items() if line.startswith("failed")] == [check]
+
+
+def test_a_runtime_of_the_whole_cluster_is_looked_for_there(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STABN_TRAINJOB_RUNTIME_KIND", "ClusterTrainingRuntime")
+    for answer, said in (((404, {}), "failed"), (cluster.answers[RUNTIME_PATH], "ok")):
+        cluster.answers[f"{TRAINER}/clustertrainingruntimes/stabn-torch"] = answer
+        lines: list[str] = []
+        examine(dataclasses.replace(Places.from_environment(), namespace=NAMESPACE), lines.append)
+        (line,) = [line for line in lines if line.split()[1] == "trainer"]
+        assert line.startswith(said) and "ClusterTrainingRuntime stabn-torch" in line
 
 
 def test_missing_permissions_are_named(cluster: FakeCluster) -> None:

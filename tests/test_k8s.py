@@ -1,9 +1,11 @@
 """What is applied to a cluster: each overlay builds, is valid down to its fields, keeps to the restricted standard."""
 
 import copy
+import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from kubeflow_trainer_api import models
 from components.cluster.config import ClusterConfig
 from components.cluster.manifest import Work, build_trainjob
 from components.doctor.cluster import PERMISSIONS
+from pipelines.resources import CompileSettings
 from stabn.cli import build_parser
 from stabn.config import override
 from stabn.presets import load
@@ -97,6 +100,32 @@ def test_the_policy_for_a_whole_kubeflow_opens_kfps_api_to_the_editor_alone() ->
 def one_config(objects: list[Object], key: str) -> str:
     (value,) = [item["data"][key] for item in objects if item["kind"] == "ConfigMap" and key in item["data"]]
     return str(value)
+
+
+def test_the_patches_that_the_page_gives_for_policies_fit(tmp_path: Path) -> None:
+    page = (ROOT / "docs/install.md").read_text()
+    blocks = re.findall(r"```yaml\n(  - target: \{kind: NetworkPolicy.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    overlay = os.path.relpath(ROOT / "k8s/overlays/gpu", tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(f"resources: [{overlay}]\npatches:\n{''.join(blocks)}")
+    kubectl = Path(sys.executable).parent / "kubectl"
+    done = subprocess.run([kubectl, "kustomize", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    objects = list(yaml.safe_load_all(done.stdout))
+    for name in ("dns", "object-storage"):
+        kubernetes_validate.validate(one(objects, "NetworkPolicy", name), KUBERNETES, strict=True)
+    assert "169.254.20.10/32" in str(one(objects, "NetworkPolicy", "dns")["spec"]["egress"][1])
+    assert {"protocol": "TCP", "port": 9000} in one(objects, "NetworkPolicy", "object-storage")["spec"]["egress"][0][
+        "ports"
+    ]
+
+
+def test_the_sizes_that_the_page_gives_for_following_steps_are_settings(tmp_path: Path) -> None:
+    page = (ROOT / "docs/cluster-training.md").read_text()
+    block = page[page.index("    stages:\n") :]
+    (tmp_path / "settings.yaml").write_text(textwrap.dedent(block[: block.index("\n\n")]))
+    stages = CompileSettings.load(tmp_path / "settings.yaml").stages
+    assert {stages[name].cpu for name in ("train", "finetune", "evaluate", "promote")} == {"200m"}
 
 
 def test_the_validation_sees_an_unknown_field() -> None:
@@ -324,19 +353,24 @@ def test_one_gpu_asks_for_an_eighth_of_a_machine_with_eight() -> None:
 def test_a_machine_of_two_cores_has_room_for_both_finetunings() -> None:
     """Services, and two steps that each wait for a job of two nodes, beside what KFP and Kubernetes take themselves."""
     objects = build("ci")
-    services = sum(
-        cores(container["resources"]["requests"]["cpu"])
-        for where, pod in pods(objects).items()
-        if not where.startswith(("TrainingRuntime", "Job"))
-        for container in pod["spec"]["containers"]
-    )
     steps = yaml.safe_load((ROOT / "tests/cluster/settings.yaml").read_text())["stages"]
-    node = cores(one(objects, "ConfigMap", "stabn-trainjob")["data"]["STABN_TRAINJOB_CPU"])
-    assert services + 2 * (cores(steps["finetune"]["cpu"]) + 2 * node) <= 1.0
+    trainjob = one(objects, "ConfigMap", "stabn-trainjob")["data"]
+    for what, room in (("cpu", 1.0), ("memory", 4 * 2.0**30)):
+        services = sum(
+            number(container["resources"]["requests"][what])
+            for where, pod in pods(objects).items()
+            if not where.startswith(("TrainingRuntime", "Job"))
+            for container in pod["spec"]["containers"]
+        )
+        node = number(trainjob[f"STABN_TRAINJOB_{what.upper()}"])
+        assert services + 2 * (number(steps["finetune"][what]) + 2 * node) <= room, what
 
 
-def cores(amount: str) -> float:
-    return float(amount[:-1]) / 1000 if amount.endswith("m") else float(amount)
+def number(amount: str) -> float:
+    """Return an amount of Kubernetes in cores or bytes."""
+    units = {"m": 1e-3, "Mi": 2.0**20, "Gi": 2.0**30}
+    unit = next((unit for unit in units if amount.endswith(unit)), "")
+    return float(amount.removesuffix(unit)) * units.get(unit, 1.0)
 
 
 def test_a_private_registry_is_pulled_from_by_every_pod_of_ours() -> None:

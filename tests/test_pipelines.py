@@ -17,6 +17,7 @@ import yaml
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
+from components.cluster.config import ClusterConfig
 from components.component import run_step
 from components.end_run import run_end
 from components.mounted import STORAGE_DIR, read_mounted
@@ -24,6 +25,7 @@ from pipelines.__main__ import PIPELINES, main
 from pipelines.build import build, compile_pipeline
 from pipelines.demo import TASKS, readable
 from pipelines.local import code_fingerprint, parse_parameters
+from pipelines.resources import STAGES as STAGE_SETTINGS
 from pipelines.resources import CompileSettings
 from stabn.data.sources import dataset_fingerprint
 from stabn.errors import StabnError
@@ -491,6 +493,13 @@ def test_every_step_is_told_how_long_to_try_again(tmp_path: Path) -> None:
         "60"
     }
     assert set(minutes.values()) == {"90"}
+
+
+def test_a_step_outlasts_the_wait_for_its_nodes() -> None:
+    """A full cluster lets a TrainJob wait for a day: the step that follows it must not be ended before."""
+    for stage in ("train", "finetune", "evaluate", "promote"):
+        limit = STAGE_SETTINGS[stage].timeout_hours
+        assert not limit or limit >= ClusterConfig().pending_minutes / 60 + 24, stage
 
 
 @pytest.mark.parametrize("image", ["stabn-data", "stabn-data:latest", "registry:5000/stabn-data"])

@@ -46,6 +46,7 @@ class ClusterConfig(Settings):
     cpu: str = setting("4", "processor cores that a node is promised for each of its processes")
     cpu_limit: str = setting("", "processor cores that it may use for each of them; empty: as many as it is promised")
     memory: str = setting("16Gi", "memory of a node, with its /dev/shm, for each of its processes")
+    memory_limit: str = setting("", "memory at which it is killed, for each of them; empty: what it is promised")
     shm_size: str = setting("6Gi", "size of /dev/shm, which the loaders use, at most, for each of a node's processes")
     tmp_size: str = setting("20Gi", "size of /tmp, with data.cache_dir below it, at most")
     node_selector: tuple[str, ...] = setting((), "labels that the machines must have, key=value")
@@ -72,9 +73,9 @@ class ClusterConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("cpu", "cpu_limit", "memory", "shm_size", "tmp_size"):
+        for name in ("cpu", "cpu_limit", "memory", "memory_limit", "shm_size", "tmp_size"):
             amount = getattr(self, name)
-            if not QUANTITY.fullmatch(amount) and (amount or name != "cpu_limit"):
+            if not QUANTITY.fullmatch(amount) and (amount or not name.endswith("_limit")):
                 raise ConfigError(f"{name} = {amount!r}: write an amount such as 4, 500m or 16Gi")
         for name in ("node_selector", "env", "secrets"):
             for item in getattr(self, name):

@@ -199,7 +199,11 @@ def _resources(work: Work, cluster: ClusterConfig) -> dict[str, Any]:
     amounts = {"cpu": times(cluster.cpu, processes), "memory": times(cluster.memory, processes)}
     if work.accelerator:
         amounts[work.accelerator] = str(processes)
-    return {"requests": amounts, "limits": {**amounts, "cpu": times(cluster.cpu_limit or cluster.cpu, processes)}}
+    limits = {"cpu": cluster.cpu_limit or cluster.cpu, "memory": cluster.memory_limit or cluster.memory}
+    return {
+        "requests": amounts,
+        "limits": {**amounts, **{name: times(limit, processes) for name, limit in limits.items()}},
+    }
 
 
 def _patch(work: Work, cluster: ClusterConfig, labels: dict[str, str]) -> dict[str, Any]:

@@ -49,18 +49,21 @@ def check_trainer(places: Places) -> str:
                 f"{GROUP}/{VERSION} TrainJob has no terminationGracePeriodSeconds in its runtimePatches: upgrade "
                 "Kubeflow Trainer to 2.3 or later"
             )
-        path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/trainingruntimes/{places.runtime}"
-        runtime = read(client, path)
+        kind, is_own = places.runtime_kind, places.runtime_kind == "TrainingRuntime"
+        where = f" in namespace {namespace}" if is_own else ""
+        folder = f"namespaces/{namespace}/trainingruntimes" if is_own else "clustertrainingruntimes"
+        runtime = read(client, f"/apis/{GROUP}/{VERSION}/{folder}/{places.runtime}")
         if runtime is None:
-            raise Wrong(f"no TrainingRuntime {places.runtime} in namespace {namespace}: kubectl apply -k an overlay")
+            remedy = "kubectl apply -k an overlay" if is_own else "make it, or set STABN_TRAINJOB_RUNTIME"
+            raise Wrong(f"no {kind} {places.runtime}{where}: {remedy}")
         jobs = {item["name"]: item for item in runtime["spec"]["template"]["spec"]["replicatedJobs"]}
         pod = jobs["node"]["template"]["spec"]["template"]["spec"] if "node" in jobs else {"containers": []}
         if "node" not in {item["name"] for item in pod["containers"]} or "torch" not in runtime["spec"]["mlPolicy"]:
             raise Wrong(
-                f"TrainingRuntime {places.runtime}: needs the policy torch and a replicated job `node` with a "
+                f"{kind} {places.runtime}: needs the policy torch and a replicated job `node` with a "
                 "container `node`; apply k8s/base again"
             )
-        return f"{GROUP}/{VERSION} with TrainingRuntime {places.runtime} in namespace {namespace}"
+        return f"{GROUP}/{VERSION} with {kind} {places.runtime}{where}"
 
 
 def check_permissions(places: Places) -> str:

@@ -25,7 +25,7 @@ class Places:
         tracking_uri: MLflow's.
         kfp_host: address of the KFP API.
         namespace: where TrainJobs run; empty: the step's own, or that of the kubeconfig's context.
-        runtime: TrainingRuntime of the jobs.
+        runtime: of the jobs; runtime_kind: TrainingRuntime or ClusterTrainingRuntime.
         accelerator: resource that the nodes shall have, such as nvidia.com/gpu.
         kfp_namespace: where KFP itself runs, with Argo.
     """
@@ -35,6 +35,7 @@ class Places:
     kfp_host: str = ""
     namespace: str = ""
     runtime: str = "stabn-torch"
+    runtime_kind: str = "TrainingRuntime"
     accelerator: str = "nvidia.com/gpu"
     kfp_namespace: str = "kubeflow"
 
@@ -48,6 +49,7 @@ class Places:
             kfp_host=get("KF_PIPELINES_ENDPOINT", ""),
             namespace=get("STABN_TRAINJOB_NAMESPACE", ""),
             runtime=get("STABN_TRAINJOB_RUNTIME", "") or "stabn-torch",
+            runtime_kind=get("STABN_TRAINJOB_RUNTIME_KIND", "") or "TrainingRuntime",
         )
 
 
