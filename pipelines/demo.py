@@ -199,7 +199,7 @@ def _finish(folder: Path, storage_uri: str, seconds: float) -> None:
     own = shlex.quote(str(folder))
     database = shlex.quote(f"sqlite:///{folder}/mlflow/mlflow.db")
     checkpoint, manifest = (shlex.quote(f"{imported}/{name}") for name in ("checkpoint", "manifest"))
-    predictions = shlex.quote(f"{folder}/predictions.parquet")
+    predictions, faithful = (shlex.quote(f"{folder}/{name}") for name in ("predictions.parquet", "faithfulness"))
     print(
         f"""
 Done in {_clock(seconds)}.
@@ -209,6 +209,9 @@ Done in {_clock(seconds)}.
 
 Correct the attention of the demo's videos yourself, in a web page:
   {stabn} local --dir {own} -- stabn editor --editor.auth open --round {shlex.quote(round_uri)}
+See whether the recognition depends on its attention, beside Grad-CAM:
+  {stabn} local --dir {own} -- stabn faithfulness --preset mini --checkpoint {checkpoint} --manifest {manifest} \\
+    --output {faithful}
 Compare the runs in MLflow:
   {mlflow} ui --backend-store-uri {database}
 Rerun a stage, for example the evaluation with inverted temporal attention:
