@@ -10,6 +10,7 @@ import linecache
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from components.placement import Placement
 from stabn.config import RunConfig
 from stabn.errors import Interrupted
 from stabn.failures import as_error
-from stabn.masking import hide_secrets
+from stabn.masking import hide_secrets, masked
 from stabn.presets import resolve
 from stabn.signals import exit_on_signals
 from stabn.stages import STAGES, Stage
@@ -50,6 +51,8 @@ class Step(SimpleNamespace):
 
 
 STATUS = "status"  # of the run, for the step at its end
+TERMINATION_LOG = Path("/dev/termination-log")
+MAX_REASON = 500  # characters, in a workflow that Argo keeps below 1 MB
 
 
 def component(stage: str, run: Callable[[Step], Any], image: str, at_end: bool = False) -> Any:
@@ -107,12 +110,21 @@ def ending_with_one_line(name: str) -> Iterator[None]:
     except Exception as error:
         known = as_error(error)
         if known is None:
+            _leave_reason(f"{name}: {type(error).__name__}: {error}")
             raise
+        _leave_reason(f"{name}: {known}")
         print(f"{name}: {known}", file=sys.stderr, flush=True)
         sys.exit(known.exit_code)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run it again to go on", file=sys.stderr, flush=True)
         sys.exit(Interrupted.exit_code)
+
+
+def _leave_reason(text: str) -> None:
+    """Give Kubernetes the reason of a failure: Argo and KFP show it behind the exit code, and `submit --wait` too."""
+    if TERMINATION_LOG.is_file():  # in a pod
+        with contextlib.suppress(OSError):
+            TERMINATION_LOG.write_text(masked(" ".join(text.split()))[:MAX_REASON])
 
 
 def write_metrics(artifact: dsl.Metrics, metrics: Mapping[str, float]) -> None:

@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import yaml
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
+import components.component
 from components.cluster.config import ClusterConfig
 from components.component import run_step
 from components.end_run import run_end
@@ -218,6 +220,54 @@ def test_a_step_refuses_what_its_stage_cannot_use(
     with pytest.raises(SystemExit) as ended:
         run_step(stage, lambda step: pytest.fail("it ran"), values)
     assert ended.value.code == 2 and capsys.readouterr().err == f"{said}\n"
+
+
+def test_a_step_does_not_say_that_it_found_credentials(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """botocore does at every start, at the level that KFP's executor shows."""
+    from botocore.session import Session
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(logging.getLogger("botocore.credentials"), "level", logging.NOTSET)
+    logging.getLogger("botocore.credentials").manager._clear_cache()  # type: ignore[attr-defined]
+    Session().get_credentials()
+    assert "Found credentials" in caplog.text
+    caplog.clear()
+    run_step("plan-parts", lambda step: Session().get_credentials(), {"num_parts": 1})
+    assert "Found credentials" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "ended", "reason"),
+    [
+        (
+            StabnError("edits/1.json: 44 values\nfor 45 frames; export again"),
+            SystemExit,
+            "edits/1.json: 44 values for 45",
+        ),
+        (ZeroDivisionError("a defect"), ZeroDivisionError, "ZeroDivisionError: a defect"),
+        (StabnError("http://me:password@host: away " + "x" * 9000), SystemExit, "http://***@host: away xxx"),
+    ],
+)
+def test_a_failed_step_leaves_its_reason_where_argo_reads_it(
+    error: Exception, ended: type[BaseException], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Argo's message of a node is `main: Error (exit code 2): ` and what the container leaves in that log."""
+
+    def fail(step: Any) -> None:
+        raise error
+
+    log = tmp_path / "termination-log"
+    monkeypatch.setattr(components.component, "TERMINATION_LOG", log)
+    for is_pod in (False, True):
+        with pytest.raises(ended):
+            run_step("plan-parts", fail, {"num_parts": 1})
+        assert log.exists() is is_pod, "nothing is made where there is no pod"
+        log.touch()
+    assert log.read_text().startswith(f"plan-parts: {reason}") and len(log.read_text()) <= 500
 
 
 KFP_OUTPUT = """\

@@ -166,7 +166,9 @@ def argo_workflow(packed: bool) -> dict[str, Any]:
     condition = node("condition-2", dag, "Failed")
     node("evaluate-6", condition, "Failed", "Retry", message="No more retries left")
     last = node("evaluate-6(1)", condition, "Failed", message="child 'x' failed")
-    node("executor", last, "Failed", "Pod", message="main: Error (exit code 2)")
+    node(
+        "executor", last, "Failed", "Pod", message="main: Error (exit code 2): evaluate: no such table; evaluate again"
+    )
     status: dict[str, Any] = {"phase": "Failed", "nodes": nodes}
     if packed:
         status = {"compressedNodes": base64.b64encode(gzip.compress(json.dumps(nodes).encode())).decode()}
@@ -189,7 +191,7 @@ def test_a_run_is_followed_by_its_own_names_when_argo_compresses_its_nodes(
         "look at the dataset succeeded 1:15",
         "extract frames 1/2 succeeded 1:15",
         "extract frames 2/2 succeeded 1:15",
-        f"{title} failed 1:15 main: Error (exit code 2); No more retries left",
+        f"{title} failed 1:15 main: Error (exit code 2): evaluate: no such table; evaluate again; No more retries left",
         "run failed",
     ]
     assert f"the run failed ({title}: main: Error (exit code 2)" in captured.err
