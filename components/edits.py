@@ -15,11 +15,13 @@ def run_edits(step: Step) -> tuple[str, str]:
 
 def run_import(step: Step) -> None:
     """Check every correction of the round and collect them in one table, with the round's manifest and network."""
+    from components.networks import leave_network
     from stabn.attention.edits import import_round
+    from stabn.attention.rounds import load_round
 
-    result = import_round(
-        step.round_uri, step.edits.path, step.manifest.path, step.checkpoint.path, step.selection.path
-    )
+    result = import_round(step.round_uri, step.edits.path, step.manifest.path, None, step.selection.path)
+    item = load_round(step.round_uri)
+    leave_network(step.checkpoint, item.network_uri, item.checkpoint_fingerprint)
     write_metrics(step.summary, result.counts())
 
 

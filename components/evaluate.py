@@ -8,11 +8,12 @@ from components.images import TRAINER_IMAGE
 
 def run(step: Step) -> None:
     """Recognise every video of a split, each counted once."""
+    from components.networks import network_uri
     from components.nodes import evaluate
     from stabn.evaluation.predict import confusion_for_display
 
     result = evaluate(
-        step.checkpoint.path,
+        network_uri(step.checkpoint, "finetune" if step.name in ("after", "control") else "train"),
         step.manifest.path,
         step.split,
         step.attention,
@@ -21,7 +22,6 @@ def run(step: Step) -> None:
         step.name,
         step.storage_uri,
         step.placement,
-        checkpoint_uri=step.checkpoint.metadata.get("uri", ""),
         segments_uri=step.segments_uri,
     )
     write_metrics(step.metrics, result.metrics)

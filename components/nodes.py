@@ -2,7 +2,7 @@
 
 The pods of a job do not have the step's artifacts. So the step puts what the stage reads into the object storage,
 under names made from the content, the pods run the command line that anybody could run, and the step reads the result
-from where the stage keeps it anyway.
+from where the stage keeps it anyway. Networks are in the storage from the beginning and are passed on by their URIs.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from stabn.evaluation.predict import Evaluation, summarize
 from stabn.evaluation.predict import evaluate as evaluate_here
 from stabn.evaluation.prediction_table import Predictions
 from stabn.stages import STAGES, check_shared_storage
-from stabn.storage import fetch, open_storage, uri_exists
+from stabn.storage import fetch, open_storage
 from stabn.training import stage as training
 from stabn.training.stage import TrainResult, finetune_output, read_result, train_output
 
@@ -31,12 +31,11 @@ def train(
     manifest: str,
     config: RunConfig,
     storage_uri: str,
-    checkpoint_path: str,
     placement: Placement = HERE,
     truth_uri: str = "",
     name: str = "train",
 ) -> TrainResult:
-    """Train in a folder of the storage that the same settings and data find again, and copy the best checkpoint.
+    """Train in a folder of the storage that the same settings and data find again.
 
     A run that was interrupted goes on; one that is complete is not repeated.
     """
@@ -49,7 +48,7 @@ def train(
         arguments = {"manifest": _stage(manifest, storage_uri, "manifest.parquet"), "output": output}
         arguments |= _truth(truth_uri) | ({"name": name} if name != "train" else {})
         _run("train", arguments, config, placement, storage_uri)
-    return _collect(output, checkpoint_path)
+    return read_result(output)
 
 
 def finetune(
@@ -58,23 +57,20 @@ def finetune(
     edits: str,
     config: RunConfig,
     storage_uri: str,
-    finetuned_path: str,
     name: str,
     placement: Placement,
     route: str = "finetune",
-    checkpoint_uri: str = "",
     truth_uri: str = "",
 ) -> TrainResult:
     """Fine-tune in a folder of the storage that the same settings and inputs find again, like `train`.
 
     Args:
         route: finetune; or retrain: train a network anew with the edits.
-        checkpoint_uri: where the checkpoint is in object storage, if it is there; empty: not known.
         truth_uri: see `stabn.training.stage.train`.
     """
     if route == "retrain":
         name = name.replace("finetune", route)
-        return _retrain(manifest, edits, config, storage_uri, finetuned_path, name, placement, truth_uri)
+        return _retrain(manifest, edits, config, storage_uri, name, placement, truth_uri)
     here, output = placement.is_here, finetune_output(checkpoint, edits, config, storage_uri, name)
     if here:
         own = _with_processes(config, placement)
@@ -82,7 +78,7 @@ def finetune(
             training.finetune(checkpoint, manifest, edits, own, output, name, truth_uri=truth_uri)
     else:
         arguments = {
-            "checkpoint": _stage(checkpoint, storage_uri, "checkpoint.pt", checkpoint_uri),
+            "checkpoint": _stage(checkpoint, storage_uri, "checkpoint.pt"),
             "manifest": _stage(manifest, storage_uri, "manifest.parquet"),
             "edits": _stage(edits, storage_uri, "edits.parquet"),
             "output": output,
@@ -90,7 +86,7 @@ def finetune(
             **_truth(truth_uri),
         }
         _run("finetune", arguments, config, placement, storage_uri)
-    return _collect(output, finetuned_path)
+    return read_result(output)
 
 
 def _retrain(
@@ -98,7 +94,6 @@ def _retrain(
     edits: str,
     config: RunConfig,
     storage_uri: str,
-    path: str,
     name: str,
     placement: Placement,
     truth_uri: str,
@@ -120,7 +115,7 @@ def _retrain(
             **_truth(truth_uri),
         }
         _run("train", arguments, config, placement, storage_uri)
-    return _collect(output, path)
+    return read_result(output)
 
 
 def evaluate(
@@ -133,7 +128,6 @@ def evaluate(
     name: str,
     storage_uri: str,
     placement: Placement,
-    checkpoint_uri: str = "",
     segments_uri: str = "",
 ) -> Evaluation:
     """Evaluate where the placement says, like `stabn.evaluation.predict.evaluate`."""
@@ -143,7 +137,7 @@ def evaluate(
         with tried_once_here(storage_uri, "evaluate", *places[2:4], own, name, segments_uri):
             return evaluate_here(*places, own, name=name, segments_uri=segments_uri)
     arguments = {
-        "checkpoint": _stage(checkpoint, storage_uri, "checkpoint.pt", checkpoint_uri),
+        "checkpoint": _stage(checkpoint, storage_uri, "checkpoint.pt"),
         "manifest": _stage(manifest, storage_uri, "manifest.parquet"),
         "split": split,
         "attention": attention,
@@ -217,27 +211,21 @@ def _image(step: dict[str, Any]) -> str:
     return own[0] if own else os.environ.get("STABN_IMAGE") or os.environ.get("STABN_TRAINER_IMAGE", "")
 
 
-def _stage(path: str, storage_uri: str, name: str, known_uri: str = "") -> str:
-    """Return where the pods find a file of the step: where it is known to be, else a copy named by its content.
+def _stage(path: str, storage_uri: str, name: str) -> str:
+    """Return where the pods find a file of the step: where it is, if that is a URI, else a copy named by its content.
 
     Raises:
         ConfigError: the storage is a folder of this machine.
     """
     check_shared_storage(storage_uri)
-    if known_uri.startswith("s3://") and uri_exists(known_uri):
-        return known_uri
+    if path.startswith("s3://"):
+        return path
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     storage, key = open_storage(storage_uri), f"inputs/{digest}/{name}"
     if not storage.exists(key):
         storage.upload(Path(path), key)
     return storage.locate(key)
-
-
-def _collect(output_uri: str, path: str) -> TrainResult:
-    result = read_result(output_uri)
-    fetch(result.best_uri, path)
-    return result
 
 
 def _with_processes(config: RunConfig, placement: Placement) -> RunConfig:

@@ -8,20 +8,17 @@ from components.images import TRAINER_IMAGE
 
 def run(step: Step) -> tuple[bool, str]:
     """Move the alias champion only when the fine-tuned network beats the champion by more than noise."""
+    from components.networks import network_uri
     from components.nodes import evaluate
     from stabn.evaluation.prediction_table import Predictions
-    from stabn.evaluation.promote import promote, require_network
-    from stabn.storage import fetch
+    from stabn.evaluation.promote import promote
 
-    uri = step.checkpoint.metadata["uri"]
-    require_network(uri)
+    uri = network_uri(step.checkpoint, "finetune")
     split = Predictions.load(step.after.path).split
 
     def evaluate_champion(uri: str, path: Path) -> None:
-        local = f"{path}.checkpoint"
-        fetch(uri, local)
         evaluate(
-            local,
+            uri,
             step.manifest.path,
             split,
             "as_is",
@@ -30,7 +27,6 @@ def run(step: Step) -> tuple[bool, str]:
             "champion",
             step.storage_uri,
             step.placement,
-            checkpoint_uri=uri,
         )
 
     result = promote(step.before.path, step.after.path, uri, step.model_name, step.config.promote, evaluate_champion)

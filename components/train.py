@@ -6,12 +6,11 @@ from components.images import TRAINER_IMAGE
 
 def run(step: Step) -> None:
     """Train a network; an interrupted run goes on from its last checkpoint."""
+    from components.networks import leave_network
     from components.nodes import train
 
-    result = train(
-        step.manifest.path, step.config, step.storage_uri, step.checkpoint.path, step.placement, step.truth_uri
-    )
-    step.checkpoint.metadata["uri"] = result.best_uri
+    result = train(step.manifest.path, step.config, step.storage_uri, step.placement, step.truth_uri)
+    leave_network(step.checkpoint, result.best_uri, result.fingerprint)
     write_metrics(step.metrics, result.metrics)
 
 

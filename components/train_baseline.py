@@ -1,8 +1,5 @@
 """Component train-baseline: the 3D ResNet that table 1 puts beside ST-ABN, trained alike and evaluated."""
 
-import tempfile
-from pathlib import Path
-
 from components.component import Step, component
 from components.images import TRAINER_IMAGE
 
@@ -21,25 +18,20 @@ def run(step: Step) -> str:
     if step.train_baseline == "no":
         return ""
     config = without_attention(step.config)
-    with tempfile.TemporaryDirectory() as folder:
-        local = str(Path(folder) / "checkpoint")
-        trained = train_on_nodes(
-            step.manifest.path, config, step.storage_uri, local, step.placement, name="train-baseline"
-        )
-        key = fingerprint(trained.best_uri, trained.metrics, step.split)
-        output = open_storage(step.storage_uri).locate(f"evaluations/{key}/predictions.parquet")
-        evaluate(
-            local,
-            step.manifest.path,
-            step.split,
-            "as_is",
-            output,
-            config,
-            "resnet3d",
-            step.storage_uri,
-            step.placement,
-            checkpoint_uri=trained.best_uri,
-        )
+    trained = train_on_nodes(step.manifest.path, config, step.storage_uri, step.placement, name="train-baseline")
+    key = fingerprint(trained.best_uri, trained.metrics, step.split)
+    output = open_storage(step.storage_uri).locate(f"evaluations/{key}/predictions.parquet")
+    evaluate(
+        trained.best_uri,
+        step.manifest.path,
+        step.split,
+        "as_is",
+        output,
+        config,
+        "resnet3d",
+        step.storage_uri,
+        step.placement,
+    )
     return output
 
 

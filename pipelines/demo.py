@@ -183,6 +183,7 @@ def _finish(folder: Path, storage_uri: str, seconds: float) -> None:
             f"the networks and predictions are in {folder}"
         )
         return
+    from stabn.attention.rounds import CHECKPOINT_FILE
     from stabn.data.edit_table import load_edit_table
 
     newest = pages[-1].parent
@@ -198,7 +199,7 @@ def _finish(folder: Path, storage_uri: str, seconds: float) -> None:
     stabn, mlflow = (shlex.quote(str(where / name)) for name in ("stabn", "mlflow"))
     own = shlex.quote(str(folder))
     database = shlex.quote(f"sqlite:///{folder}/mlflow/mlflow.db")
-    checkpoint, manifest = (shlex.quote(f"{imported}/{name}") for name in ("checkpoint", "manifest"))
+    checkpoint, manifest = shlex.quote(f"{round_uri}/{CHECKPOINT_FILE}"), shlex.quote(f"{imported}/manifest")
     predictions, faithful = (shlex.quote(f"{folder}/{name}") for name in ("predictions.parquet", "faithfulness"))
     print(
         f"""

@@ -110,7 +110,7 @@ def test_flags_reach_the_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
     def train(*places: object) -> stage.TrainResult:
         given.update(zip(("manifest", "config", "output", "profile", "edits", "name", "truth"), places, strict=True))
-        return stage.TrainResult("out/best.pt", "out/states/parts/a.pt", [], {})
+        return stage.TrainResult("out/best.pt", "out/states/parts/a.pt", [], {}, "f" * 16)
 
     monkeypatch.setattr(stage, "train", train)
     words = [

@@ -65,6 +65,19 @@ def test_every_stage_is_shown_and_tables_are_printed(finished: tuple[Path, str])
     assert '"inputs"' not in output, "KFP's own JSON is noise to a newcomer"
 
 
+def test_kfp_keeps_no_network(finished: tuple[Path, str]) -> None:
+    """KFP's store would get each of them, 219 MB in the usual size, and every step that reads one would fetch it."""
+    folder, output = finished
+    artifacts = folder / "kfp" / "artifacts"
+    networks = [path for name in ("checkpoint", "finetuned") for path in artifacts.glob(f"*/*/{name}")]
+    assert len(networks) == 4, "of train, import-edits, finetune and its control"
+    for path in networks:
+        content = json.loads(path.read_text())
+        assert content["uri"].startswith("s3://data/") and len(content["fingerprint"]) == 16
+    said = re.search(r"--checkpoint (\S+)", output)
+    assert said and said[1] in {json.loads(path.read_text())["uri"] for path in networks}
+
+
 def test_report_is_one_file_with_both_tables(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     page = (folder / "report.html").read_text()

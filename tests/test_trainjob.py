@@ -205,6 +205,9 @@ def test_a_node_grows_with_its_processes(nodes: int, processes: int) -> None:
     assert resources["requests"] == {"cpu": f"{500 * processes}m", **both}
     assert resources["limits"] == {"cpu": "1.5" if processes == 1 else "12", **both}
     assert f"'sizeLimit': '{8 * processes}Gi'" in str(manifest["spec"]["runtimePatches"])
+    small = build_trainjob(work, config(memory="384Mi", memory_limit="2Gi"))["spec"]["trainer"]["resourcesPerNode"]
+    asked, allowed = small["requests"]["memory"], small["limits"]["memory"]
+    assert (asked, allowed) == (f"{384 * processes}Mi", f"{2 * processes}Gi")
     plain = build_trainjob(work, config())["spec"]["trainer"]["resourcesPerNode"]
     assert plain["limits"] == plain["requests"], "without a limit of its own a node has what it is promised"
 
@@ -843,6 +846,7 @@ def test_stages_run_on_two_nodes_as_they_do_on_one(
     from stabn.data.frames import extract_frames
     from stabn.evaluation.prediction_table import Predictions
     from stabn.presets import resolve
+    from stabn.storage import open_storage
 
     for name, value in {
         "STABN_TRAINJOB_IMAGE": "stabn-trainer:1",
@@ -857,12 +861,12 @@ def test_stages_run_on_two_nodes_as_they_do_on_one(
     cluster.controllers = [functools.partial(run_processes, lose_after="train epoch 3/"), run_processes]
     text = "train.epochs=4 train.batch_size=2 finetune.epochs=1 finetune.batch_size=2 extract.fps=0"
     settings = resolve("mini", text)
-    manifest, checkpoint = str(tmp_path / "manifest"), str(tmp_path / "checkpoint")
+    manifest = str(tmp_path / "manifest")
     folders = (str(small_dataset / "videos"), str(small_dataset / "labels"))
     extract_frames(*folders, s3_uri, Path(manifest), tmp_path / "rejects", settings.extract)
     placement = stages.Placement(num_nodes=2)
 
-    trained = stages.train(manifest, settings, s3_uri, checkpoint, placement)
+    trained = stages.train(manifest, settings, s3_uri, placement)
     assert len(trained.history) == 4 and set(trained.metrics) >= {"validation_top1", "train_loss"}
     assert "--train.epochs=4" in cluster.created[0]["spec"]["trainer"]["command"]
     said = capfd.readouterr().out
@@ -870,8 +874,8 @@ def test_stages_run_on_two_nodes_as_they_do_on_one(
     assert "train: goes on" in said[said.index("started again") :], "nothing that was saved is trained twice"
 
     def evaluate(name: str, placement: stages.Placement) -> Any:
-        arguments = (checkpoint, manifest, "validation", "as_is", str(tmp_path / name), settings, name, s3_uri)
-        return stages.evaluate(*arguments, placement, checkpoint_uri=trained.best_uri)
+        arguments = (trained.best_uri, manifest, "validation", "as_is", str(tmp_path / name), settings, name, s3_uri)
+        return stages.evaluate(*arguments, placement)
 
     together, alone = evaluate("together", placement), evaluate("alone", stages.Placement())
     assert len(cluster.created) == 3, "one node and no accelerator need no job"
@@ -880,14 +884,11 @@ def test_stages_run_on_two_nodes_as_they_do_on_one(
     assert first.video_ids == second.video_ids and first.top5.tolist() == second.top5.tolist()
 
     edits = write_edits(tmp_path / "edits", {"1": [0.5] * 24})
-    finetuned = stages.finetune(
-        checkpoint, manifest, edits, settings, s3_uri, str(tmp_path / "tuned"), "finetune", placement
-    )
-    again = stages.finetune(
-        checkpoint, manifest, edits, settings, s3_uri, str(tmp_path / "again"), "finetune", stages.Placement()
-    )
-    assert finetuned.best_uri == again.best_uri and finetuned.history == again.history, "complete: not repeated"
-    assert (tmp_path / "tuned").read_bytes() == (tmp_path / "again").read_bytes()
+    places = (trained.best_uri, manifest, edits, settings, s3_uri, "finetune")
+    finetuned, again = stages.finetune(*places, placement), stages.finetune(*places, stages.Placement())
+    assert finetuned == again, "complete: not repeated"
+    copied = list(open_storage(s3_uri).list("inputs/"))
+    assert copied and not [key for key in copied if key.endswith(".pt")], "networks are where they are"
 
     client = MlflowClient(mlflow_uri)
     runs = client.search_runs([client.get_experiment_by_name("stabn").experiment_id])

@@ -209,10 +209,10 @@ def import_round(
     round_uri: str,
     edits_path: str | Path,
     manifest_path: str | Path,
-    checkpoint_path: str | Path,
+    checkpoint_path: str | Path | None,
     selection_path: str | Path,
 ) -> EditSummary:
-    """Import a round's edits, and copy the manifest, network and selection it was made from beside them."""
+    """Import a round's edits, and copy manifest, network (unless None) and selection it was made from beside them."""
     summary = import_edits(round_uri, edits_path)
     storage = load_round(round_uri).storage
     for key, path in (
@@ -220,5 +220,6 @@ def import_round(
         (CHECKPOINT_FILE, checkpoint_path),
         (SELECTION_FILE, selection_path),
     ):
-        storage.download(key, path)
+        if path is not None:
+            storage.download(key, path)
     return summary

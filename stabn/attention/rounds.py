@@ -66,6 +66,11 @@ class Round:
         """Where the round's documents are."""
         return open_storage(self.uri)
 
+    @property
+    def network_uri(self) -> str:
+        """Where its network is."""
+        return self.storage.locate(CHECKPOINT_FILE)
+
     def video(self, video_id: str) -> RoundVideo:
         """Return a video of the round.
 

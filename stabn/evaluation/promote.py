@@ -14,7 +14,6 @@ from stabn.evaluation.metrics import topk_accuracy
 from stabn.evaluation.predict import summarize
 from stabn.evaluation.prediction_table import Predictions
 from stabn.evaluation.significance import describe_looks, wins
-from stabn.storage import uri_exists
 from stabn.tracking import (
     Champion,
     ChampionChanged,
@@ -32,19 +31,6 @@ Evaluate = Callable[[str, Path], object]
 
 class PromoteError(StabnError):
     """The champion cannot be compared with the fine-tuned network."""
-
-
-def require_network(uri: str) -> None:
-    """Refuse to register a network that is not there any more.
-
-    Raises:
-        PromoteError: says how to have it again.
-    """
-    if not uri_exists(uri):
-        raise PromoteError(
-            f"{uri}: the fine-tuned network is not there any more; fine-tune again, on a KFP server with `--no-cache "
-            "finetune` of `python -m pipelines submit`"
-        )
 
 
 @dataclass(frozen=True)

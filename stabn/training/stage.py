@@ -31,12 +31,14 @@ class TrainResult:
         last_uri: checkpoint of the last epoch.
         history: one dict of metrics per epoch.
         metrics: those of the best epoch.
+        fingerprint: of the best checkpoint's network.
     """
 
     best_uri: str
     last_uri: str
     history: list[dict[str, float]]
     metrics: dict[str, float]
+    fingerprint: str
 
 
 def train(
@@ -220,7 +222,7 @@ def read_result(output_uri: str) -> TrainResult:
     best_uri = storage.locate(BEST)
     best = describe(read_checkpoint(best_uri))
     last_uri = storage.locate(StateStore(storage, 1).newest_key("average", "network"))
-    return TrainResult(best_uri, last_uri, list(best.history), _metrics(best.history[best.epoch - 1]))
+    return TrainResult(best_uri, last_uri, list(best.history), _metrics(best.history[best.epoch - 1]), best.fingerprint)
 
 
 def _metrics(row: dict[str, float]) -> dict[str, float]:
