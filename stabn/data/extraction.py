@@ -307,7 +307,7 @@ def _limits(config: ExtractConfig) -> str:
 
 def _rate_reason(fps: float, config: ExtractConfig) -> str | None:
     if config.fps and fps and abs(fps - config.fps) > FPS_TOLERANCE * config.fps:
-        return f"wrong frame rate: {fps:.4g} frames per second, not extract.fps = {config.fps:g}"
+        return f"wrong frame rate: {fps:.4g} frames per second, not extract.fps = {config.fps:g} (0: any)"
     return None
 
 

@@ -215,6 +215,9 @@ def _finish(plan: _Plan, table: pa.Table, manifest_path: Path, rejects_path: Pat
     _write_whole(pa.Table.from_pylist(rejects, schema=REJECT_SCHEMA), rejects_path)
     kinds = Counter(reject["reason"].split(":")[0] for reject in rejects)
     summary = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
+    if rejects:
+        example = next(item for item in rejects if item["reason"].startswith(f"{kinds.most_common(1)[0][0]}:"))
+        summary += f", such as {example['video_id']} ({example['reason']})"
     num_frames = pc.sum(usable["num_frames"]).as_py() or 0
     run.log_metrics({"videos": len(usable), "rejects": len(rejects), "frames": num_frames})
     run.log_metrics({f"rejects_{re.sub('[^a-z0-9]+', '_', kind)}": count for kind, count in kinds.items()})
