@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.local import check_words
 from stabn.attention import fonts
 from stabn.attention.edit_document import parse_edit
 from stabn.attention.render import Panel, attention_figure
@@ -19,7 +18,6 @@ from stabn.data.labels import LabelsError
 from stabn.data.ssv2 import load_labels
 from stabn.editor.auth import _proxy_name
 from stabn.editor.finish import Finish, FinishError
-from stabn.errors import StabnError
 from stabn.forms import parse_form
 from stabn.masking import _MaskedStream
 
@@ -50,6 +48,34 @@ def test_an_installed_font_draws_what_dejavu_cannot(monkeypatch: pytest.MonkeyPa
     picture = attention_figure(np.zeros((8, 40, 48, 3), np.uint8), [panel], heading=f"Video 1: {CLASSES[1]}")
     assert Image.open(io.BytesIO(picture)).width >= 640
     fonts._file_for.cache_clear()
+
+
+def test_what_no_font_has_alone_is_drawn_with_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noto Sans CJK has the mark of a right prediction, and not that of a wrong one."""
+    here, cjk = fonts._own(False), fonts._own(True)  # the second stands for a font for Japanese
+    known = fonts._characters(here)
+    monkeypatch.setattr(fonts, "_installed", lambda: (cjk,))
+    monkeypatch.setattr(fonts, "_characters", lambda place: frozenset(map(ord, CLASSES[1])) if place == cjk else known)
+    fonts._file_for.cache_clear()
+    pieces = [(piece, drawn.path) for piece, drawn in fonts.runs(f"✗ {CLASSES[1]}, 1%", 12)]
+    assert pieces == [("✗ ", here), (CLASSES[1], cjk), (", 1%", here)]
+    assert fonts.can_draw(f"✗ {CLASSES[1]}") and [piece for piece, _ in fonts.runs("✗ a", 12)] == ["✗ a"]
+    fonts._file_for.cache_clear()
+
+
+def test_japanese_chinese_and_korean_are_drawn_in_the_weight_that_is_asked_for() -> None:
+    """With the fonts of this machine: each character has a picture of its own, and not the box of a missing one."""
+    names = ("何かを押す", "推某物", "물건을 밀기")
+    fonts._file_for.cache_clear()
+    if not all(map(fonts.can_draw, names)):
+        pytest.skip("no font with these characters, such as fonts-noto-cjk")
+    for name in names:
+        regular, bold = fonts.font(name, 24), fonts.font(name, 24, bold=True)
+        missing = bytes(regular.getmask("\U0010fffd"))
+        drawn = {bytes(regular.getmask(character)) for character in {*name} - {" "}}
+        assert len(drawn) == len({*name} - {" "}) and missing not in drawn
+        assert "bold" not in Path(str(regular.path)).name.lower()
+        assert np.asarray(bold.getmask(name)).sum() >= np.asarray(regular.getmask(name)).sum()
 
 
 PLACES = {"data_round_uri": "s3://data/r", "data_storage_uri": "s3://data"}
@@ -92,9 +118,3 @@ def test_what_argo_would_fill_in_is_refused_at_submission(text: str) -> None:
 )
 def test_a_proxys_user_is_one_person_in_any_spelling(sent: str, name: str) -> None:
     assert _proxy_name(sent) == name
-
-
-def test_the_word_that_kfps_local_runner_rewrites_is_refused(tmp_path: Path) -> None:
-    check_words([str(tmp_path / "a folder with 'quotes'")])
-    with pytest.raises(StabnError, match="word python3"):
-        check_words([str(tmp_path / "python3-demo")])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 import matplotlib
@@ -15,9 +16,17 @@ def font(text: str, size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return _load(_file_for(frozenset(text), bold) or _own(bold), size)
 
 
+def runs(text: str, size: int, bold: bool = False) -> list[tuple[str, ImageFont.FreeTypeFont]]:
+    """Return a text in pieces, each with a font that has its characters: one piece where one font has all."""
+    if _file_for(frozenset(text), bold):
+        return [(text, font(text, size, bold))]
+    fonts = ((character, font(character, size, bold)) for character in text)
+    return [("".join(item[0] for item in items), drawn) for drawn, items in groupby(fonts, key=lambda item: item[1])]
+
+
 def can_draw(text: str) -> bool:
-    """Tell whether some font of this machine has all characters of a text."""
-    return _file_for(frozenset(text), False) is not None
+    """Tell whether the fonts of this machine have all characters of a text."""
+    return all(_file_for(frozenset(character), False) for character in text)
 
 
 def class_name(classes: Sequence[str], index: int) -> str:
@@ -38,12 +47,13 @@ def _own(bold: bool) -> str:
 @lru_cache(maxsize=1024)
 def _file_for(characters: frozenset[str], bold: bool) -> str | None:
     wanted = {ord(character) for character in characters if not character.isspace()}
-    return next((path for path in (_own(bold), *_installed()) if wanted <= _characters(path)), None)
+    installed = sorted(_installed(), key=lambda path: (bold != ("bold" in Path(path).name.lower()), path))
+    return next((path for path in (_own(bold), *installed) if wanted <= _characters(path)), None)
 
 
 @lru_cache
 def _installed() -> tuple[str, ...]:
-    return tuple(sorted(font_manager.findSystemFonts()))
+    return tuple(font_manager.findSystemFonts())
 
 
 @lru_cache

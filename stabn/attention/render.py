@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stabn.attention.fonts import font
+from stabn.attention.fonts import font, runs
 from stabn.data.packed_frames import Frames
 from stabn.data.transforms import Crop
 from stabn.errors import StabnError
@@ -276,16 +276,19 @@ def _text_block(
     text: str, width: int, size: int, *, bold: bool = False, color: tuple[int, int, int] = INK
 ) -> Image.Image:
     """Return text in as many lines as it needs."""
-    drawn = font(text, size, bold)
     room = width - 2 * MARGIN
+
+    def length(part: str) -> float:
+        return sum(drawn.getlength(piece) for piece, drawn in runs(part, size, bold))
+
     lines, line = [], ""
     for word in text.split():
         longer = f"{line} {word}".strip()
-        if line and drawn.getlength(longer) > room:
+        if line and length(longer) > room:
             lines.append(line)
             longer = word
-        while drawn.getlength(longer) > room:  # one word wider than the figure
-            cut = next(i for i in range(len(longer) - 1, 0, -1) if drawn.getlength(longer[:i]) <= room)
+        while length(longer) > room:  # one word wider than the figure
+            cut = next(i for i in range(len(longer) - 1, 0, -1) if length(longer[:i]) <= room)
             lines.append(longer[:cut])
             longer = longer[cut:]
         line = longer
@@ -294,7 +297,10 @@ def _text_block(
     image = Image.new("RGB", (width, step * len(lines) + 8), PAPER)
     draw = ImageDraw.Draw(image)
     for number, content in enumerate(lines):
-        draw.text((MARGIN, 4 + number * step), content, font=drawn, fill=color)
+        left, baseline = float(MARGIN), 4 + number * step + font("", size, bold).getmetrics()[0]
+        for piece, drawn in runs(content, size, bold):
+            draw.text((left, baseline), piece, font=drawn, fill=color, anchor="ls")
+            left += drawn.getlength(piece)
     return image
 
 
