@@ -1,5 +1,6 @@
 # make demo   set up, then run the whole job on the embedded defaults
 # make test   set up, then run the tests
+# make drills  what takes longer: whole runs in odd places, every combination of signals and processes
 # A Linux machine without NVIDIA's driver takes PyTorch's CPU build where its index answers; another index, with CUDA's
 # builds too:  make demo TORCH_INDEX=https://download.pytorch.org/whl/cu128
 # make images TORCH=cpu IMAGE_TAG=1.0    container images, with docker, podman or buildah; see docs/images.md
@@ -17,13 +18,13 @@ BASE_IMAGE ?=
 TORCH ?= cuda
 IMAGE_FLAGS ?=
 
-.PHONY: setup demo test test-cluster lint format compile golden images constraints clean
+.PHONY: setup demo test drills test-cluster lint format compile golden images constraints clean
 
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name a Python 3.11: make PYTHON=/path/to/python3.11"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) not found; name a Python 3.11: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	@index="$(TORCH_INDEX)"; answers="import urllib.request; urllib.request.urlopen('$(CPU_INDEX)/torch/', timeout=10)"; \
 	size="about two minutes, 1.8 GB"; \
 	if test -z "$$index" && test "$$(uname -s)" = Linux; then \
@@ -41,11 +42,15 @@ setup: .venv/installed
 	@touch $@
 
 demo: setup
-	$(BIN)/stabn demo --dir $(DEMO_DIR)
+	$(BIN)/stabn demo --dir "$(DEMO_DIR)"
 
 # Each file's tests run in one of two processes; a single thread for each leaves both cores to them.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+
+# One after another: each may take all cores.
+drills: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/drills -rs $(DRILLS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -83,5 +88,5 @@ constraints: setup
 	(head -n 1 constraints.txt; cat constraints.partial) > constraints.new && mv constraints.new constraints.txt && rm constraints.partial
 
 clean:
-	rm -rf .venv $(DEMO_DIR) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv "$(DEMO_DIR)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipelines.local import check_words
 from stabn.config import fingerprint
 from stabn.errors import StabnError
 from stabn.local_mlflow import prepare_mlflow
@@ -69,7 +68,6 @@ def demo(folder: Path, size: int = 0, seed: int = 0, overrides: str = "") -> Non
 
     started = time.monotonic()
     folder = folder.absolute()
-    check_words([str(folder)])
     folder.mkdir(parents=True, exist_ok=True)
     print(f"The whole job on generated videos; everything goes into {folder}\n")
     progress = Progress(size or DEMO_VIDEOS, "mini dataset")

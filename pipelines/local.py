@@ -1,18 +1,23 @@
 """Run the pipelines on this machine with KFP's own local runner: no cluster, the same components."""
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from kfp import local
 from kfp.dsl.base_component import BaseComponent
+from kfp.local import subprocess_task_handler
 
 from stabn.errors import StabnError
 from stabn.forms import parse_form
 
 SOURCES = Path(__file__).resolve().parent.parent
 PACKAGES = ("stabn", "components", "pipelines")
+STARTS = '"$program_path/ephemeral_component.py"'  # in the script that starts a task, as KFP compiles it
 
 
 def code_fingerprint() -> str:
@@ -24,17 +29,19 @@ def code_fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-def check_words(texts: Iterable[str]) -> None:
-    """Refuse paths and values that KFP's local runner would change: it puts the interpreter in place of a word.
+@contextlib.contextmanager
+def _own_interpreter() -> Iterator[None]:
+    """Let KFP's local runner put this interpreter into the script that starts a task, and nowhere else.
 
-    Raises:
-        StabnError: one holds the word.
+    Left to itself it replaces the word python3 in paths and values too, and breaks at an interpreter whose path has a
+    space.
     """
-    for text in texts:
-        if "python3" in text:
-            raise StabnError(
-                f"{text}: KFP's local runner puts the interpreter in place of the word python3; choose a name without"
-            )
+
+    def replaced(command: list[str], interpreter: str) -> list[str]:
+        return [word.replace("python3", shlex.quote(interpreter)) if STARTS in word else word for word in command]
+
+    with mock.patch.object(subprocess_task_handler, "replace_python_executable", replaced):
+        yield
 
 
 def run_local(pipeline: BaseComponent, arguments: Mapping[str, Any], folder: Path) -> None:
@@ -50,7 +57,6 @@ def run_local(pipeline: BaseComponent, arguments: Mapping[str, Any], folder: Pat
     Raises:
         StabnError: a task failed; its own message is in the output above.
     """
-    check_words([str(folder.absolute()), *map(str, arguments.values())])
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=str(folder / "artifacts"),
@@ -58,7 +64,8 @@ def run_local(pipeline: BaseComponent, arguments: Mapping[str, Any], folder: Pat
         cache_root=str(folder / "cache" / code_fingerprint()),
     )
     try:
-        pipeline(**arguments)
+        with _own_interpreter():
+            pipeline(**arguments)
     except RuntimeError as error:
         raise StabnError(f"{error} The task's own message is above; run the same command again to go on.") from error
 

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from stabn.errors import StabnError
@@ -33,6 +34,7 @@ def prepare_mlflow(folder: str | os.PathLike[str]) -> str:
     uri, version = f"sqlite:///{database}", importlib.metadata.version("mlflow")
     with locked(folder / "mlflow.db.lock"):
         _upgrade(database, marker, uri, version)
+        _make_first_experiment(database)
         _follow_move(database)
     return uri
 
@@ -45,6 +47,15 @@ def _upgrade(database: Path, marker: Path, uri: str, version: str) -> None:
             end = "\n".join(done.stdout.strip().splitlines()[-15:])
             raise LocalServiceError(f"{database}: `mlflow db upgrade` failed; move the file away\n{end}")
         marker.write_text(version)
+
+
+def _make_first_experiment(database: Path) -> None:
+    """Make the experiment that MLflow wants in every database: its own way fails beside both kinds of quotes."""
+    now = int(time.time() * 1000)
+    row = (0, "Default", f"{database.parent}/{ARTIFACTS}/0", "active", now, now, "default")
+    columns = "experiment_id, name, artifact_location, lifecycle_stage, creation_time, last_update_time, workspace"
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(f"INSERT OR IGNORE INTO experiments ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
 
 def _follow_move(database: Path) -> None:

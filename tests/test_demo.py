@@ -26,8 +26,8 @@ STAGES = {
 }
 
 
-def run_demo(folder: Path) -> str:
-    """Run the demo in a process of its own, as a user does, and return what it printed."""
+def run_demo(folder: Path, seconds: float = 540) -> str:
+    """Run the demo in a process of its own, as a user does, for so long at most; return what it printed."""
     code = (
         "from pathlib import Path; from pipelines.demo import demo\n"
         f"if __name__ == '__main__': demo(Path({str(folder)!r}), size=45, overrides={OVERRIDES!r})"
@@ -35,7 +35,7 @@ def run_demo(folder: Path) -> str:
     script = folder.parent / "run_demo.py"
     script.write_text(code)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "MLFLOW_", "STABN_"))}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=540)
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

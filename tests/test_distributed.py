@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -215,40 +214,6 @@ def test_sigterm_saves_the_step_and_resuming_changes_nothing(manifest_path: str,
     same(last_weights(tmp_path / "stopped"), last_weights(tmp_path / "whole"))
 
 
-def test_torchrun_on_two_nodes_is_the_same_command(manifest_path: str, tmp_path: Path) -> None:
-    """Two agents of torchrun, as on two machines: the command line trains once, and process 0 alone writes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = {"model.width": 4, "data.num_frames": 4, "data.crop_size": 32, "train.epochs": 2, "train.batch_size": 4}
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "run"]
-    command += [
-        "--local-addr",
-        "127.0.0.1",
-        "-m",
-        "stabn.cli",
-        "train",
-        "--preset",
-        "mini",
-        "--manifest",
-        manifest_path,
-    ]
-    command += ["--output", str(tmp_path / "out"), "--train.device", "cpu", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    nodes = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for _ in range(2)
-    ]
-    outputs = [node.communicate(timeout=180)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], outputs
-    said = "".join(outputs)
-    assert said.count("4 videos per step = 2 processes x 2") == 1 and said.count("epoch 2: validation loss") == 1
-    state = newest_state(tmp_path / "out")
-    assert state is not None and state.content["world_size"] == 2 and state.content["epoch"] == 2
-
-
 def test_a_killed_process_is_replaced(manifest_path: str, tmp_path: Path) -> None:
     process = start(manifest_path, tmp_path / "out", **LONG, train__processes=2, train__timeout_seconds=30.0)
     wait_for_epoch(tmp_path / "out", 2, process)
@@ -265,15 +230,6 @@ def test_a_killed_process_is_replaced(manifest_path: str, tmp_path: Path) -> Non
     history = read_checkpoint(str(tmp_path / "out" / "best.pt"))["history"]
     assert [row["epoch"] for row in history] == list(range(1, 41))
     assert all(0 <= row["train_top1"] <= 1 and np.isfinite(row["train_loss"]) for row in history)
-
-
-def test_sigterm_to_the_launcher_lets_all_processes_save(manifest_path: str, tmp_path: Path) -> None:
-    process = start(manifest_path, tmp_path / "out", train__epochs=400, train__processes=2)
-    wait_for_epoch(tmp_path / "out", 1, process)
-    process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == RetryableError.exit_code, output
-    assert "asked to end (SIGTERM); saved in" in output and "run it again, it goes on" in output
 
 
 def test_evaluation_in_two_processes_counts_every_video_once(manifest_path: str, tmp_path: Path) -> None:

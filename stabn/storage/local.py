@@ -24,7 +24,7 @@ from stabn.storage.interface import (
     open_local,
 )
 
-_NO_LINKS_ERRNO = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_NO_LINKS_ERRNO = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _RETRYABLE_ERRNO = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN, errno.EBUSY}
 
 
