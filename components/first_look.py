@@ -8,6 +8,7 @@ from components.cluster.config import ClusterConfig
 from components.placement import Placement
 from stabn.attention.rounds import load_round
 from stabn.config import ConfigError, RunConfig
+from stabn.config.weight_names import is_named
 from stabn.data.edit_table import load_edit_table
 from stabn.data.segments import load_segments
 from stabn.data.ssv2 import load_labels
@@ -16,8 +17,6 @@ from stabn.evaluation.prediction_table import Predictions
 from stabn.forms import check_form
 from stabn.storage import open_storage, uri_exists
 from stabn.tracking import find_champion
-
-NAMED_WEIGHTS = ("imagenet", "random", "")
 
 
 def check_all(pipeline: str, values: Mapping[str, Any]) -> None:
@@ -73,5 +72,5 @@ def _check_storage(uri: str) -> None:
 
 def _check_weights(config: RunConfig) -> None:
     name = config.train.init_weights
-    if name not in NAMED_WEIGHTS and not name.startswith("timm:") and not uri_exists(name):
+    if not is_named(name) and not uri_exists(name):
         raise ConfigError(f"train.init_weights = {name!r}: no such file or object")

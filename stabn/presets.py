@@ -1,6 +1,7 @@
-"""Named settings: the paper's runs, and a small one for two cores."""
+"""Named settings: the paper's runs, other backbones, and a small one for two cores."""
 
 import dataclasses
+from typing import Any
 
 from stabn.config import (
     ConfigError,
@@ -38,6 +39,89 @@ def ssv2(name: str, depth: int, num_clips: int) -> RunConfig:
         extract=ExtractConfig(held_out=0.1),
         data=DataConfig(num_frames=32, num_clips=num_clips),
         model=backbone(depth, name=name, num_frames=32),
+    )
+
+
+def c3d() -> RunConfig:
+    """Return C3D with its published input, 16 frames of 112 x 112, trained as the paper trains the 3D ResNet."""
+    frames = 16
+    return RunConfig(
+        preset="",
+        extract=ExtractConfig(held_out=0.1),
+        data=DataConfig(num_frames=frames, crop_size=112),
+        model=ModelConfig(backbone="c3d", num_frames=frames),
+        train=TrainConfig(init_weights="random"),
+    )
+
+
+# Width, blocks, heads and MLP ratio of the transformers by their size.
+TRANSFORMERS = {"b": (768, 12, 12, 4.0), "l": (1024, 24, 16, 4.0), "g": (1408, 40, 22, 48 / 11)}
+
+
+def transformer(size: str, crop_size: int, train: dict[str, Any], **model: Any) -> RunConfig:
+    """Return a video transformer over 16 frames, tokens of 2 x 16 x 16, with AdamW and a cosine.
+
+    Args:
+        size: one of TRANSFORMERS.
+        crop_size: side of the input, in pixels.
+        train: what else training has; fine-tuning has its optimiser.
+        model: what else the network has.
+    """
+    frames = 16
+    width, depth, num_heads, mlp_ratio = TRANSFORMERS[size]
+    sizes: dict[str, Any] = {"width": width, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
+    common: dict[str, Any] = {
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "batch_size": 256,
+        "reference_batch_size": 256,
+        "clip_norm": 0.0,
+        "decay_norms": False,
+    }
+    return RunConfig(
+        preset="",
+        extract=ExtractConfig(held_out=0.1, short_side=max(256, crop_size)),
+        data=DataConfig(num_frames=frames, crop_size=crop_size, evaluation_scale=min(1.0, crop_size / 256)),
+        model=ModelConfig(backbone="vit", num_frames=frames, dropout=0.0, **sizes, **model),
+        train=TrainConfig(**common, **train),
+        finetune=FinetuneConfig(**common, weight_decay=train["weight_decay"], learning_rate=1e-5),
+    )
+
+
+def videomae() -> RunConfig:
+    """Return VideoMAE's fine-tuning of ViT-B on Something-Something v2, as far as this product has its parts.
+
+    Of the published recipe are missing: rates that fall from block to block, RandAugment, mixup, two samples of a video
+    in a step, and three crops in evaluation.
+    """
+    recipe = {"epochs": 30, "learning_rate": 5e-4, "warmup_epochs": 5.0, "weight_decay": 0.05, "label_smoothing": 0.1}
+    return transformer(
+        "b", 224, {**recipe, "init_weights": "hf:MCG-NJU/videomae-base-ssv2"}, drop_path=0.1, positions="sincos"
+    )
+
+
+def vjepa2(size: str, crop_size: int, weights: str, *, frozen: bool) -> RunConfig:
+    """Return a network on V-JEPA 2's encoder: the whole trained, or frozen under a light head as it is probed.
+
+    Frozen, all blocks are the feature extractor's, a copy of the last one is the trunk, and a query that attends to the
+    tokens recognises. Of the published probe's heads are missing three blocks, of its evaluation three views; of the
+    rates that it tries this is one.
+    """
+    depth = TRANSFORMERS[size][1]
+    recipe = {"epochs": 20, "learning_rate": 3e-4, "weight_decay": 0.01, "init_weights": weights}
+    if frozen:
+        return transformer(
+            size,
+            crop_size,
+            {**recipe, "freeze": "feature_extractor"},
+            positions="rope",
+            pooling="attentive",
+            extractor_blocks=depth,
+            trunk_blocks=1,
+        )
+    recipe |= {"learning_rate": 1e-4, "warmup_epochs": 2.0, "weight_decay": 0.05, "label_smoothing": 0.1}
+    return transformer(
+        size, crop_size, recipe, positions="rope", pooling="attentive", extractor_blocks=depth - 4, trunk_blocks=4
     )
 
 
@@ -99,6 +183,11 @@ PRESETS = {
     "baseline_r101_32": ssv2("baseline", 101, num_clips=1),
     "ssv2_r101_32x2": ssv2("st_abn", 101, num_clips=2),
     "baseline_r101_32x2": ssv2("baseline", 101, num_clips=2),
+    "c3d_16": c3d(),
+    "videomae_b_16": videomae(),
+    "vjepa2_l_16": vjepa2("l", 256, "hf:facebook/vjepa2-vitl-fpc64-256", frozen=False),
+    "vjepa2_l_16_frozen": vjepa2("l", 256, "hf:facebook/vjepa2-vitl-fpc64-256", frozen=True),
+    "vjepa2_g_16_frozen": vjepa2("g", 384, "hf:facebook/vjepa2-vitg-fpc64-384", frozen=True),
 }
 
 

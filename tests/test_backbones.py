@@ -1,5 +1,6 @@
 """Every backbone behind the same interface; today's weights and outputs; a second one through the whole job."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_run import CLASSES, EDITED, settings, write_edits
 from torch.nn import functional as F
 
@@ -32,10 +34,20 @@ from stabn.training.resuming import run_identity
 from stabn.training.stage import finetune, train
 
 GOLDEN = Path(__file__).parent / "golden_models"
+VIT = {
+    "width": 24,
+    "depth": 3,
+    "num_heads": 2,
+    "patch": 8,
+    "extractor_blocks": 2,
+    "trunk_blocks": 1,
+    "positions": "rope",
+}
 # Small networks of every backbone, their clips and the size of the input.
 SMALL: dict[str, tuple[dict[str, Any], int, int]] = {
     "resnet3d": ({"block": "basic", "num_blocks": (1, 1, 1, 1), "width": 4}, 4, 32),
     "c3d": ({"width": 4}, 8, 32),
+    "vit": (VIT, 4, 32),
 }
 
 
@@ -301,6 +313,30 @@ def test_the_trunk_of_c3d_starts_as_its_last_convolutions() -> None:
     for index, name in enumerate("ab"):
         for part in (model.attention_branch.trunk, model.perception_branch.conv5):
             assert torch.equal(part[index].conv.weight, weights[f"conv5{name}.weight"])
+
+
+@pytest.mark.parametrize("name", ["st_abn", "baseline"])
+def test_a_light_head_learns_on_a_frozen_extractor(name: str, manifest_path: str, tmp_path: Path) -> None:
+    """All blocks are the extractor's, from a file in the authors' layout, and stay as they are to the last bit."""
+    config = run_of("vit")
+    model = dataclasses.replace(config.model, name=name, pooling="attentive", extractor_blocks=3)
+    torch.manual_seed(5)
+    encoder = build_model(model).feature_extractor.state_dict()
+    save_file(encoder, tmp_path / "encoder.safetensors")
+    frozen = {"freeze": "feature_extractor", "init_weights": str(tmp_path / "encoder.safetensors")}
+    recipe = dataclasses.replace(config.train, **frozen)
+    run = dataclasses.replace(config, model=model, train=recipe)
+    after = read_checkpoint(train(manifest_path, run, str(tmp_path / "out")).best_uri)["model"]
+    for key, value in encoder.items():
+        assert torch.equal(after[f"feature_extractor.{key}"], value), key
+    head = "classifier" if name == "baseline" else "perception_branch"
+    torch.manual_seed(recipe.seed)
+    start = build_model(dataclasses.replace(model, num_classes=3)).state_dict()
+    assert not torch.equal(after[f"{head}.pooling.q.weight"], start[f"{head}.pooling.q.weight"])
+    if name == "st_abn":
+        assert not torch.equal(after["attention_branch.trunk.0.mlp.fc1.weight"], encoder["blocks.2.mlp.fc1.weight"])
+    with pytest.raises(ConfigError, match=r"freeze = feature_extractor with init_weights = 'random'"):
+        dataclasses.replace(recipe, init_weights="random")
 
 
 @pytest.mark.parametrize("backbone", [name for name in SMALL if name != "resnet3d"])

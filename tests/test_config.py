@@ -137,7 +137,7 @@ def test_every_preset_loads_and_survives_json(name: str) -> None:
 def test_presets_are_the_networks_of_the_tables() -> None:
     assert set(PRESETS) == {"mini", "knowledge"} | {
         f"{kind}_r{depth}_32{clips}" for kind in ("ssv2", "baseline") for depth in (50, 101) for clips in ("", "x2")
-    }
+    } | {"c3d_16", "videomae_b_16", "vjepa2_l_16", "vjepa2_l_16_frozen", "vjepa2_g_16_frozen"}
     assert load("ssv2_r101_32x2").model.num_blocks == (3, 4, 23, 3)
     assert load("ssv2_r101_32x2").data.num_clips == 2 and load("ssv2_r101_32").data.num_clips == 1
     assert load("baseline_r50_32").model == dataclasses.replace(load("ssv2_r50_32").model, name="baseline")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,12 @@ from stabn.training.stage import train
 CPU = torch.device("cpu")
 
 
-def test_activations_are_those_that_the_backward_pass_keeps() -> None:
-    config = settings(model__width=8)
+VIT = {"backbone": "vit", "width": 24, "depth": 3, "num_heads": 2, "patch": 4, "extractor_blocks": 2, "trunk_blocks": 1}
+
+
+@pytest.mark.parametrize("network", [{"width": 8}, {"backbone": "c3d", "width": 8}, VIT])
+def test_activations_are_those_that_the_backward_pass_keeps(network: dict[str, Any]) -> None:
+    config = settings(**{f"model__{name}": value for name, value in network.items()})
     model = build_model(config.model).train()
     video = torch.rand(2, 3, 4, 32, 32)
     storages: dict[int, torch.Tensor] = {}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stabn.config import ModelConfig
+from stabn.config import ModelConfig, spec_of
 from stabn.models import STABN, Baseline, Output, build_model
 from stabn.models.output import ShapeError
 from stabn.models.st_abn import invert
@@ -106,8 +106,10 @@ def test_every_preset_builds_and_runs_at_its_own_size(name: str) -> None:
         output = build_model(config.model)(torch.empty(2, 3, frames, size, size))
     assert output.logits.shape == (2, config.model.num_classes)
     if config.model.name == "st_abn":
-        assert output.temporal_attention.shape == (2, 1, frames, 1, 1)
-        assert output.spatial_attention.shape == (2, 1, frames, size // 16, size // 16)
+        spec = spec_of(config.model)
+        cells = size // spec.spatial_stride
+        assert output.temporal_attention.shape == (2, 1, frames // spec.temporal_stride, 1, 1)
+        assert output.spatial_attention.shape == (2, 1, spec.num_slots, cells, cells)
 
 
 def test_kernels_in_time() -> None:

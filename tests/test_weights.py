@@ -3,12 +3,15 @@
 import argparse
 import dataclasses
 import json
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -581,6 +584,36 @@ def test_imagenet_weights_come_from_a_mirror_and_are_kept(cache: Path, monkeypat
     assert fetch_initial_weights("imagenet", config) is not None, "kept by PyTorch"
 
 
+def test_the_hubs_weights_come_through_its_own_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the package huggingface_hub, which caches, mirrors and authenticates: what it is asked for."""
+    asked: list[tuple[str, str, str | None]] = []
+
+    class EntryNotFoundError(Exception):
+        pass
+
+    def download(name: str, file: str, revision: str | None = None) -> str:
+        asked.append((name, file, revision))
+        if not (tmp_path / file).exists():
+            raise EntryNotFoundError(file)
+        return str(tmp_path / file)
+
+    errors = types.SimpleNamespace(EntryNotFoundError=EntryNotFoundError)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=download))
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
+    config = backbone(18)
+    with pytest.raises(WeightsError, match=r"hf:some/net: it has no model\.safetensors or pytorch_model\.bin; add"):
+        fetch_initial_weights("hf:some/net", config)
+    torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    found = fetch_initial_weights("hf:some/net", config)
+    assert found is not None and torch.equal(found[0]["a"], torch.ones(2)) and found[1] == "hf:some/net"
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    found = fetch_initial_weights("hf:some/net@v2", config)
+    assert found is not None and torch.equal(found[0]["a"], torch.zeros(2))
+    assert asked[-1] == ("some/net", "model.safetensors", "v2")
+    with pytest.raises(WeightsError, match=r"it has no vit_b\.pth"):
+        fetch_initial_weights("hf:some/net:vit_b.pth", config)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
@@ -591,6 +624,9 @@ def test_imagenet_weights_come_from_a_mirror_and_are_kept(cache: Path, monkeypat
         ),
         ("imagenet", {"width": 16}, r"there is no such network of .* width 16; give the path or URI of other weights"),
         ("timm:resnet50", {}, r"the package timm is not installed; copy the file"),
+        ("torchvision:resnet50", {}, r"the package torchvision is not installed; copy the file"),
+        ("hf:some/net", {}, r"the package huggingface_hub is not installed; copy the file"),
+        ("imagenet", {"backbone": "c3d"}, r"there are no such weights for C3D; give the path or URI of other weights"),
     ],
 )
 def test_weights_that_cannot_be_had_are_an_error_and_never_random(
@@ -604,4 +640,8 @@ def test_weights_that_cannot_be_had_are_an_error_and_never_random(
 def test_random_weights_are_chosen_and_the_papers_runs_are_not_random() -> None:
     assert fetch_initial_weights("random", load("mini").model) is None
     for name in PRESETS:
-        assert load(name).train.init_weights == ("random" if name in ("mini", "knowledge") else "imagenet")
+        weights = load(name).train.init_weights
+        if "_r" in name:
+            assert weights == "imagenet"
+        else:
+            assert weights.startswith("hf:") if "_b_" in name or "vjepa2" in name else weights == "random"

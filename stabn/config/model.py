@@ -17,12 +17,40 @@ class ModelConfig(Settings):
     backbone: str = setting(
         "resnet3d",
         "what is cut into feature extractor and perception branch; a setting below that names one is for that one",
-        choices=("resnet3d", "c3d"),
+        choices=("resnet3d", "c3d", "vit"),
         later=True,
     )
     block: str = setting("bottleneck", "resnet3d: residual block", choices=("bottleneck", "basic"))
     num_blocks: tuple[int, ...] = setting((3, 4, 6, 3), "resnet3d: residual blocks in layer1 to layer4", low=1)
-    width: int = setting(64, "channels of the first layer; resnet3d and c3d double them in later layers", low=1)
+    width: int = setting(
+        64, "channels of the first layer, which resnet3d and c3d double in later ones; vit: of every token", low=1
+    )
+    depth: int = setting(12, "vit: transformer blocks", low=1, later=True)
+    num_heads: int = setting(12, "vit: heads of the self-attention", low=1, later=True)
+    mlp_ratio: float = setting(4.0, "vit: hidden over outer channels of a block's MLP", low=0.01, later=True)
+    tubelet: int = setting(2, "vit: frames of a token, the temporal stride", low=1, later=True)
+    patch: int = setting(16, "vit: side of a token's square, in pixels", low=1, later=True)
+    positions: str = setting(
+        "sincos",
+        "vit: how tokens know their place: sincos as in VideoMAE, rope as in V-JEPA 2",
+        choices=("sincos", "rope"),
+        later=True,
+    )
+    extractor_blocks: int = setting(
+        9, "vit: blocks of the feature extractor, before the attention; the others follow it", low=0, later=True
+    )
+    trunk_blocks: int = setting(
+        3, "vit: blocks of the attention branch's trunk, a copy of the last ones", low=1, later=True
+    )
+    pooling: str = setting(
+        "mean",
+        "vit: what the classifier sees: mean over the tokens, or attentive, a query that attends to them",
+        choices=("mean", "attentive"),
+        later=True,
+    )
+    drop_path: float = setting(
+        0.0, "vit: chance that a clip skips the last block, less in those before", low=0.0, high=0.99, later=True
+    )
     num_classes: int = setting(174, "classes, K; taken from the manifest in training", low=1)
     num_frames: int = setting(32, "frames per clip, T; taken from data.num_frames in training", low=1)
     attention_head: str = setting(

@@ -219,9 +219,23 @@ class TrainConfig(FitConfig):
 
     init_weights: str = setting(
         "imagenet",
-        "weights at the start: imagenet (torchvision's ResNet of this depth), timm:NAME, a path or URI of a 2D ResNet "
-        "or a checkpoint, or random",
+        "weights at the start: imagenet (torchvision's ResNet of this depth); torchvision:NAME, timm:NAME or "
+        "hf:ORGANISATION/NAME, fetched and kept by that library; a path or URI, of PyTorch or safetensors; or random",
     )
+    freeze: str = setting(
+        "none",
+        "what keeps its initial weights: none, or feature_extractor, so that only the branches are trained",
+        choices=("none", "feature_extractor"),
+        later=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.freeze != "none" and self.init_weights in ("random", ""):
+            raise ConfigError(
+                f"freeze = {self.freeze} with init_weights = {self.init_weights!r}: random features would never learn; "
+                "give weights, or set freeze = none"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,9 @@ from stabn.config import ModelConfig
 from stabn.models.backbone import Backbone
 from stabn.models.c3d import C3D
 from stabn.models.resnet3d import ResNet3D
+from stabn.models.vit import VideoTransformer
 
-BACKBONES: dict[str, type[Backbone]] = {"resnet3d": ResNet3D, "c3d": C3D}
+BACKBONES: dict[str, type[Backbone]] = {"resnet3d": ResNet3D, "c3d": C3D, "vit": VideoTransformer}
 
 
 def backbone_of(config: ModelConfig) -> Backbone:

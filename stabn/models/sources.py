@@ -1,4 +1,4 @@
-"""Where initial weights come from: ImageNet networks by name, a file, object storage, or chance, if one says so."""
+"""Where initial weights come from: names that libraries know, a file, object storage, or chance, if one says so."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from stabn.config import ModelConfig, spec_of
+from stabn.config.weight_names import LIBRARIES
 from stabn.masking import masked
 from stabn.models.weights import WeightsError, read_weights
 
 MIRROR = "STABN_WEIGHTS_MIRROR"
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository, the first that there is
 REMEDY = (
     "copy the file where this machine can read it and give its path or s3:// URI as train.init_weights, or set "
     f"{MIRROR} to an address that has files of the same names; train.init_weights=random begins without, on purpose"
@@ -22,8 +24,10 @@ def fetch_initial_weights(name: str, config: ModelConfig) -> tuple[Mapping[str, 
     """Return initial weights and where they are from; None: none are wanted.
 
     Args:
-        name: `imagenet`: torchvision's ResNet of the network's depth; `timm:MODEL`: that of the package timm, if it is
-            installed; `random`, or empty as in earlier versions: none; else a path or URI.
+        name: `imagenet`: torchvision's ResNet of the network's depth; `torchvision:MODEL` or `timm:MODEL`: that of the
+            package, if it is installed; `hf:ORGANISATION/NAME`, with `@REVISION` and `:FILE` if wanted: a repository of
+            the Hugging Face hub, through the package huggingface_hub, its cache (HF_HOME) and mirror (HF_ENDPOINT);
+            `random`, or empty as in earlier versions: none; else a path or URI.
         config: of the network that they are for.
 
     Raises:
@@ -38,8 +42,9 @@ def fetch_initial_weights(name: str, config: ModelConfig) -> tuple[Mapping[str, 
             url = f"{mirror.rstrip('/')}/{url.rpartition('/')[2]}"
         weights = _had(lambda: torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True), url)
         return weights, masked(url)
-    if name.startswith("timm:"):
-        return _had(lambda: _timm(name.removeprefix("timm:")), name), name
+    library, colon, model = name.partition(":")
+    if f"{library}{colon}" in LIBRARIES:
+        return _had(lambda: FETCHERS[library](model), name), name
     return read_weights(name), name
 
 
@@ -50,10 +55,36 @@ def _timm(model: str) -> dict[str, Tensor]:
     return weights
 
 
+def _torchvision(model: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights  # type: ignore[import-not-found,unused-ignore]
+
+    weights: dict[str, Tensor] = get_model_weights(model).DEFAULT.get_state_dict(progress=False, check_hash=True)
+    return weights
+
+
+def _hugging_face(repository: str) -> dict[str, Tensor]:
+    from huggingface_hub import hf_hub_download  # type: ignore[import-not-found,unused-ignore]
+    from huggingface_hub.errors import EntryNotFoundError  # type: ignore[import-not-found,unused-ignore]
+
+    name, _, file = repository.partition(":")
+    name, _, revision = name.partition("@")
+    for candidate in (file,) if file else HUB_FILES:
+        try:
+            return read_weights(hf_hub_download(name, candidate, revision=revision or None))
+        except EntryNotFoundError:
+            continue
+    raise WeightsError(f"hf:{repository}: it has no {' or '.join((file,) if file else HUB_FILES)}; add :FILE")
+
+
+FETCHERS = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}
+
+
 def _had(get: Callable[[], Any], source: str) -> Any:
     try:
         return get()
     except ModuleNotFoundError as error:
         raise WeightsError(f"init_weights = {source}: the package {error.name} is not installed; {REMEDY}") from None
+    except WeightsError:
+        raise
     except Exception as error:  # the network, the cache folder and the libraries raise many kinds
         raise WeightsError(f"init_weights: {source} cannot be had ({str(error).splitlines()[0]}); {REMEDY}") from None

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,8 @@ from stabn.storage import read_uri
 
 # A tensor of one of these is in no ResNet: a checkpoint of the authors, see models/released.py.
 RELEASED_MARKS = ("layer_att_common.", "backbone.att_layer4.")
-STATE_DICTS = ("model_state_dict", "state_dict", "model")  # where training code keeps its weights
+# Where training code keeps its weights; V-JEPA has an averaged encoder, which is the one to use, beside the encoder.
+STATE_DICTS = ("model_state_dict", "state_dict", "model", "module", "target_encoder", "encoder")
 PREFIXES = re.compile(r"(module\.|_orig_mod\.)+")  # of DistributedDataParallel and torch.compile
 
 
@@ -28,13 +30,19 @@ def read_weights(uri: str) -> dict[str, Tensor]:
 def read_weights_file(uri: str) -> tuple[dict[str, Tensor], list[str]]:
     """Read a state dict, plain or as training code keeps it beside its optimiser, and the names of what else is there.
 
+    From a file of PyTorch or in the format safetensors; neither is unpickled beyond tensors.
+
     The state dict may lie under one of STATE_DICTS; prefixes as `module.` are removed from its names.
 
     Raises:
         WeightsError: not a file of weights, one that holds objects which are not loaded, or one name twice.
     """
+    data = read_uri(uri)
     try:
-        content: Any = torch.load(io.BytesIO(read_uri(uri)), map_location="cpu", weights_only=True)
+        if _is_safetensors(data):
+            content: Any = safetensors.torch.load(data)
+        else:
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for files that are not its own, or that hold code
         if isinstance(error, StabnError):
             raise
@@ -51,11 +59,16 @@ def read_weights_file(uri: str) -> tuple[dict[str, Tensor], list[str]]:
             beside += [str(name) for name in content if name != key]
             content = content[key]
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{uri}: not a state dict; give a PyTorch file of a backbone or of ST-ABN")
+        raise WeightsError(f"{uri}: not a state dict; give a file of a backbone or of ST-ABN")
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     names = [PREFIXES.sub("", name, count=1) if PREFIXES.match(name) else name for name in tensors]
     check_unique(names, "tensor", uri, "it has one with and one without a prefix; keep one of them", WeightsError)
     return dict(zip(names, tensors.values(), strict=True)), beside
+
+
+def _is_safetensors(data: bytes) -> bool:
+    """Tell a safetensors file, the length of its JSON and the JSON first, from one of PyTorch."""
+    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
 
 
 def load_initial_weights(model: Network, uri: str, weights: Mapping[str, Tensor] | None = None) -> LoadReport:

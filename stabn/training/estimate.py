@@ -5,9 +5,12 @@ activations (counted on shapes alone, nothing is computed). Kernels' workspaces 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from stabn.config import ConfigError, DataConfig, FitConfig, ModelConfig
 from stabn.failures import SHARED_MEMORY_REMEDY
@@ -82,9 +85,18 @@ def _kept_activations(config: ModelConfig, data: DataConfig, checkpointing: bool
         return value
 
     alive: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+    with FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         network(video)
     return sum(kept.values())
+
+
+class FusedAttention(TorchFunctionMode):
+    """Self-attention as real devices have it: without real numbers PyTorch spells it out and keeps N x N weights."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **(kwargs or {}))[0]
+        return func(*args, **(kwargs or {}))
 
 
 def check_memory(needed: Estimate, device: torch.device, local_processes: int, settings: FitConfig) -> str:

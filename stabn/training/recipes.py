@@ -153,6 +153,8 @@ def _train(manifest: Manifest, config: RunConfig, say: Callable[[str], None]) ->
         say(str(load_initial_weights(model, source, weights)))
     else:
         say(f"{type(model).__name__} starts with random weights")
+    if settings.freeze == "feature_extractor":
+        model.freeze_feature_extractor()
     return Recipe(
         name="train",
         model=model,

@@ -3,9 +3,10 @@
 from stabn.config.backbones.c3d import C3DSpec
 from stabn.config.backbones.resnet3d import ResNet3DSpec
 from stabn.config.backbones.spec import BackboneSpec
+from stabn.config.backbones.vit import VideoTransformerSpec
 from stabn.config.model import ModelConfig
 
-SPECS: dict[str, type[BackboneSpec]] = {"resnet3d": ResNet3DSpec, "c3d": C3DSpec}
+SPECS: dict[str, type[BackboneSpec]] = {"resnet3d": ResNet3DSpec, "c3d": C3DSpec, "vit": VideoTransformerSpec}
 
 
 def spec_of(config: ModelConfig) -> BackboneSpec:
