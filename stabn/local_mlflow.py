@@ -13,6 +13,12 @@ from stabn.errors import StabnError
 from stabn.machine import locked
 
 ARTIFACTS = "mlflow-artifacts"  # beside the database
+PLACES = (  # columns that hold where artifacts are
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
 
 
 class LocalServiceError(StabnError):
@@ -68,7 +74,7 @@ def _follow_move(database: Path) -> None:
             former = f"{root}/{ARTIFACTS}"
             if Path(former.removeprefix("file://")).exists():
                 continue  # copied, not moved; or another's
-            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            for table, column in PLACES:
                 connection.execute(
                     f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
                     (own, len(former) + 1, len(former) + 1, f"{former}/"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from stabn.attention.export import attend, panel
 from stabn.attention.fonts import class_name, legend
 from stabn.attention.render import attention_figure
-from stabn.config import ConfigError
+from stabn.config import ConfigError, DataConfig
 from stabn.data.dataset import read_frames
 from stabn.data.extraction import encode_jpeg
 from stabn.data.manifest import Manifest
@@ -17,6 +17,14 @@ from stabn.training.checkpoint import check_classes, load_model, require_attenti
 from stabn.training.device import choose_device, prepare
 
 QUALITY = 95  # of a video file's frames while they are looked at
+
+
+def frames_of_file(path: str, data: DataConfig) -> PackedFrames:
+    """Return the frames of a video file in the size that a network looks at."""
+    short_side = round(data.crop_size / data.evaluation_scale)
+    with open_video(path) as opened:  # one frame at a time: minutes of video would not fit uncompressed
+        jpegs = JpegFile(encode_jpeg(frame, QUALITY) for frame in opened.planes(short_side=short_side))
+    return PackedFrames(jpegs, path)
 
 
 def explain(video: str, checkpoint_uri: str, manifest_uri: str = "", output_path: str = "") -> str:
@@ -45,10 +53,7 @@ def explain(video: str, checkpoint_uri: str, manifest_uri: str = "", output_path
         class_index = manifest.video(index).class_index
         frames = read_frames(manifest, index)
     elif Path(video).is_file():
-        short_side = round(data.crop_size / data.evaluation_scale)
-        with open_video(video) as opened:  # one frame at a time: minutes of video would not fit uncompressed
-            jpegs = JpegFile(encode_jpeg(frame, QUALITY) for frame in opened.planes(short_side=short_side))
-        frames = PackedFrames(jpegs, video)
+        frames = frames_of_file(video, data)
     else:
         raise ConfigError(f"{video}: no such file; give a video file, or with --manifest the id of one of its videos")
     attention = attend(prepare(model, choose_device("auto")), frames, data)

@@ -23,6 +23,7 @@ from stabn.errors import Interrupted
 from stabn.failures import as_error
 from stabn.masking import hide_secrets
 from stabn.signals import exit_on_signals
+from stabn.tracking import find_checkpoint
 
 GROUPS = (data, train, evaluate, edit, services)
 DEFAULTS_NOTE = "What is not given is the preset's; in brackets what it is in ssv2_r50_32."
@@ -109,13 +110,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         _run(args)
 
 
+def _with_models_found(args: argparse.Namespace) -> argparse.Namespace:
+    """Put the checkpoints of registered models, such as models:/st-abn@champion, in the place of their names.
+
+    What an alias stands for changes; what a command records is the network that it used.
+    """
+    for name, value in vars(args).items():
+        if isinstance(value, str) and "models:/" in value:
+            found = [find_checkpoint(part) for part in value.split(",")]
+            setattr(args, name, ",".join(found))
+            print(f"{value}: {getattr(args, name)}", file=sys.stderr)
+    return args
+
+
 def _run(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     item = COMMANDS[args.subcommand]
     try:
         config = presets.load(getattr(args, "preset", item.preset))
         given = {key: value for key, value in vars(args).items() if "." in key and value is not None}
-        item.run(args, override(config, given))
+        item.run(_with_models_found(args), override(config, given))
     except KeyboardInterrupt:
         print(f"\nstabn {args.subcommand}: interrupted; run it again to go on", file=sys.stderr)
         sys.exit(Interrupted.exit_code)

@@ -5,9 +5,11 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from stabn.attention.serving import save_served_model
 from stabn.config import PromoteConfig
 from stabn.errors import StabnError
 from stabn.evaluation.metrics import topk_accuracy
@@ -17,9 +19,11 @@ from stabn.evaluation.significance import describe_looks, wins
 from stabn.tracking import (
     Champion,
     ChampionChanged,
+    Dataset,
     count_look,
     fetch_artifact,
     find_champion,
+    find_checkpoint,
     register_if_better,
     stage_run,
 )
@@ -76,7 +80,7 @@ def promote(
     Raises:
         PromoteError: the champion was never evaluated on these videos, and cannot be here.
     """
-    config = config or PromoteConfig()
+    config, checkpoint_uri = config or PromoteConfig(), find_checkpoint(checkpoint_uri)
     before, after = Predictions.load(before_path), Predictions.load(after_path)
     inputs = {"checkpoint": after.metadata["checkpoint_fingerprint"], "dataset": after.metadata["manifest_fingerprint"]}
     with stage_run("promote", settings=dataclasses.asdict(config), inputs=inputs) as run:
@@ -111,6 +115,8 @@ def promote(
                     run.run_id,
                     {CHECKPOINT_TAG: inputs["checkpoint"], MANIFEST_TAG: inputs["dataset"]},
                     champion.version if champion else "",
+                    partial(save_served_model, checkpoint_uri=checkpoint_uri, fingerprint=inputs["checkpoint"]),
+                    Dataset(inputs["dataset"]),
                 )
             except ChampionChanged as error:  # another run was faster
                 print(f"promote: {error}", flush=True)

@@ -7,6 +7,7 @@ themselves set MLFLOW_RUN_ID and MLFLOW_EXPERIMENT_ID: that run is then the pare
 """
 
 from stabn.tracking.client import artifact_root
+from stabn.tracking.datasets import Dataset
 from stabn.tracking.names import CHAMPION, TrackingError, git_commit
 from stabn.tracking.registry import (
     Champion,
@@ -14,6 +15,7 @@ from stabn.tracking.registry import (
     Registration,
     count_look,
     find_champion,
+    find_checkpoint,
     next_look,
     register_if_better,
 )

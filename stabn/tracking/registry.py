@@ -1,16 +1,25 @@
 """MLflow's model registry: versions, the alias `champion`, and how often networks were measured on some videos."""
 
+import logging
 import os
-from collections.abc import Mapping
+import re
+import tempfile
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from stabn.errors import StabnError
-from stabn.masking import masked
-from stabn.tracking.client import start_errors, tracking_client
-from stabn.tracking.names import CHAMPION, check_model_name, safe_name
+from stabn.masking import first_line, masked
+from stabn.tracking.client import find_experiment, start_errors, tracking_client
+from stabn.tracking.datasets import Dataset
+from stabn.tracking.names import CHAMPION, TrackingError, check_model_name, safe_name
+
+log = logging.getLogger(__name__)
 
 LOOK = "stabn.look"  # how the tags of looks begin
+CHECKPOINT = "stabn.checkpoint_uri"  # tag of a version and of its model: where the weights are
+MODELS = "models:/"
+Save = Callable[[str, Any], None]  # writes a model's folder, given its path and MLflow's Model
 
 
 class ChampionChanged(StabnError):
@@ -30,7 +39,7 @@ class Registration(NamedTuple):
 
 
 class Champion(NamedTuple):
-    """The model version that the alias `champion` points at: its number, checkpoint, run and tags."""
+    """The model version that the alias `champion` points at: its number, its checkpoint's URI, run, tags."""
 
     version: str
     source: str
@@ -48,10 +57,13 @@ def register_if_better(
     run_id: str = "",
     tags: Mapping[str, str] = {},
     rival: str | None = None,
+    save: Save | None = None,
+    dataset: Dataset | None = None,
 ) -> Registration:
     """Register a checkpoint as a model version, and make it the champion only if it wins.
 
-    Registering the same checkpoint of the same run again returns the version made before.
+    Registering the same checkpoint of the same run again returns the version made before. With `save` the version is a
+    model that `mlflow.pyfunc.load_model` loads; a server that keeps no such models gets the checkpoint's URI alone.
 
     Args:
         name: name of the registered model, made if absent.
@@ -63,6 +75,8 @@ def register_if_better(
         run_id: MLflow run that made it.
         tags: what else the version is known by.
         rival: the champion's version that it beats, empty for none; None: whichever.
+        save: writes the model's folder; None: the version only names the checkpoint.
+        dataset: that `after` was measured on.
 
     Raises:
         ChampionChanged: it wins, but the champion is not the rival any more; nothing is registered.
@@ -73,6 +87,7 @@ def register_if_better(
         return Registration("", False)
     tags = {**tags, **{f"before.{key}": str(value) for key, value in before.items()}}
     tags |= {f"after.{key}": str(value) for key, value in after.items()} | {"wins": str(wins).lower()}
+    tags[CHECKPOINT] = checkpoint_uri
     check_model_name(name)
     with start_errors():
         client = tracking_client()
@@ -82,21 +97,106 @@ def register_if_better(
             champion = find_champion(name)
             if (champion.version if champion else "") != rival:
                 raise ChampionChanged(f"{name}: the champion is no longer version {rival or 'none'}; comparing again")
-        same = [v for v in versions if v.source == checkpoint_uri and (v.run_id or "") == run_id]
+        same = [v for v in versions if _checkpoint_of(v) == checkpoint_uri and (v.run_id or "") == run_id]
         if same:
             version = str(same[0].version)
         else:
+            model = _log_model(client, name, checkpoint_uri, run_id, save, after, dataset) if save else ""
             made = client.create_model_version(
                 name,
-                checkpoint_uri,
+                f"{MODELS}{model}" if model else checkpoint_uri,
                 run_id or None,
                 tags={safe_name(key): masked(value) for key, value in tags.items()},
                 description=masked(reason),
+                model_id=model or None,
             )
             version = str(made.version)
         if wins:
             client.set_registered_model_alias(name, CHAMPION, version)
     return Registration(version, wins)
+
+
+def _log_model(
+    client: Any,
+    name: str,
+    checkpoint_uri: str,
+    run_id: str,
+    save: Save,
+    metrics: Mapping[str, float],
+    dataset: Dataset | None,
+) -> str:
+    """Make a LoggedModel with its numbers, and return its id; "" where the server cannot keep it, which is said."""
+    from mlflow.entities import Metric
+    from mlflow.models import Model
+
+    experiment = client.get_run(run_id).info.experiment_id if run_id else find_experiment(client)
+    try:
+        made = client.create_logged_model(experiment, name, run_id or None, tags={CHECKPOINT: masked(checkpoint_uri)})
+        with tempfile.TemporaryDirectory() as folder:
+            described = Model(made.artifact_location, run_id or None, model_id=made.model_id, model_uuid=made.model_id)
+            save(f"{folder}/model", described)
+            client.log_model_artifacts(made.model_id, f"{folder}/model")
+        client.finalize_logged_model(made.model_id, "READY")
+        if run_id and metrics:
+            measured = {"dataset_name": dataset.name, "dataset_digest": dataset.digest} if dataset else {}
+            now = round(datetime.now(UTC).timestamp() * 1000)
+            numbers = [
+                Metric(safe_name(key), float(value), now, 0, model_id=made.model_id, run_id=run_id, **measured)
+                for key, value in metrics.items()
+            ]
+            client.log_batch(run_id, metrics=numbers)
+    except Exception as error:  # an older server, or a store of artifacts that this step cannot write to
+        log.warning(
+            "%s: the version is registered by its checkpoint's URI alone, mlflow.pyfunc cannot load it: %s",
+            name,
+            first_line(error),
+        )
+        return ""
+    return str(made.model_id)
+
+
+def _checkpoint_of(version: Any) -> str:
+    """Return where the weights of a version are; versions of before name it as their source."""
+    return str(version.tags.get(CHECKPOINT) or version.source)
+
+
+def find_checkpoint(uri: str) -> str:
+    """Return where the weights of `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/m-ID` are.
+
+    Any other path or URI is returned as it is.
+
+    Raises:
+        TrackingError: no tracking, no such model, or one that this product did not make.
+        RetryableError: the tracking server does not answer.
+    """
+    if not uri.startswith(MODELS):
+        return uri
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise TrackingError(f"{uri}: MLFLOW_TRACKING_URI is not set; set it to the server whose model this is")
+    match = re.fullmatch(r"(?:(m-\w+)|([^/@]+)(?:@([\w-]+)|/(\d+)))", uri.removeprefix(MODELS).strip("/"))
+    if not match:
+        raise TrackingError(f"{uri}: write models:/NAME@{CHAMPION}, models:/NAME/VERSION or models:/m-ID")
+    model_id, name, alias, version = match.groups()
+    from mlflow.exceptions import MlflowException
+
+    if name:
+        check_model_name(name)
+    with start_errors():
+        client = tracking_client()
+        try:
+            if model_id:
+                place = client.get_logged_model(model_id).tags.get(CHECKPOINT, "")
+            elif alias:
+                place = _checkpoint_of(client.get_model_version_by_alias(name, alias))
+            else:
+                place = _checkpoint_of(client.get_model_version(name, version))
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise TrackingError(f"{uri}: MLflow has none: {first_line(error)}; `stabn promote` registers one") from None
+    if not place or place.startswith((MODELS, "runs:/")):
+        raise TrackingError(f"{uri}: it does not say where its checkpoint is (tag {CHECKPOINT}); give the file itself")
+    return place
 
 
 def count_look(name: str, videos: str, network: str) -> int | None:
@@ -178,4 +278,4 @@ def find_champion(name: str) -> Champion | None:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
-    return Champion(str(found.version), found.source, found.run_id or "", dict(found.tags))
+    return Champion(str(found.version), _checkpoint_of(found), found.run_id or "", dict(found.tags))

@@ -24,6 +24,7 @@ from stabn.tracking.client import (
     start_errors,
     tracking_client,
 )
+from stabn.tracking.datasets import Dataset, dataset_of
 from stabn.tracking.names import (
     ERROR,
     FORMER_MAX_CHARS,
@@ -104,6 +105,10 @@ class StageRun:
         """Store text with the run as a file, `name` like `report/table2.md`."""
         self._try(lambda: self._client.log_text(self.run_id, masked(text), name))
 
+    def log_dataset(self, dataset: Dataset, context: str) -> None:
+        """Name a dataset that the stage read or made, `context` saying what for; older servers keep only the tags."""
+        self._try(lambda: self._log_dataset(dataset, context))
+
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags, replacing those of the same name."""
         values = {safe_name(name): masked(str(value)) for name, value in tags.items()}
@@ -171,6 +176,16 @@ class StageRun:
 
     def _drop(self, metric: Any, reason: Exception) -> None:
         log.warning("MLflow run %s: %s = %s is refused: %s", self.run_id, metric.key, metric.value, reason)
+
+    def _log_dataset(self, dataset: Dataset, context: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.log_inputs(self.run_id, [dataset.to_input(context)])
+        except MlflowException as error:  # its tag with the fingerprint is there anyway
+            if error.error_code not in ("ENDPOINT_NOT_FOUND", "INVALID_PARAMETER_VALUE"):
+                raise
+            log.info("MLflow run %s: no dataset is shown with it: %s", self.run_id, first_line(error))
 
     def _log_params(self, settings: Mapping[str, Any]) -> None:
         values = {safe_name(name): masked(value) for name, value in flatten(settings)}
@@ -252,7 +267,12 @@ def _is_short_for(recorded: str, value: str) -> bool:
 
 @contextlib.contextmanager
 def stage_run(
-    stage: str, *, settings: Mapping[str, Any], inputs: Mapping[str, str], parent_model: str = ""
+    stage: str,
+    *,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    parent_model: str = "",
+    dataset: Dataset | None = None,
 ) -> Iterator[StageRun]:
     """Record a stage as an MLflow run for as long as the block runs.
 
@@ -264,6 +284,7 @@ def stage_run(
         settings: everything that was chosen, nested dicts allowed.
         inputs: fingerprints of what the stage reads, `{"manifest": …, "checkpoint": …}`.
         parent_model: URI or name of the model that this stage starts from or evaluates.
+        dataset: what the stage reads; None: what the inputs say of it.
 
     A server that does not answer is asked again while the stage runs.
 
@@ -281,6 +302,8 @@ def stage_run(
         status, failure = "FAILED", None  # type: str, BaseException | None
         try:
             run.log_params(settings)
+            if dataset := dataset or dataset_of(inputs):
+                run.log_dataset(dataset, stage.split("/")[0])
             yield run
             status = "FINISHED"
         except (KeyboardInterrupt, Terminated, Preempted) as error:

@@ -20,6 +20,7 @@ from stabn.models import build_model
 from stabn.models.released import convert_released
 from stabn.models.weights import read_weights_file
 from stabn.storage import open_storage, read_uri, write_uri
+from stabn.tracking import find_checkpoint
 
 FORMAT = 1
 
@@ -99,12 +100,17 @@ def serialize(content: Mapping[str, Any]) -> bytes:
 
 
 def read_checkpoint(uri: str) -> dict[str, Any]:
-    """Read a checkpoint's whole content from a path or URI, without running any code in it.
+    """Read a checkpoint's whole content from a path, a URI or a registered model, without running any code in it.
+
+    Args:
+        uri: such as checkpoints/best.pt, s3://bucket/best.pt, models:/st-abn@champion, models:/st-abn/3.
 
     Raises:
         CheckpointError: truncated, or not a checkpoint of this product.
+        TrackingError: there is no such model.
     """
-    return parse_checkpoint(read_uri(uri), uri)
+    place = find_checkpoint(uri)
+    return parse_checkpoint(read_uri(place), place)
 
 
 def parse_checkpoint(data: bytes, uri: str) -> dict[str, Any]:
