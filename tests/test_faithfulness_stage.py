@@ -99,7 +99,7 @@ def test_the_verdict_says_no_more_than_the_interval(gain: float, tone: str, word
     found = parse(document(gain), "f.json")
     shown = verdict(found, "spatial")
     assert shown[0] == tone and words in shown[1]
-    assert ("more faithful than motion energy and centre and Grad-CAM" in shown[2]) == (gain > 0)
+    assert ("more faithful than motion energy, centre and Grad-CAM" in shown[2]) == (gain > 0)
     assert ("it is less faithful than motion energy" in shown[2]) == (gain < 0)
     assert shown[1] in plain_text(found)
 
@@ -160,6 +160,7 @@ def test_the_command_measures_the_tiny_run(measured: Path, manifest_path: str, t
     assert found.randomised["stem"]["Ms"].mean() < 0.9
     page = (measured / "faithfulness.html").read_text()
     assert page.count('class="numbers-table') == 3 and page.count("data:image/png") == 3
+    assert "Red is where it is high, which need not be what the answer depends on" in page
     with Image.open(measured / "figures" / f"{found.video_ids[0]}.png") as picture:
         assert picture.width >= 600
 

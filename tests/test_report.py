@@ -267,6 +267,7 @@ def test_metrics_and_figures_are_written_beside_the_page(report, page):
     assert all(type(value) is float for value in report.metrics.values())
     assert report.figures and all(path.read_bytes().startswith(b"\x89PNG") for path in report.figures)
     assert page.count('class="example"') == len(report.figures) == 4
+    assert "Red is where it is high, which need not be what the answer depends on" in page
 
 
 def test_the_page_says_when_and_from_what_it_was_made(page):

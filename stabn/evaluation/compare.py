@@ -14,7 +14,7 @@ import pandas as pd
 from stabn.config.settings import check_value
 from stabn.evaluation.changed import picture_maker, shown_videos
 from stabn.evaluation.crossed import Interval, crossed_bootstrap
-from stabn.evaluation.pages import load_template
+from stabn.evaluation.pages import MAP_NOTE, load_template
 from stabn.evaluation.prediction_table import MetricsError, Predictions, align
 from stabn.evaluation.significance import class_differences, exact_mcnemar, points
 from stabn.evaluation.tables import percent
@@ -193,7 +193,7 @@ def _page(found: Compared, changed: Sequence[list[dict[str, Any]]], places: tupl
     drawn = [video for videos in changed for video in videos]
     note = ""
     if any(video["pictures"] for video in drawn):
-        note = "Over each frame its temporal attention, below it the spatial attention."
+        note = f"Over each frame its temporal attention, below it the spatial attention. {MAP_NOTE}"
     elif any(video["attention"] for video in drawn):
         note = "The curves are the temporal attention at the frames that the networks saw."
     elif drawn:

@@ -203,10 +203,15 @@ def verdict(found: Faithfulness, kind: str) -> tuple[str, str, str]:
     others = {LABELS[name]: rows[LABELS[name]][OVER] for name in ("motion", "centre", "grad_cam")}
     behind = [name for name, over in others.items() if over.high < 0]
     ahead = [name for name, over in others.items() if over.low > 0]
-    parts = [f"it is more faithful than {' and '.join(ahead)}"] if ahead else []
-    parts += [f"{'' if ahead else 'it is '}less faithful than {' and '.join(behind)}"] if behind else []
+    parts = [f"it is more faithful than {_listed(ahead)}"] if ahead else []
+    parts += [f"{'' if ahead else 'it is '}less faithful than {_listed(behind)}"] if behind else []
     words = ", ".join(parts) or "motion energy, centre and Grad-CAM do as well, as far as is seen"
     return tone, line, f"{numbers}; {words}."
+
+
+def _listed(names: list[str]) -> str:
+    """Return `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def plain_text(found: Faithfulness) -> str:

@@ -2,6 +2,13 @@
 
 import jinja2
 
+# Stands where maps of the spatial attention are shown.
+MAP_NOTE = (
+    "Colours of the spatial attention are stretched to the video’s own lowest and highest value. Red is where it is "
+    "high, which need not be what the answer depends on: (1 + Ms) f serves the network as well upside down, with red on "
+    "the background; stabn faithfulness measures which it is."
+)
+
 
 def load_template(name: str) -> jinja2.Template:
     """Return a page of this folder, `report.html.jinja`; it escapes what is put in, and misses nothing silently."""
@@ -12,4 +19,5 @@ def load_template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["map_note"] = MAP_NOTE
     return environment.get_template(name)
