@@ -1,4 +1,4 @@
-"""The report in short: what came of the fine-tuning in two sentences, in the tiles below them, and as metrics."""
+"""The report in short: what came of the edits in two sentences, in the tiles below them, and as metrics."""
 
 import math
 from typing import Any
@@ -18,7 +18,8 @@ def lead(comparison: Comparison, num_edits: int) -> str:
     modified = str(table2.columns[0])
     edits = f"the corrected temporal attention of {plural(num_edits, 'video')}" if num_edits else "corrected attention"
     count = plural(len(comparison.selected), "action")
-    first = f"The network was fine-tuned with {edits}, taken from the {count} that it recognised worst."
+    made = "trained anew" if comparison.is_retrained else "fine-tuned"
+    first = f"The network was {made} with {edits}, taken from the {count} that it recognised worst."
     before, after = _row(table2, "before"), _row(table2, "after")
     second = (
         f"On {plural(len(comparison.before), f'{comparison.before.split} video')} top-1 went from "

@@ -5,7 +5,7 @@ import jinja2
 # Stands where maps of the spatial attention are shown.
 MAP_NOTE = (
     "Colours of the spatial attention are stretched to the video’s own lowest and highest value. Red is where it is "
-    "high, which need not be what the answer depends on: (1 + Ms) f serves the network as well upside down, with red on "
+    "high, which need not be what the answer depends on: (1 + Ms) f serves the network as well upside down, red on "
     "the background; stabn faithfulness measures which it is."
 )
 

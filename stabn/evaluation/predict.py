@@ -121,6 +121,7 @@ def evaluate(
         metadata: dict[str, Any] = {
             "classes": list(manifest.classes),
             "checkpoint_fingerprint": checkpoint.fingerprint,
+            "made_by": checkpoint.stage,
             "manifest_fingerprint": manifest.fingerprint,
             "model": checkpoint.model_config.name,
             "backbone": spec_of(checkpoint.model_config).describe(),

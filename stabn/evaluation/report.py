@@ -55,7 +55,7 @@ from stabn.evaluation.tables import (
     table_2,
     table_3,
 )
-from stabn.evaluation.verdict import SAMPLES, judge, measure_effects
+from stabn.evaluation.verdict import SAMPLES, Verdict, judge, measure_effects
 from stabn.masking import masked
 from stabn.storage import write_uri
 from stabn.tracking import next_look, stage_run
@@ -122,6 +122,7 @@ class ReportResult:
         figures: PNG files of the attention figures, also inside the page.
         table2: Table 2, percent.
         table3: Table 3, percent.
+        verdict: what the differences allow to be said.
         metrics: what the page says as numbers; accuracies and differences are shares, 0 to 1.
         wins: whether the fine-tuned network may replace the one before.
         reason: why, in one sentence.
@@ -131,6 +132,7 @@ class ReportResult:
     figures: list[Path]
     table2: pd.DataFrame
     table3: pd.DataFrame
+    verdict: Verdict
     metrics: dict[str, float]
     wins: bool
     reason: str
@@ -186,6 +188,7 @@ def write_report(
     with stage_run("report", settings={}, inputs={**fingerprints, "selection": selection.fingerprint}) as run:
         table2, table3 = table_2(comparison), table_3(comparison)
         effects = measure_effects(comparison)
+        verdict = judge(effects, comparison.is_retrained)
         promotion = promotion or PromoteConfig()
         won, reason = wins(comparison.before, comparison.after, **dataclasses.asdict(promotion))
         looks = _looks(comparison.after, model_name)
@@ -197,9 +200,9 @@ def write_report(
         figures = _figures(figure_maker or _figure_maker(inputs, edited), comparison, edited)
         histories = {name: read_history(path) for name, path in _checkpoints(inputs).items()}
         page = load_template("report.html.jinja").render(
-            title="Fine-tuning with corrected temporal attention",
+            title=f"{'Training' if comparison.is_retrained else 'Fine-tuning'} with corrected temporal attention",
             lead=lead(comparison, len(edited)),
-            verdict=judge(effects),
+            verdict=verdict,
             promotion=reason,
             looks=describe_looks(looks, comparison.after.split, len(comparison.after), promotion.confidence)
             if looks
@@ -241,12 +244,13 @@ def write_report(
                 write_uri(paths[-1], picture)
         run.log_metrics(metrics)
         run.log_artifact(html_path)
-    return ReportResult(Path(html_path), paths, table2, table3, metrics, won, reason)
+    return ReportResult(Path(html_path), paths, table2, table3, verdict, metrics, won, reason)
 
 
 def tables_text(result: ReportResult) -> str:
-    """Return Tables 2 and 3 as aligned text for a terminal, the control run and the paper's rows included."""
-    return plain_text(result.table2, result.table3)
+    """Return the verdict, and Tables 2 and 3 with the control run and the paper's rows, as text for a terminal."""
+    verdict = "\n".join([f"{result.verdict.title}.", *result.verdict.sentences])
+    return f"{verdict}\n\n{plain_text(result.table2, result.table3)}"
 
 
 def _figures(

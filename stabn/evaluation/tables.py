@@ -51,8 +51,8 @@ class Comparison:
 
     Attributes:
         before: the network before fine-tuning, attention as is.
-        after: the network fine-tuned with edited attention (gamma > 0).
-        control: the network fine-tuned alike without the edits' influence (gamma = 0), or None.
+        after: the network fine-tuned with edited attention (gamma > 0), or trained anew with it.
+        control: the network made alike without the edits' influence (gamma = 0), or None.
         before_inverted: `before` with its spatial attention inverted (eq. 7).
         after_inverted: `after` with its spatial attention inverted.
         selected: class indices of the modified actions, worst first.
@@ -66,6 +66,11 @@ class Comparison:
     after_inverted: Predictions
     selected: tuple[int, ...]
     control_inverted: Predictions | None = None
+
+    @property
+    def is_retrained(self) -> bool:
+        """Whether the network after was trained anew with the edits, from the first step on, and not fine-tuned."""
+        return str(self.after.metadata.get("made_by", "finetune")).startswith("retrain")
 
     @property
     def networks(self) -> dict[str, Predictions]:
@@ -146,8 +151,8 @@ def beside(comparison: Comparison, baseline: Predictions) -> Predictions:
 def table_1(comparison: Comparison, baseline: Predictions | None) -> list[tuple[str, str, str, float, float]]:
     """Return this run's rows of table 1: model, backbone, frames, top-1, top-5 in percent; the baseline first."""
     labels = {
-        "before": "ST-ABN, this run, before fine-tuning",
-        "after": "ST-ABN, this run, after fine-tuning",
+        "before": "ST-ABN, this run, without the edits",
+        "after": "ST-ABN, this run, with the edits",
         "control": "ST-ABN, this run, control (γ = 0)",
     }
     tables = [(labels[name], table, "backbone") for name, table in comparison.networks.items()]

@@ -42,8 +42,14 @@ def measure_effects(comparison: Comparison) -> Effects:
     }
 
 
-def judge(effects: Effects) -> Verdict:
-    """Say what the differences allow to be said, telling the edits' effect from that of further training."""
+def judge(effects: Effects, is_retrained: bool = False) -> Verdict:
+    """Say what the differences allow to be said, telling the edits' effect from that of further training.
+
+    Args:
+        effects: of `measure_effects`.
+        is_retrained: whether the network after was trained anew, and not fine-tuned.
+    """
+    made, otherwise = ("training", "another training") if is_retrained else ("fine-tuning", "further training")
     overall = next(iter(effects.values()))
     gain, edits = overall[EDITED], overall.get(OF_EDITS)
     groups: list[str] = []
@@ -51,14 +57,14 @@ def judge(effects: Effects) -> Verdict:
     if edits is None:
         sentences.append(
             "There was no control run (γ = 0), so this report cannot tell the effect of the edits from that of "
-            "further training."
+            f"{otherwise}."
         )
     else:
-        sentences.append(f"The same fine-tuning with γ = 0, the control, changed it by {with_range(overall[CONTROL])}.")
+        sentences.append(f"The same {made} with γ = 0, the control, changed it by {with_range(overall[CONTROL])}.")
         what = (
             "which is more than noise" if edits.low > 0
             else "so the edits cost accuracy" if edits.high < 0
-            else "so their effect cannot be told apart from that of further training"
+            else f"so their effect cannot be told apart from that of {otherwise}"
         )  # fmt: skip
         sentences.append(f"The difference between the two, the effect of the edits, is {with_range(edits)}, {what}.")
         for name, rows in list(effects.items())[1:]:
@@ -77,7 +83,7 @@ def judge(effects: Effects) -> Verdict:
     if edits.low > 0:
         return Verdict("good", "Better than before, and the edits add to it by more than noise", tuple(sentences))
     return Verdict(
-        "neutral", "Better than before, but not shown to be better than further training alone", tuple(sentences)
+        "neutral", f"Better than before, but not shown to be better than {otherwise} alone", tuple(sentences)
     )
 
 

@@ -37,7 +37,7 @@ class Checkpoint:
         classes: class names, in the order of the network's logits.
         manifest_fingerprint: the dataset it was trained on.
         fingerprint: names the weights themselves.
-        stage: `train`, `finetune` or `import-checkpoint`.
+        stage: the run that made it, such as `train`, `finetune`, `retrain-control` or `import-checkpoint`.
         epoch: epochs done when it was written.
         history: metrics of every epoch of the run, the later ones too.
     """
