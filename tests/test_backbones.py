@@ -22,6 +22,7 @@ from stabn.data.manifest import Manifest
 from stabn.editor.frames import FrameStore
 from stabn.editor.whatif import WhatIf
 from stabn.evaluation.agreement import measure_agreement
+from stabn.evaluation.faithfulness import measure_faithfulness
 from stabn.evaluation.predict import evaluate
 from stabn.evaluation.report import ReportInputs, make_report
 from stabn.models import STABN, build_model
@@ -260,6 +261,9 @@ def test_the_whole_job(backbone: str, manifest_path: str, tmp_path: Path) -> Non
     make_report(inputs, tmp_path / "report")
     page = (tmp_path / "report" / "report.html").read_text()
     assert spec_of(config.model).describe() in page
+    faithful = measure_faithfulness(trained, manifest_path, "validation", str(tmp_path / "faith"), config, num_videos=1)
+    assert len(faithful.video_ids) == 1 and next(iter(faithful.randomised)) == "perception branch"
+    assert "patch embed" in faithful.randomised or "conv 1" in faithful.randomised
     figure = explain("1", trained, manifest_path, str(tmp_path / "explained.png"))
     assert Path(figure).stat().st_size > 1000
 

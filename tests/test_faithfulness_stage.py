@@ -112,7 +112,7 @@ def test_the_verdict_says_no_more_than_the_interval(gain: float, tone: str, word
         (lambda d: d["videos"][3]["curves"]["spatial"]["blur"].pop("motion"), "no 'motion'"),
         (lambda d: d["videos"][3]["curves"]["spatial"]["blur"]["motion"].update(deletion=[0.1]), "shape|element"),
         (lambda d: d.update(videos=[]), "index"),
-        (lambda d: d["randomised"]["stem"].update(Ms="high"), "could not convert"),
+        (lambda d: d["randomised"]["class maps"].update(Ms="high"), "could not convert"),
     ],
 )
 def test_a_file_that_is_none_is_refused_by_name(change: Any, reason: str, tmp_path: Path) -> None:

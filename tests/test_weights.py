@@ -591,13 +591,20 @@ def test_the_hubs_weights_come_through_its_own_library(tmp_path: Path, monkeypat
     class EntryNotFoundError(Exception):
         pass
 
+    class LocalEntryNotFoundError(EntryNotFoundError):
+        pass
+
     def download(name: str, file: str, revision: str | None = None) -> str:
         asked.append((name, file, revision))
+        if name == "no/connection":
+            raise LocalEntryNotFoundError("cannot find the requested files in the disk cache")
         if not (tmp_path / file).exists():
             raise EntryNotFoundError(file)
         return str(tmp_path / file)
 
-    errors = types.SimpleNamespace(EntryNotFoundError=EntryNotFoundError)
+    errors = types.SimpleNamespace(
+        EntryNotFoundError=EntryNotFoundError, LocalEntryNotFoundError=LocalEntryNotFoundError
+    )
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=download))
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
     config = backbone(18)
@@ -610,6 +617,8 @@ def test_the_hubs_weights_come_through_its_own_library(tmp_path: Path, monkeypat
     found = fetch_initial_weights("hf:some/net@v2", config)
     assert found is not None and torch.equal(found[0]["a"], torch.zeros(2))
     assert asked[-1] == ("some/net", "model.safetensors", "v2")
+    with pytest.raises(WeightsError, match=r"hf:no/connection cannot be had \(cannot find .*copy the file"):
+        fetch_initial_weights("hf:no/connection", config)
     with pytest.raises(WeightsError, match=r"it has no vit_b\.pth"):
         fetch_initial_weights("hf:some/net:vit_b.pth", config)
 

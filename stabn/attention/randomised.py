@@ -4,6 +4,7 @@ A map that stays the same shows the video, not what the network has learnt.
 """
 
 import copy
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +13,8 @@ from scipy.stats import spearmanr
 
 from stabn.models import STABN
 
-# From the answer down to the pixels. Ms and Mt come from the attention branch, so the first two cannot change them.
+# From the answer down to the features; below them come the parts of the backbone's extractor, from its end to its
+# beginning. Ms and Mt come from the attention branch, so the first two cannot change them.
 CASCADE: dict[str, tuple[str, ...]] = {
     "perception branch": ("perception_branch",),
     "attention mechanism": ("attention_mechanism",),
@@ -21,15 +23,23 @@ CASCADE: dict[str, tuple[str, ...]] = {
     ),
     "class maps": ("attention_branch.class_maps",),
     "attention trunk": ("attention_branch.trunk",),
-    "layer 3": ("feature_extractor.layer3",),
-    "layer 2": ("feature_extractor.layer2",),
-    "layer 1": ("feature_extractor.layer1",),
-    "stem": ("feature_extractor.stem",),
 }
 
 
+def cascade(model: STABN) -> dict[str, tuple[str, ...]]:
+    """Return a network's parts from the answer down to the pixels, and the beginnings of their weights' names."""
+    children = [name for name, part in model.feature_extractor.named_children() if any(True for _ in part.parameters())]
+    below = {_words(name): (f"feature_extractor.{name}",) for name in reversed(children)}
+    return {**CASCADE, **below}
+
+
+def _words(name: str) -> str:
+    """Return `layer 3` of `layer3`, `patch embed` of `patch_embed`."""
+    return re.sub(r"(?<=[a-z])(?=\d)", " ", name.replace("_", " "))
+
+
 def randomised_networks(model: STABN, seed: int) -> Iterator[tuple[str, STABN]]:
-    """Yield the network with ever more of CASCADE at new initial weights: the last part that was, and the network.
+    """Yield the network with ever more of its cascade at new initial weights: the last part that was, and the network.
 
     It is the same object each time: use it before the next is asked for.
 
@@ -42,7 +52,7 @@ def randomised_networks(model: STABN, seed: int) -> Iterator[tuple[str, STABN]]:
         fresh = STABN(model.config).state_dict()
     changed = copy.deepcopy(model).eval()
     state = changed.state_dict()
-    for name, parts in CASCADE.items():
+    for name, parts in cascade(model).items():
         for key, value in state.items():
             if key.startswith(tuple(f"{part}." for part in parts)):
                 value.copy_(fresh[key])

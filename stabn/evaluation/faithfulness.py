@@ -26,6 +26,7 @@ from stabn.data.dataset import FrameReader
 from stabn.data.manifest import Manifest
 from stabn.data.presence import check_frames
 from stabn.data.sampling import evaluation_sample
+from stabn.data.slots import to_frames
 from stabn.data.transforms import crop_clip, evaluation_crop, to_input
 from stabn.evaluation.examples import by_hash
 from stabn.evaluation.faithfulness_numbers import FORMAT, Faithfulness, parse, plain_text
@@ -70,9 +71,9 @@ class _Network:
         return _Look(
             classes=classes,
             probabilities=output.logits.float().softmax(1),
-            temporal=output.temporal_attention.float().flatten(1).cpu(),
-            spatial=output.spatial_attention.float().squeeze(1).cpu(),
-            cam=cam.float().cpu(),
+            temporal=to_frames(output.temporal_attention.float().flatten(1), clips.shape[2]).cpu(),
+            spatial=to_frames(output.spatial_attention.float().squeeze(1), clips.shape[2], dim=1).cpu(),
+            cam=to_frames(cam.float(), clips.shape[2], dim=1).cpu(),
         )
 
 

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from stabn.attention.perturbation import FILLS, KINDS
-from stabn.attention.randomised import CASCADE
 from stabn.errors import StabnError
 from stabn.evaluation.crossed import Interval, bootstrap_columns
 from stabn.storage import read_uri
@@ -131,7 +130,7 @@ def parse(document: Any, where: str) -> Faithfulness:
         }
         randomised = {
             part: {name: np.array(document["randomised"][part][name], dtype=float) for name in RANDOMISED}
-            for part in CASCADE
+            for part in document["randomised"]
         }
         for kind in KINDS:
             for fill, found in curves[kind].items():

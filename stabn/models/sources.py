@@ -12,11 +12,12 @@ from stabn.config.weight_names import LIBRARIES
 from stabn.masking import masked
 from stabn.models.weights import WeightsError, read_weights
 
-MIRROR = "STABN_WEIGHTS_MIRROR"
+MIRROR = "STABN_WEIGHTS_MIRROR"  # an address that has torchvision's files under the same names
+HUB_MIRROR = "HF_ENDPOINT"
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository, the first that there is
 REMEDY = (
-    "copy the file where this machine can read it and give its path or s3:// URI as train.init_weights, or set "
-    f"{MIRROR} to an address that has files of the same names; train.init_weights=random begins without, on purpose"
+    "copy the file where this machine can read it and give its path or s3:// URI as train.init_weights, or set {} to a "
+    "mirror; train.init_weights=random begins without, on purpose"
 )
 
 
@@ -40,11 +41,13 @@ def fetch_initial_weights(name: str, config: ModelConfig) -> tuple[Mapping[str, 
         url = spec_of(config).imagenet_url()
         if mirror := os.environ.get(MIRROR):
             url = f"{mirror.rstrip('/')}/{url.rpartition('/')[2]}"
-        weights = _had(lambda: torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True), url)
+        weights = _had(
+            lambda: torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True), url, MIRROR
+        )
         return weights, masked(url)
     library, colon, model = name.partition(":")
     if f"{library}{colon}" in LIBRARIES:
-        return _had(lambda: FETCHERS[library](model), name), name
+        return _had(lambda: FETCHERS[library](model), name, HUB_MIRROR), name
     return read_weights(name), name
 
 
@@ -64,27 +67,32 @@ def _torchvision(model: str) -> dict[str, Tensor]:
 
 def _hugging_face(repository: str) -> dict[str, Tensor]:
     from huggingface_hub import hf_hub_download  # type: ignore[import-not-found,unused-ignore]
-    from huggingface_hub.errors import EntryNotFoundError  # type: ignore[import-not-found,unused-ignore]
+    from huggingface_hub.errors import (  # type: ignore[import-not-found,unused-ignore]
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+    )
 
     name, _, file = repository.partition(":")
     name, _, revision = name.partition("@")
     for candidate in (file,) if file else HUB_FILES:
         try:
             return read_weights(hf_hub_download(name, candidate, revision=revision or None))
-        except EntryNotFoundError:
-            continue
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):  # nobody could be asked
+                raise
     raise WeightsError(f"hf:{repository}: it has no {' or '.join((file,) if file else HUB_FILES)}; add :FILE")
 
 
 FETCHERS = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}
 
 
-def _had(get: Callable[[], Any], source: str) -> Any:
+def _had(get: Callable[[], Any], source: str, mirror: str) -> Any:
+    remedy = REMEDY.format(mirror)
     try:
         return get()
     except ModuleNotFoundError as error:
-        raise WeightsError(f"init_weights = {source}: the package {error.name} is not installed; {REMEDY}") from None
+        raise WeightsError(f"init_weights = {source}: the package {error.name} is not installed; {remedy}") from None
     except WeightsError:
         raise
     except Exception as error:  # the network, the cache folder and the libraries raise many kinds
-        raise WeightsError(f"init_weights: {source} cannot be had ({str(error).splitlines()[0]}); {REMEDY}") from None
+        raise WeightsError(f"init_weights: {source} cannot be had ({str(error).splitlines()[0]}); {remedy}") from None
