@@ -138,6 +138,27 @@ def promote(args: Namespace, config: RunConfig) -> None:
 
 
 @command(
+    "export-model",
+    argument("--checkpoint", metavar="URI", help="checkpoint of train, finetune or import-checkpoint"),
+    argument("--output", metavar="DIR", help="folder or s3:// prefix for the files"),
+    argument("--manifest", metavar="URI", default="", help="its dataset: the card says how many videos each split has"),
+    argument("--predictions", metavar="FILE", action="append", default=[], help="of evaluate, for the card; repeat it"),
+    argument("--edits", metavar="URI", default="", help="edit table that it learnt from, for the card"),
+    argument("--program", default="yes", choices=("yes", "no"), help="also write a program of torch.export"),
+)
+def export_model(args: Namespace, config: RunConfig) -> None:
+    """Write a network for others: safetensors, settings and class names as JSON, a model card, a program.
+
+    `stabn import-checkpoint DIR` reads it back, with identical outputs. The card, README.md, says what it was trained
+    and measured on, with intervals, which corrections it learnt from, and its limits.
+    """
+    from stabn.evaluation.export_model import export_model
+
+    given = {"manifest_uri": args.manifest, "predictions": args.predictions, "edits_path": args.edits}
+    export_model(args.checkpoint, args.output, **given, program=args.program == "yes")
+
+
+@command(
     "explain",
     argument("video", metavar="VIDEO", help="a video file, or with --manifest the id of a video"),
     argument("--checkpoint", metavar="URI", help="checkpoint of train, finetune or import-checkpoint"),

@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from stabn.commands import argument, command, stage_command
-from stabn.config import RunConfig
+from stabn.config import ConfigError, RunConfig
 
 OUTPUT = argument("--output", metavar="URI", help="folder or s3:// prefix for best.pt and the states of the run")
 PROFILE = argument("--profile", metavar="PATH", default="", help="trace of a few steps, opens in ui.perfetto.dev")
@@ -48,13 +48,23 @@ def finetune(args: Namespace, config: RunConfig) -> None:
 
 @command(
     "import-checkpoint",
-    argument("released", metavar="FILE", help="a checkpoint that the authors released (ResNet-50/101 ST-ABN)"),
-    argument("--labels", metavar="URI", help="folder or s3:// prefix with the label files; gives the class names"),
+    argument("source", metavar="SOURCE", help="a folder of export-model, or a checkpoint that the authors released"),
+    argument("--labels", metavar="URI", default="", help="of a released checkpoint: where the label files are"),
     argument("--output", metavar="PATH", help="file to write"),
     sections=("data",),
 )
 def import_checkpoint(args: Namespace, config: RunConfig) -> None:
-    """Convert the authors' released weights to a checkpoint of this product; all four outputs stay the same."""
-    from stabn.training.checkpoint import import_released
+    """Make a checkpoint of a network that export-model wrote, or of the authors' weights (ResNet-50/101 ST-ABN).
 
-    print(import_released(args.released, args.labels, args.output, config.data))
+    All outputs stay the same. An exported network knows its classes; the authors' files do not, so that they need the
+    label files (--labels, a folder or s3:// prefix) of the dataset that they were trained on.
+    """
+    from stabn.training.checkpoint import import_released
+    from stabn.training.exported import import_exported, is_exported
+
+    if is_exported(args.source):
+        print(import_exported(args.source, args.output))
+    elif not args.labels:
+        raise ConfigError(f"{args.source}: no folder of export-model; for a released checkpoint give --labels too")
+    else:
+        print(import_released(args.source, args.labels, args.output, config.data))

@@ -10,11 +10,16 @@ MAP_NOTE = (
 )
 
 
-def load_template(name: str) -> jinja2.Template:
-    """Return a page of this folder, `report.html.jinja`; it escapes what is put in, and misses nothing silently."""
+def load_template(name: str, escape: bool = True) -> jinja2.Template:
+    """Return a page of this folder, `report.html.jinja`; it escapes what is put in, and misses nothing silently.
+
+    Args:
+        name: of the file.
+        escape: false for Markdown, into which nothing may be put that others chose.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("stabn", "evaluation"),
-        autoescape=True,
+        autoescape=escape,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
