@@ -3,13 +3,17 @@
     python benchmarks/train_step.py                # GPU: 32 x 224 x 224, batch 8; CPU: 16 x 112 x 112, 2
     python benchmarks/train_step.py --frames 16 --size 224 --batch 1 --rounds 3
     python benchmarks/train_step.py --compile                # GPU: torch.compile too
+    python benchmarks/train_step.py --preset c3d_16 vjepa2_l_16 vjepa2_l_16_frozen --frames 16
+    python benchmarks/train_step.py --preset videomae_b_16 --size 32 --rounds 1 \
+      --overrides "model.width=48 model.depth=2 model.num_heads=2 model.extractor_blocks=1 model.trunk_blocks=1"
 
 Each method lives in a process of its own and takes one step whenever it is its turn, so that all meet the same
 disturbances. Prints a Markdown table: medians, with the memory of each method beside its time.
 On a processor one thread computes and its own time is counted: what else runs does not matter much.
 
 The floor is the counted arithmetic (forward, and twice that backward) over the rate of a large matrix product, measured
-in the same run in the type that the method computes in.
+in the same run in the type that the method computes in. MFU, the model FLOPs utilisation, is the floor's share of the
+time; what activation checkpointing computes again does not count.
 """
 
 import dataclasses
@@ -45,12 +49,12 @@ METHODS = (
     ("train", "this project, activation checkpointing", "st_abn"),
     ("train", "plain: fp32, contiguous, eager", "st_abn"),
     ("train", "plain, activation checkpointing (as released)", "st_abn"),
-    ("train", "this project, 3D ResNet baseline", "resnet3d"),
+    ("train", "this project, baseline", "baseline"),
     ("finetune", "this project, frozen extractor", "st_abn"),
     ("finetune", "this project, cached features", "st_abn"),
     ("evaluate", "this project", "st_abn"),
     ("evaluate", "plain: fp32, contiguous, eager", "st_abn"),
-    ("evaluate", "this project, 3D ResNet baseline", "resnet3d"),
+    ("evaluate", "this project, baseline", "baseline"),
 )
 
 
@@ -58,16 +62,23 @@ METHODS = (
 class Shape:
     """The clips of a step."""
 
-    depth: int
+    preset: str
+    overrides: str
     frames: int
     size: int
     batch: int
 
     def configs(self, name: str) -> tuple[ModelConfig, DataConfig]:
         """Return the settings of a network for such clips."""
-        preset = presets.load(f"{'baseline' if name == 'resnet3d' else 'ssv2'}_r{self.depth}_32")
-        model = dataclasses.replace(preset.model, num_frames=self.frames)
-        return model, dataclasses.replace(preset.data, num_frames=self.frames, crop_size=self.size)
+        config = presets.resolve(
+            self.preset, f"data.num_frames={self.frames} data.crop_size={self.size} {self.overrides}"
+        )
+        return dataclasses.replace(config.model, name=name), config.data
+
+    @property
+    def frozen(self) -> bool:
+        """Whether training keeps the feature extractor as it is."""
+        return presets.load(self.preset).train.freeze == "feature_extractor"
 
     def item(self, device: torch.device) -> dict[str, torch.Tensor]:
         """Return a mini-batch as `ClipDataset` gives it, on the device."""
@@ -108,7 +119,7 @@ def make_step(kind: str, how: str, name: str, shape: Shape) -> Any:
     dtype = torch.float32 if plain else choose_precision("auto", device)
     model = model.to(device) if plain else prepare(model, device)
     model.set_activation_checkpointing("activation checkpointing" in how)
-    if kind == "finetune":
+    if kind == "finetune" or (kind == "train" and shape.frozen):
         model.freeze_feature_extractor()
     if kind == "evaluate":
         model.eval()
@@ -180,7 +191,7 @@ def floor_seconds(kind: str, how: str, name: str, shape: Shape, rate: float) -> 
     if kind == "evaluate":
         flops = total
     elif kind == "train":
-        flops = 3 * total
+        flops = 3 * total - (2 * extractor if shape.frozen else 0)
     else:
         flops = 3 * (total - extractor) + (0 if "cached" in how else extractor)
     return shape.batch * flops / rate
@@ -213,13 +224,14 @@ def take_turns(methods: list[Any], shape: Shape, rounds: int) -> list[list[Any]]
     return results
 
 
-def measure(shape: Shape, rounds: int, compiled: bool) -> record.Table:
+def measure(shape: Shape, rounds: int, compiled: bool, ours: bool = False) -> record.Table:
     """Return the table of one shape."""
     device, clock = own_device()
     dtype = choose_precision("auto", device)
     rates = {d: matmul_rate(device, d, 1.0, clock) for d in {dtype, torch.float32}}
     shown = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {d}".replace("torch.", "") for d, rate in rates.items())
     methods = [method for method in METHODS if compiled or "compiled" not in method[1]]
+    methods = [method for method in methods if not (ours and method[1].startswith("plain"))]
     if device.type == "cuda":  # each has the GPU's memory for itself
         results = [answers for method in methods for answers in take_turns([method], shape, rounds)]
     else:  # each meets the same neighbours
@@ -229,19 +241,20 @@ def measure(shape: Shape, rounds: int, compiled: bool) -> record.Table:
     for (kind, how, name), answers in zip(methods, results, strict=True):
         if "out of memory" in answers:
             own.setdefault(kind, math.nan)
-            rows.append((kind, how, "out of memory", None, None, None, None))
+            rows.append((kind, how, "out of memory", None, None, None, None, None))
             continue
         seconds = statistics.median(answer[0] for answer in answers)
         own.setdefault(kind, seconds)
         rate = rates[torch.float32 if how.startswith("plain") else dtype]
         floor = floor_seconds(kind, how, name, shape, rate)
         memory = max(answer[1] for answer in answers) / 1e9
-        rows.append((kind, how, 1e3 * seconds, shape.batch / seconds, seconds / floor, seconds / own[kind], memory))
+        relative = (seconds / floor, 100 * floor / seconds, seconds / own[kind])
+        rows.append((kind, how, 1e3 * seconds, shape.batch / seconds, *relative, memory))
     clips = f"{shape.batch} x {shape.frames} x {shape.size} x {shape.size}"
     return record.Table(
-        f"R{shape.depth}, {clips}, median of {rounds}, matrix product {shown}",
-        ("step", "method", "ms", "clips/s", "over floor", "over this project", "GB"),
-        ("", "", ".1f", ".3g", ".2f", ".2f", ".1f"),
+        f"{shape.preset}{f' {shape.overrides}' if shape.overrides else ''}, {clips}, median of {rounds}, matrix product {shown}",
+        ("step", "method", "ms", "clips/s", "over floor", "MFU %", "over this project", "GB"),
+        ("", "", ".1f", ".3g", ".2f", ".0f", ".2f", ".1f"),
         rows,
     )
 
@@ -250,15 +263,19 @@ def main() -> None:
     """Run the command line."""
     on_gpu = torch.cuda.is_available()
     parser = record.parser(__doc__)
-    parser.add_argument("--depth", type=int, nargs="+", default=[50, 101], choices=(50, 101))
+    parser.add_argument(
+        "--preset", nargs="+", default=["ssv2_r50_32", "ssv2_r101_32"], choices=tuple(presets.PRESETS), metavar="NAME"
+    )
+    parser.add_argument("--overrides", default="", help="settings of all of them, such as model.width=16")
+    parser.add_argument("--ours", action="store_true", help="without the plain methods to compare with")
     parser.add_argument("--frames", type=int, default=32 if on_gpu else 16)
     parser.add_argument("--size", type=int, default=224 if on_gpu else 112, help="pixels")
     parser.add_argument("--batch", type=int, default=8 if on_gpu else 2)
     parser.add_argument("--rounds", type=int, default=20 if on_gpu else 5)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, which takes minutes")
     args = parser.parse_args()
-    shapes = [Shape(depth, args.frames, args.size, args.batch) for depth in args.depth]
-    record.report([measure(shape, args.rounds, args.compile) for shape in shapes], args.output)
+    shapes = [Shape(name, args.overrides, args.frames, args.size, args.batch) for name in args.preset]
+    record.report([measure(shape, args.rounds, args.compile, args.ours) for shape in shapes], args.output)
 
 
 if __name__ == "__main__":

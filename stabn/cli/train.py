@@ -17,7 +17,7 @@ PROFILE = argument("--profile", metavar="PATH", default="", help="trace of a few
     argument("--name", default="train", help="name of the run in MLflow"),
 )
 def train(args: Namespace, config: RunConfig) -> None:
-    """Train ST-ABN, or with a baseline preset the 3D ResNet, on the training split.
+    """Train ST-ABN, or with a baseline preset its backbone alone, on the training split.
 
     Reads a manifest and the frames it names; writes best.pt (best validation top-1) and states/, from which the same
     command goes on where it was stopped or killed, also with another number of processes. With --edits people's
