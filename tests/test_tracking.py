@@ -8,8 +8,11 @@ import sys
 import time
 import urllib.parse
 
+import mlflow
 import pytest
+from mlflow.protos import databricks_pb2
 
+from stabn.data.manifest import Manifest
 from stabn.local_mlflow import prepare_mlflow
 from stabn.tracking import (
     ChampionChanged,
@@ -339,3 +342,49 @@ def test_the_artifacts_of_a_moved_folder_are_found(client, pipeline, tmp_path, m
     with stage_run("evaluate", settings={}, inputs={}) as later:
         later.log_text("new", "new.txt")
     assert len(list(moved.rglob("new.txt"))) == 1 and not (tmp_path / "mlflow").exists()
+
+
+def test_runs_of_one_dataset_name_it_alike(client, pipeline, manifest_path, tmp_path):
+    """The first stage tells where it is and how much; later ones may know its fingerprint alone."""
+    dataset = Manifest.load(manifest_path).dataset
+    with stage_run("extract-frames", settings={}, inputs={}) as first:
+        first.log_dataset(dataset, "extract-frames")
+    with stage_run("report", settings={}, inputs={"dataset": dataset.digest, "selection": "s"}) as second:
+        pass
+    with stage_run("edits", settings={}, inputs={"round": "r"}) as none:
+        pass
+    used = [client.get_run(run.run_id).inputs.dataset_inputs for run in (first, second, none)]
+    assert [[(item.dataset.name, item.dataset.digest) for item in items] for items in used] == [
+        [("manifest", dataset.digest)],
+        [("manifest", dataset.digest)],
+        [],
+    ]
+    (told,) = used[1]
+    assert json.loads(told.dataset.profile) == {"videos": {"train": 9, "validation": 6}, "classes": 3}
+    assert mlflow.data.get_source(told).uri == dataset.source
+    assert [tag.value for tag in told.tags] == ["report"]
+
+
+def test_a_server_that_knows_no_datasets_keeps_the_rest(client, monkeypatch, caplog):
+    def unknown(*args, **options):
+        raise mlflow.MlflowException("no such path", error_code=databricks_pb2.ENDPOINT_NOT_FOUND)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", unknown)
+    with stage_run("train", settings={"a": 1}, inputs={"dataset": "abc"}) as run:
+        run.log_metrics({"loss": 1.0})
+    found = client.get_run(run.run_id)
+    assert found.data.tags["stabn.dataset_fingerprint"] == "abc" and found.data.metrics == {"loss": 1.0}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED", "FINISHED"])
+def test_no_run_stays_open_when_its_pipeline_ended(client, pipeline, status):
+    with stage_run("extract", settings={}, inputs={}) as done:
+        pass
+    with stage_run("train", settings={}, inputs={}) as killed:
+        pass
+    parent = client.get_run(killed.run_id).data.tags["mlflow.parentRunId"]
+    client.update_run(killed.run_id, status="RUNNING")  # as a process leaves it that is killed
+    end_parent(status)
+    found = {run: client.get_run(run).info.status for run in (done.run_id, killed.run_id, parent)}
+    assert list(found.values()) == ["FINISHED", "KILLED", status]

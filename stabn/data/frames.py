@@ -231,6 +231,7 @@ def _finish(plan: _Plan, table: pa.Table, manifest_path: Path, rejects_path: Pat
     if rejects:
         print(f"{len(rejects)} of {total} videos are left out: {summary}; see {rejects_path}", flush=True)
     manifest = build_manifest(usable, plan.labels.classes, plan.target.uri, plan.settings)
+    run.log_dataset(manifest.dataset, "extract-frames")
     check_frames(manifest)  # a part that KFP's cache calls done may have lost them
     temporary = manifest_path.with_name(manifest_path.name + ".partial")
     manifest.save(temporary)

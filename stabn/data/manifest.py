@@ -16,6 +16,7 @@ from stabn.errors import StabnError
 from stabn.identity import check_unique
 from stabn.parquet import parse_table
 from stabn.storage import read_uri
+from stabn.tracking import Dataset
 
 FORMAT = 2
 SCHEMA = pa.schema(
@@ -146,6 +147,13 @@ class Manifest:
     def reported_split(self) -> str:
         """The split that results are reported on: held_out, on which nothing was chosen, or without one validation."""
         return "held_out" if pc.any(pc.equal(self.table["split"], "held_out")).as_py() else "validation"
+
+    @property
+    def dataset(self) -> Dataset:
+        """The manifest as MLflow shows it: fingerprint, where the frames are, videos by split."""
+        counts = pc.value_counts(self.table["split"]).to_pylist()
+        videos = {item["values"]: item["counts"] for item in counts}
+        return Dataset(self.fingerprint, self.storage_uri, {"videos": videos, "classes": len(self.classes)})
 
     def _fingerprint(self) -> str:
         """Hash what a network can see: ids, splits, classes, source bytes, and the stored frames' sizes."""

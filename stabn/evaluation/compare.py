@@ -145,6 +145,7 @@ def compare(
     check_value("shown", shown, low=0)
     tables = [[_load(place) for place in places.split(",")] for places in (first, second)]
     inputs = {name: ",".join(t.fingerprint for t in ts) for name, ts in zip(("first", "second"), tables, strict=True)}
+    inputs["dataset"] = tables[0][0].metadata.get("manifest_fingerprint", "")
     with stage_run("compare", settings={"first": first, "second": second}, inputs=inputs) as run:
         found = compare_networks(tables[0], tables[1])
         text = describe_difference(found)

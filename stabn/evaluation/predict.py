@@ -113,7 +113,9 @@ def evaluate(
         run = None
         if world.is_main:
             run = stack.enter_context(
-                stage_run(f"evaluate/{name}/{split}/{attention}", settings=settings, inputs=inputs)
+                stage_run(
+                    f"evaluate/{name}/{split}/{attention}", settings=settings, inputs=inputs, dataset=manifest.dataset
+                )
             )
         rows = manifest.indices(split)
         world.on_main(lambda: check_frames(manifest, rows))

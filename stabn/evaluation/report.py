@@ -185,7 +185,11 @@ def write_report(
     )
     baseline = beside(comparison, Predictions.load(inputs.baseline)) if inputs.baseline else None
     fingerprints = {name: table.fingerprint for name, table in comparison.networks.items()}
-    with stage_run("report", settings={}, inputs={**fingerprints, "selection": selection.fingerprint}) as run:
+    fingerprints |= {
+        "selection": selection.fingerprint,
+        "dataset": comparison.before.metadata.get("manifest_fingerprint", ""),
+    }
+    with stage_run("report", settings={}, inputs=fingerprints) as run:
         table2, table3 = table_2(comparison), table_3(comparison)
         effects = measure_effects(comparison)
         verdict = judge(effects, comparison.is_retrained)

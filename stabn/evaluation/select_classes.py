@@ -36,6 +36,7 @@ def select_classes(
     validation = Predictions.load(validation_predictions_path)
     _check_inputs(train, validation)
     inputs = {"train_predictions": train.fingerprint, "validation_predictions": validation.fingerprint}
+    inputs["dataset"] = train.metadata.get("manifest_fingerprint", "")
     with stage_run("select-classes", settings=to_dict(settings), inputs=inputs) as run:
         selection = choose(train, validation, settings)
         save_selection(selection, output_path)

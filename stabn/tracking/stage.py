@@ -321,12 +321,18 @@ def stage_run(
 
 
 def end_parent(status: str) -> None:
-    """Close the pipeline's parent run as FINISHED, FAILED or KILLED; one that KFP made is left to KFP."""
+    """Close the pipeline's parent run as FINISHED, FAILED or KILLED; one that KFP made is left to KFP.
+
+    A stage whose process was killed, or whose machine died, could not close its own run: that is closed too.
+    """
     if os.environ.get("MLFLOW_TRACKING_URI") and os.environ.get("STABN_RUN_ID") and not os.environ.get("MLFLOW_RUN_ID"):
         with start_errors():
             client = tracking_client()
-            parent = find_parent(client, find_experiment(client), os.environ["STABN_RUN_ID"])
+            experiment = find_experiment(client)
+            parent = find_parent(client, experiment, os.environ["STABN_RUN_ID"])
             if parent:
+                for run in search(client, experiment, f"tags.`{PARENT_RUN}` = '{parent}' and status = 'RUNNING'"):
+                    client.set_terminated(run.info.run_id, "KILLED")
                 client.set_terminated(parent, status)
 
 

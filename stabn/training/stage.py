@@ -193,7 +193,10 @@ def _run(
     with contextlib.ExitStack() as stack:
         run = StageRun()
         if world.is_main:
-            tracked = stage_run(recipe.name, settings=settings, inputs=inputs, parent_model=parent_model)
+            dataset = recipe.videos.manifest.dataset
+            tracked = stage_run(
+                recipe.name, settings=settings, inputs=inputs, parent_model=parent_model, dataset=dataset
+            )
             run = stack.enter_context(tracked)
         loop.on_epoch = lambda row: run.log_metrics(_metrics(row), step=int(row["epoch"]))
         loop.on_log = lambda numbers, step: run.log_metrics({f"step/{k}": v for k, v in numbers.items()}, step=step)
