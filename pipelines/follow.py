@@ -47,7 +47,7 @@ def follow(
     while True:
         try:
             run = server.get_run(run_id)
-            found = _tasks(server, run, titles)
+            found = tasks_of(server, run, titles)
             answered = time.monotonic()
         except RetryableError as error:
             if time.monotonic() - answered > PATIENCE_SECONDS:
@@ -73,7 +73,7 @@ def follow(
     return run
 
 
-def _tasks(server: Server, run: Any, titles: Mapping[str, str]) -> list[Task]:
+def tasks_of(server: Server, run: Any, titles: Mapping[str, str]) -> list[Task]:
     """Return the tasks from the workflow, or where it cannot be had as KFP's API tells of them."""
     workflow = server.workflow(run.run_id)
     found = tasks_of_workflow(workflow, titles) if workflow else None

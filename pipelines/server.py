@@ -157,6 +157,20 @@ class Server:
     def _runs(self, experiment_id: str, name: str) -> list[Any]:
         return self._call(lambda: self.client.list_runs(experiment_id=experiment_id, filter=_named(name))).runs or []
 
+    def recent(self, run_id: str = "", number: int = 3) -> list[Any]:
+        """Return the newest runs of all experiments, first the newest, or the one of this id."""
+        if run_id:
+            try:
+                return [self.get_run(run_id)]
+            except ServerError as error:
+                if "not found" in str(error):
+                    return []
+                raise
+        listed = self._call(
+            lambda: self.client.list_runs(page_size=number, sort_by="created_at desc", namespace=self.namespace)
+        )
+        return listed.runs or []
+
     def get_run(self, run_id: str) -> Any:
         """Return a run with the states of its tasks."""
         return self._call(lambda: self.client.get_run(run_id))

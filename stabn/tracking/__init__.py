@@ -19,5 +19,13 @@ from stabn.tracking.registry import (
     next_look,
     register_if_better,
 )
-from stabn.tracking.results import Stage, compare_link, fetch_artifact, stages_of
+from stabn.tracking.results import (
+    PipelineRun,
+    Stage,
+    StageState,
+    compare_link,
+    fetch_artifact,
+    recent_runs,
+    stages_of,
+)
 from stabn.tracking.stage import StageRun, end_parent, stage_run
