@@ -1,6 +1,7 @@
 """A small real round for the editor's tests: frames in storage, manifest, network, exported attention."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,29 +41,29 @@ def network() -> STABN:
     return model.eval()
 
 
-def moving_square(length: int, seed: int) -> np.ndarray:
-    """Return uint8 (length, 60, 80, 3): a square that moves in the middle of the video and rests before and after."""
-    rng = np.random.default_rng(seed)
-    background = np.repeat(np.repeat(rng.integers(40, 200, (6, 8, 3)), 10, 0), 10, 1).astype(np.uint8)
-    frames = np.repeat(background[None], length, 0)
+def moving_square(length: int, seed: int, scale: int = 1) -> Iterator[np.ndarray]:
+    """Yield uint8 (60, 80, 3) times the scale: a square that moves in the middle of the video only."""
+    rng, tile = np.random.default_rng(seed), 10 * scale
+    background = np.repeat(np.repeat(rng.integers(40, 200, (6, 8, 3)), tile, 0), tile, 1).astype(np.uint8)
     start, end = (share * length for share in ACTION)
-    for index, frame in enumerate(frames):
-        left = int(np.clip((index - start) / (end - start), 0, 1) * 60)
-        frame[20:40, left : left + 20] = (250, 140, 20)
-    return frames
+    for index in range(length):
+        left = int(np.clip((index - start) / (end - start), 0, 1) * 6 * tile)
+        frame = background.copy()
+        frame[2 * tile : 4 * tile, left : left + 2 * tile] = (250, 140, 20)
+        yield frame
 
 
-def make_round(folder: Path, storage_uri: str) -> Round:
-    """Export a round of all videos of LENGTHS under a storage."""
+def make_round(folder: Path, storage_uri: str, lengths: dict[str, int] = LENGTHS, scale: int = 1) -> Round:
+    """Export a round of videos of these lengths under a storage."""
     storage = open_storage(storage_uri)
     rows = []
-    for position, (video_id, length) in enumerate(LENGTHS.items()):
-        jpegs = [simplejpeg.encode_jpeg(frame) for frame in moving_square(length, position)]
+    for position, (video_id, length) in enumerate(lengths.items()):
+        jpegs = [simplejpeg.encode_jpeg(frame) for frame in moving_square(length, position, scale)]
         storage.write(f"frames/{video_id}.mjpeg", b"".join(jpegs))
         rows.append(
             {"video_id": video_id, "split": "train", "class_index": position % 3, "label": ""}
             | {"object_key": f"frames/{video_id}.mjpeg", "frame_sizes": [len(jpeg) for jpeg in jpegs]}
-            | {"num_frames": length, "width": 80, "height": 60, "source_sha256": "0"}
+            | {"num_frames": length, "width": 80 * scale, "height": 60 * scale, "source_sha256": "0"}
         )
     manifest = build_manifest(rows, CLASSES, storage_uri, {})
     manifest.save(folder / "manifest.parquet")
@@ -75,9 +76,9 @@ def make_round(folder: Path, storage_uri: str) -> Round:
     selection = {
         "format": 1,
         "classes": [{"class_index": i, "name": CLASSES[i], **chosen} for i in range(3)],
-        "video_ids": list(LENGTHS),
+        "video_ids": list(lengths),
         "validation_video_ids": [],
-        "num_misclassified": len(LENGTHS),
+        "num_misclassified": len(lengths),
         "reason": "",
         "settings": {},
         "inputs": {},

@@ -29,7 +29,7 @@ from starlette.testclient import TestClient
 
 from stabn.attention.edit_document import parse_edit
 from stabn.attention.edits import import_edits, read_edits
-from stabn.attention.rounds import Round, model_attention
+from stabn.attention.rounds import Round, RoundError, model_attention
 from stabn.cli import main
 from stabn.config import ConfigError, EditorConfig
 from stabn.data.edit_table import load_edit_table
@@ -40,6 +40,7 @@ from stabn.editor.accounts import AccountError, add_accounts, load_accounts, rem
 from stabn.editor.app import create_app
 from stabn.editor.auth import AuthError
 from stabn.editor.finish import FinishError
+from stabn.editor.frames import FrameStore
 from stabn.editor.leases import LeaseHeld, Leases
 from stabn.editor.overview import agreement
 from stabn.editor.services import Services
@@ -756,8 +757,41 @@ def test_frames_are_served_by_index_and_kept_by_browsers(editor_round: Round) ->
         assert ann.get(f"{base}/33.jpg").status_code == 404 and ann.get(f"{base}/-1.jpg").status_code == 404
         assert ann.get("/frames/0000000000000000/12/0.jpg").status_code == 404, "of another round"
         assert TestClient(person.app, base_url=ORIGIN).get(f"{base}/32.jpg").status_code == 401
+        piece = ann.get(f"{base}/30-32.mjpeg")
+        sizes = [int(size) for size in piece.headers["x-frame-sizes"].split(",")]
+        assert piece.content == b"".join(ann.get(f"{base}/{index}.jpg").content for index in (30, 31, 32))
+        assert len(sizes) == 3 and sum(sizes) == len(piece.content) and "immutable" in piece.headers["cache-control"]
+        again = ann.get(f"{base}/30-32.mjpeg", headers={"If-None-Match": piece.headers["etag"]})
+        assert again.status_code == 304 and not again.content
+        for wrong, status in (("30-33", 404), ("9-8", 400), ("0-64", 400), ("x-3", 404), ("-1-3", 404)):
+            assert ann.get(f"{base}/{wrong}.mjpeg").status_code == status, wrong
+        assert TestClient(person.app, base_url=ORIGIN).get(f"{base}/0-3.mjpeg").status_code == 401
         spatial = ann.get("/api/videos/12/spatial")
         assert len(spatial.content) == 33 * int(spatial.headers["x-height"]) * int(spatial.headers["x-width"])
+
+
+def test_of_a_long_video_only_what_is_looked_at_is_read_and_kept(
+    editor_round: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stabn.editor.frames.BLOCK", 4)
+    frames = FrameStore(editor_round, cache_mb=1)
+    reads: list[int] = []
+
+    def read_range(key: str, start: int, length: int) -> bytes:
+        reads.append(length)
+        return type(frames.storage).read_range(frames.storage, key, start, length)
+
+    monkeypatch.setattr(frames.storage, "read_range", read_range)
+    packed = frames.storage.read("frames/14.mjpeg")
+    assert frames.cached("14", 39, 39) is None
+    assert packed.endswith(frames.jpeg("14", 39)) and len(reads) == 1 and reads[0] < len(packed) / 8
+    assert frames.cached("14", 36, 39) == frames.piece("14", 36, 39) and len(reads) == 1, "they were read with it"
+    assert b"".join(frames.piece("14", 0, 39)) == packed and len(reads) == 10
+    frames._room = 3 * max(reads)
+    assert b"".join(frames.piece("11", 0, 23)) == frames.storage.read("frames/11.mjpeg")
+    assert sum(map(len, frames._cache.values())) <= frames._room, "what was not used for longest is forgotten"
+    with pytest.raises(RoundError, match="frames 0 to 39; asked for 38 to 40"):
+        frames.piece("14", 38, 40)
 
 
 def test_what_if_is_the_whole_network_with_that_attention(editor_round: Round) -> None:
@@ -767,7 +801,7 @@ def test_what_if_is_the_whole_network_with_that_attention(editor_round: Round) -
         deadline = time.monotonic() + 30
         while ann.get("/api/round").json()["what_if"]["state"] == "loading" and time.monotonic() < deadline:
             time.sleep(0.05)
-        model, frames = network(), moving_square(33, list(LENGTHS).index("12"))
+        model, frames = network(), np.stack(list(moving_square(33, list(LENGTHS).index("12"))))
         sample = evaluation_sample(33, 8, 1)
         stored = person.services.frames.frames("12", range(33))
         assert np.abs(stored.astype(int) - frames).mean() < 8

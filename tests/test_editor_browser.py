@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
-from round_factory import LENGTHS, copy_round
+from round_factory import LENGTHS, copy_round, make_round
 
 from stabn.attention.edit_document import Edit, parse_edit
 from stabn.attention.edits import read_edits
@@ -192,6 +192,12 @@ def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> No
     page.mouse.up()
 
 
+def lanes(page: Page) -> dict[str, float]:
+    """Return the middle of each of the timeline's lanes, in pixels from its top."""
+    script = "import(new URL('static/lanes.js', location.href)).then(m => m.layout(0.28 * innerHeight).lanes)"
+    return {name: top + height / 2 for name, (top, height) in page.evaluate(script).items()}
+
+
 def test_the_mouse_paints_draws_and_moves_edges(editor_round: Round, browser: Browser, enter: Enter) -> None:
     with running(editor_round, "--editor.what_if", "false") as address:
         page = enter(address, hash="#/video/14")
@@ -203,16 +209,15 @@ def test_the_mouse_paints_draws_and_moves_edges(editor_round: Round, browser: Br
             saved(page)
             return newest(editor_round, "14").edited_attention
 
-        bars, strip, track = 10, 90, 178
-        drag(page, (0.201, track), (0.599, track))
+        at = lanes(page)
+        drag(page, (0.201, at["track"]), (0.599, at["track"]))
         assert curve()[8:24] == (1,) * 16 and curve()[0] == curve()[30] == 0, "from here to here"
-        expect(page.locator(".timeline")).to_be_visible()
-        drag(page, (0.6, track), (0.801, track))
-        assert curve()[8:33] == (1,) * 25 and curve()[36] == 0, "its edge was dragged"
+        drag(page, (0.6, at["track"]), (0.801, at["track"]))
+        assert curve()[8:32] == (1,) * 24 and curve()[36] == 0, "its edge was dragged"
         page.get_by_role("button", name="Level 0.25").click()
-        drag(page, (0.001, bars), (0.124, bars))
+        drag(page, (0.001, at["bars"]), (0.124, at["bars"]))
         assert curve()[:5] == (0.25,) * 5, "painted"
-        drag(page, (0.51, strip - 40), (0.74, strip + 40))
+        drag(page, (0.51, at["curve"] - 20), (0.74, at["curve"] + 20))
         drawn = curve()[20:30]
         assert all(a >= b for a, b in pairwise(drawn)) and drawn[0] - drawn[-1] > 0.4, "drawn"  # type: ignore[operator]
         for _ in range(4):
@@ -233,6 +238,182 @@ def test_the_mouse_paints_draws_and_moves_edges(editor_round: Round, browser: Br
             "e => !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML)"
         )
         assert not unnamed, "everything that can be used has a name"
+
+
+def test_a_drag_does_what_its_place_says_and_nothing_else_is_lost(
+    editor_round: Round, browser: Browser, enter: Enter
+) -> None:
+    with running(editor_round, "--editor.what_if", "false") as address:
+        page = enter(address, hash="#/video/14")
+        ready(page, "14")
+
+        def curve() -> tuple[float | None, ...]:
+            page.keyboard.press("Control+s")
+            saved(page)
+            return newest(editor_round, "14").edited_attention
+
+        def deed(x: float, y: float) -> str | None:
+            box = page.locator(".timeline").bounding_box()
+            assert box is not None
+            page.mouse.move(box["x"] + x * box["width"], box["y"] + y)
+            return page.locator(".timeline").get_attribute("data-deed")
+
+        at = lanes(page)
+        for lane in ("ruler", "film"):
+            drag(page, (0.1, at[lane]), (0.8, at[lane]))
+            assert "frame 33 of" in value(page), "it scrubs, also from the frames"
+        assert "14" not in read_edits(editor_round) and page.get_by_role("button", name="Undo").is_disabled()
+        page.get_by_role("button", name="Level 0.25").click()
+        drag(page, (0.001, at["bars"]), (0.999, at["bars"]))
+        for first, last in ((4, 8), (20, 23), (32, 36)):
+            drag(page, ((first + 0.5) / 40, at["track"]), ((last + 0.5) / 40, at["track"]))
+        three = curve()
+        assert [f for f in range(40) if three[f] == 1] == [*range(4, 9), *range(20, 24), *range(32, 37)], "several"
+        assert three[12] == three[28] == 0.25, "and what was painted stays"
+        places = {"film": 0.5, "curve": 0.5, "bars": 0.5}
+        assert [deed(x, at[lane]) for lane, x in places.items()] == ["scrub", "draw", "paint"]
+        found = [deed(x / 40, at["track"]) for x in (20.0, 22.0, 24.0, 28.0)]
+        assert found == ["resize", "move", "resize", "add"], "the cursor tells what a drag would do"
+        drag(page, (22 / 40, at["track"]), (27 / 40, at["track"]))
+        moved = curve()
+        assert [f for f in range(40) if moved[f] == 1] == [*range(4, 9), *range(25, 29), *range(32, 37)], "one moved"
+        assert moved[12] == 0.25 and moved[20] == 0
+        drag(page, (9 / 40, at["track"]), (11.9 / 40, at["track"]))
+        assert [f for f in range(20) if curve()[f] == 1] == [*range(4, 12)], "resized"
+        drag(page, (6 / 40, at["track"]), (39 / 40, at["track"]))
+        assert [f for f in range(30) if (curve()[f] or 0) >= 0.99] == [*range(17, 29)], "up to its neighbour"
+        before = curve()
+        box = page.locator(".timeline").bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + at["curve"])
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + at["curve"] - 20, steps=4)
+        page.keyboard.press("Escape")
+        page.mouse.up()
+        assert curve() == before, "Escape gives a drag up"
+        for expected in (moved, three):
+            presses = 2 if expected is moved else 1
+            for _ in range(presses):
+                page.keyboard.press("z")
+            assert curve() == expected, "one step each"
+        drag(page, (22 / 40, at["track"]), (22 / 40, at["track"]))
+        press(page, "6")
+        assert curve()[20:24] == (None,) * 4, "a click chooses a segment"
+
+
+def test_what_hands_miss_is_there(editor_round: Round, browser: Browser, enter: Enter) -> None:
+    """Loops, jumps to edges, frame numbers, and a level that is painted while the video plays."""
+    with running(editor_round, "--editor.what_if", "false") as address:
+        page = enter(address, hash="#/video/14")
+        ready(page, "14")
+        at = lanes(page)
+        for first, last in ((5, 9), (20, 24)):
+            drag(page, ((first + 0.5) / 40, at["track"]), ((last + 0.5) / 40, at["track"]))
+        press(page, "t")
+        page.keyboard.type("13")
+        press(page, "Enter")
+        assert "frame 13 of" in value(page)
+        for key, frame in (("k", 21), ("k", 25), ("k", 25), ("j", 21), ("j", 10), ("j", 6), ("j", 6)):
+            press(page, key)
+            assert f"frame {frame} of" in value(page), (key, frame)
+        press(page, "t")
+        page.keyboard.type("4711")
+        press(page, "Enter")
+        assert "frame 40 of" in value(page)
+        press(page, "t")
+        page.keyboard.type("x")
+        press(page, "Enter t")
+        page.keyboard.type("22")
+        press(page, "Enter . . l")
+        seen = set()
+        for _ in range(25):
+            seen.add(int(page.get_by_role("slider").get_attribute("aria-valuenow") or 0))
+            page.wait_for_timeout(40)
+        assert len(seen) > 2 and seen <= set(range(21, 26)), "the segment in a loop"
+        press(page, "Space l")
+        expect(page.get_by_role("button", name="Loop")).to_have_attribute("aria-pressed", "false")
+        press(page, "Space Home Space")
+        page.keyboard.down("3")
+        page.wait_for_function("() => Number(document.querySelector('.timeline').getAttribute('aria-valuenow')) > 4")
+        page.keyboard.up("3")
+        press(page, "Space Control+s")
+        saved(page)
+        painted = [f for f, level in enumerate(newest(editor_round, "14").edited_attention) if level == 0.5]
+        assert len(painted) >= 3 and painted == [*range(painted[0], painted[-1] + 1)], "while the key was down"
+        press(page, "z Control+s")
+        saved(page)
+        assert 0.5 not in newest(editor_round, "14").edited_attention, "in one step"
+
+
+COUNTING = """(() => {
+const make = createImageBitmap, close = ImageBitmap.prototype.close;
+window.held = 0;
+window.most = 0;
+createImageBitmap = async (...args) => {
+  const bitmap = await make(...args);
+  window.held += bitmap.width * bitmap.height * 4;
+  window.most = Math.max(window.most, window.held);
+  return bitmap;
+};
+ImageBitmap.prototype.close = function () { window.held -= this.width * this.height * 4; close.call(this); };
+})()"""
+
+
+def test_a_long_video_opens_in_bounded_memory_and_every_frame_is_reached_by_mouse(
+    tmp_path: Path, browser: Browser, enter: Enter
+) -> None:
+    length = 1000
+    item = make_round(tmp_path, str(tmp_path / "store"), {"20": length}, scale=4)
+    with running(item, "--editor.what_if", "false") as address:
+        page = enter(address)
+        page.evaluate(COUNTING)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url) if "/frames/" in request.url else None)
+        open_video(page, "20")
+        got = sum(len(range(int(a), int(b) + 1)) for a, b in re.findall(r"/(\d+)-(\d+)\.mjpeg", " ".join(asked)))
+        assert got < length / 4, "not all frames are fetched to begin with"
+        expect(page.get_by_role("button", name="Motion")).to_be_enabled(timeout=60_000)
+        page.get_by_role("button", name="Motion").click()
+        moving = [int(n) for n in re.findall(r"\d+", page.locator("#say").inner_text())]
+        assert abs(moving[0] - 300) < 40 and abs(moving[1] - 700) < 40, "found in samples"
+        box, at = page.locator(".timeline").bounding_box(), lanes(page)
+        assert box is not None
+        page.mouse.move(box["x"] + 2, box["y"] + at["film"])
+        page.mouse.down()
+        for part in range(1, 30):
+            page.mouse.move(box["x"] + part * box["width"] / 30, box["y"] + at["film"])
+            page.wait_for_timeout(20)
+        page.mouse.up()
+        page.wait_for_timeout(500)
+        assert page.evaluate("most") < 110 * 2**20 < length * 320 * 240 * 4, "few of them are decoded at any time"
+        for part in (0.0, 0.5, 0.999):
+            press(page, "0")
+            page.mouse.move(box["x"] + part * box["width"], box["y"] + at["film"])
+            for _ in range(12):
+                page.mouse.wheel(0, -240)
+            page.wait_for_timeout(100)
+            reached = set()
+            for x in range(4, int(box["width"]), 40):
+                page.mouse.click(box["x"] + x, box["y"] + at["film"])
+                reached.add(int(page.get_by_role("slider").get_attribute("aria-valuenow") or 0))
+            assert len(reached) >= 10 and reached == set(range(min(reached), max(reached) + 1)), "one after the other"
+            expected = {0.0: 1, 0.999: length}.get(part)
+            assert expected is None or expected in reached
+        before = value(page)
+        drag(page, (0.9, at["map"]), (0.2, at["map"]))
+        assert value(page) == before, "panning is not scrubbing"
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + at["film"])
+        assert 180 < int(page.get_by_role("slider").get_attribute("aria-valuenow") or 0) < 220
+        page.wait_for_timeout(500)
+        picture = page.evaluate(
+            "(() => { const c = document.querySelector('.picture'), d = c.getContext('2d'); "
+            "return [...d.getImageData(c.width >> 1, c.height >> 1, 1, 1).data]; })()"
+        )
+        assert picture[3] == 255, "the frame is there"
+        press(page, "Escape")
+        page.locator(".hero").wait_for()
+        page.wait_for_timeout(300)
+        assert page.evaluate("held") == 0, "a page that is left keeps nothing"
 
 
 def test_no_stray_key_makes_a_video_done_or_takes_it_back(editor_round: Round, browser: Browser, enter: Enter) -> None:
@@ -561,9 +742,15 @@ CURVES = """async () => {
   const c = await import(new URL('static/curve.js', location.href));
   const results = {
     segment: c.segment(8, 3, 4), runs: c.runs(c.segment(20, 5, 9)), edge: c.runs(c.segment(6, 0, 5)),
-    moved: c.runs(c.moveRun(c.segment(20, 5, 9), {first: 5, last: 9}, 5, 14)),
-    twice: c.runs(c.moveRun(c.moveRun(c.segment(20, 5, 9), {first: 5, last: 9}, 4, 9), {first: 4, last: 9}, 4, 12)),
-    other: c.runs(c.moveRun(c.merge(c.segment(30, 3, 6), c.segment(30, 20, 22)), {first: 3, last: 6}, 3, 29)),
+    resized: c.runs(c.resizeRun(c.segment(20, 5, 9), {first: 5, last: 9}, 5, 14)),
+    twice: c.runs(c.resizeRun(c.resizeRun(c.segment(20, 5, 9), {first: 5, last: 9}, 4, 9), {first: 4, last: 9}, 4, 12)),
+    other: c.runs(c.resizeRun(c.merge(c.segment(30, 3, 6), c.segment(30, 20, 22)), {first: 3, last: 6}, 3, 29)),
+    moved: c.moveRun(c.segment(12, 2, 3), {first: 2, last: 3}, 4),
+    back: c.moveRun(c.segment(12, 2, 3), {first: 2, last: 3}, -9),
+    shape: c.moveRun([0.1, 0, 0.6, 0.9, 0.8, 0.2, null, 0.3], {first: 2, last: 4}, 1),
+    shrunk: c.resizeRun(c.segment(12, 2, 9), {first: 2, last: 9}, 2, 5),
+    added: c.addRun([0.2, 0.1, 0.2, 0.2], [0.2, 0.1, 0.2, 0.2], 1, 1),
+    beside: c.addRun([1, 0.25, null, 0.2], [1, 0, 0, 0], 3, 3),
     fill: c.fill([null, 1, null, null, 1, 0.5, null]), empty: c.fill([null, null]),
     smooth: c.smooth([0, 1, 0, null]), invert: c.invert([0, 0.25, null]), resample: c.resample([0, 1], 5),
     single: c.resample([0.5, 0.7], 1), line: c.line([0, 0, 0, 0], 3, 1, 1, 0),
@@ -585,7 +772,13 @@ def test_curves_are_computed_as_promised(address: str, enter: Enter) -> None:
     third, two_thirds = 0.33333, 0.66667
     assert found["segment"] == [0, third, two_thirds, 1, 1, two_thirds, third, 0]
     assert found["runs"] == [{"first": 5, "last": 9}] and found["edge"] == [{"first": 0, "last": 5}]
-    assert found["moved"] == [{"first": 5, "last": 14}] and found["twice"] == [{"first": 4, "last": 12}]
+    assert found["resized"] == [{"first": 5, "last": 14}] and found["twice"] == [{"first": 4, "last": 12}]
+    assert found["moved"] == [0, 0, 0, 0, third, two_thirds, 1, 1, two_thirds, third, 0, 0], "with its ramps"
+    assert found["back"] == [1, 1, two_thirds, third, 0, 0, 0, 0, 0, 0, 0, 0], "up to the first frame"
+    assert found["shape"][3:6] == [0.6, 0.9, 0.8] and found["shape"][0] == 0.1 and found["shape"][6] is None
+    assert found["shrunk"] == [third, two_thirds, 1, 1, 1, 1, two_thirds, third, 0, 0, 0, 0]
+    assert found["added"] == [two_thirds, 1, two_thirds, third], "in place of the network's own, if that has no segment"
+    assert found["beside"] == [1, third, two_thirds, 1], "what is there stays"
     assert found["other"] == [{"first": 3, "last": 22}], "it grows up to its neighbour, which stays as it is"
     assert found["fill"] == [1, 1, 1, 1, 1, 0.5, 0.5] and found["empty"] == [None, None]
     assert found["smooth"] == [third, 0.5, third, None] and found["invert"] == [1, 0.75, None]
@@ -600,9 +793,11 @@ def test_the_page_fits_a_laptop_in_both_themes(address: str, enter: Enter) -> No
     for scheme in ("light", "dark"):
         page = enter(address, f"theo{next(names)}", "#/video/17", color_scheme=scheme)
         ready(page, "17")
-        page.set_viewport_size({"width": 1280, "height": 720})
-        sizes = page.evaluate("[document.body.scrollWidth, document.body.scrollHeight, innerWidth, innerHeight]")
-        assert sizes[0] <= sizes[2] and sizes[1] <= sizes[3], "nothing is out of sight"
+        for width, height in ((1280, 720), (1440, 900), (960, 600)):  # the last is the second at a zoom of 150%
+            page.set_viewport_size({"width": width, "height": height})
+            sizes = page.evaluate("[document.body.scrollWidth, document.body.scrollHeight, innerWidth, innerHeight]")
+            assert sizes[0] <= sizes[2], f"{width} pixels: no sideways scroll"
+            assert sizes[1] <= sizes[3] or width == 960, "nothing is out of sight"
         page.close()
 
 

@@ -12,6 +12,7 @@ from stabn.attention.rounds import RoundVideo
 from stabn.editor.auth import User
 from stabn.editor.curves import Curves, edit_json
 from stabn.editor.exchange import now
+from stabn.editor.frames import MAX_PIECE
 from stabn.editor.http import ApiError, read_json, run_in_threadpool
 from stabn.editor.overview import actions, counts
 from stabn.editor.queue import Place, state_of
@@ -193,20 +194,31 @@ class Annotate:
 
     async def frame(self, request: Request) -> Response:
         """Return one frame as it is stored; it never changes."""
+        index = int(request.path_params["index"])
+        return await self._frames(request, index, index, "image/jpeg")
+
+    async def piece(self, request: Request) -> Response:
+        """Return neighbouring frames in one answer: JPEG after JPEG, their sizes in a header."""
+        first, last = int(request.path_params["first"]), int(request.path_params["last"])
+        if not first <= last < first + MAX_PIECE:
+            raise ApiError(400, "bad_request", f"frames {first} to {last}: ask for 1 to {MAX_PIECE} at once")
+        return await self._frames(request, first, last, "video/x-motion-jpeg")
+
+    async def _frames(self, request: Request, first: int, last: int, media_type: str) -> Response:
         if request.path_params["round_id"] != self.board.round.round_id:
             raise ApiError(404, "not_found", "the page belongs to another round; reload it")
         video = self._video(request)
-        index = int(request.path_params["index"])
-        if index >= video.num_frames:
+        if last >= video.num_frames:
             raise ApiError(404, "not_found", f"video {video.video_id} has {video.num_frames} frames")
-        etag = f'"{self.board.round.manifest_fingerprint}-{index}"'
+        etag = f'"{self.board.round.manifest_fingerprint}-{first}-{last}"'
         headers = {"Cache-Control": FRAME_AGE, "ETag": etag}
         if request.headers.get("if-none-match") == etag:
             return Response(status_code=304, headers=headers)
-        data = self.services.frames.cached(video.video_id, index)
-        if data is None:
-            data = await run_in_threadpool(self.services.frames.jpeg, video.video_id, index)
-        return Response(data, media_type="image/jpeg", headers=headers)
+        frames = self.services.frames.cached(video.video_id, first, last)
+        if frames is None:
+            frames = await run_in_threadpool(self.services.frames.piece, video.video_id, first, last)
+        headers["X-Frame-Sizes"] = ",".join(str(len(jpeg)) for jpeg in frames)
+        return Response(b"".join(frames), media_type=media_type, headers=headers)
 
     async def spatial(self, request: Request) -> Response:
         """Return the network's spatial attention: bytes of (num_frames, h, w), h and w in the headers."""

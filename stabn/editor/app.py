@@ -124,6 +124,7 @@ def create_app(services: Services, config: EditorConfig) -> Starlette:
         route(f"{video}/what-if", annotate.what_if, "POST"),
         route(f"{video}/spatial", annotate.spatial),
         route("/frames/{round_id}/{video_id}/{index:int}.jpg", annotate.frame),
+        route("/frames/{round_id}/{video_id}/{first:int}-{last:int}.mjpeg", annotate.piece),
         route("/api/lead/overview", lead.overview, leads_only=True),
         route("/api/lead/settings", lead.settings, "PUT", leads_only=True),
         route("/api/lead/videos/{video_id}", lead.compare, leads_only=True),

@@ -1,4 +1,4 @@
-"""Frames by index, from the packed objects of the manifest: a video is read once and kept for a while."""
+"""Frames by index, from the packed objects of the manifest: what is read of a video is kept for a while."""
 
 import io
 import threading
@@ -13,6 +13,9 @@ from stabn.data.manifest import Manifest
 from stabn.data.presence import check_frames
 from stabn.storage import check_id, open_storage
 
+BLOCK = 64  # frames that are read at once: a common video is one block, a long one is read where it is looked at
+MAX_PIECE = 64  # frames of one answer
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -20,6 +23,10 @@ class Packed:
 
     key: str
     ends: np.ndarray
+
+    def start(self, index: int) -> int:
+        """Return where a frame begins; of the frame after the last one: where the object ends."""
+        return int(self.ends[index - 1]) if index else 0
 
 
 class FrameStore:
@@ -36,19 +43,35 @@ class FrameStore:
         for video in item.videos:
             row = manifest.video(manifest.index_of(video.video_id))
             self._packed[video.video_id] = Packed(row.object_key, np.cumsum(row.frame_sizes, dtype=np.int64))
-        self._cache: OrderedDict[str, bytes] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._size = 0
         self._room = cache_mb * 2**20
         self._lock = threading.Lock()
-        self._reading: dict[str, threading.Lock] = {}
+        self._reading: dict[tuple[str, int], threading.Lock] = {}
 
-    def cached(self, video_id: str, index: int) -> bytes | None:
-        """Return a frame's JPEG if the video is in memory."""
+    def cached(self, video_id: str, first: int, last: int) -> list[bytes] | None:
+        """Return the JPEGs of frames first to last (both inclusive) if all of them are in memory."""
+        packed = self._find(video_id)
+        _check(video_id, packed, first, last)
         with self._lock:
-            data = self._cache.get(video_id)
-            if data is None:
+            keys = [(video_id, block) for block in range(first // BLOCK, last // BLOCK + 1)]
+            if any(key not in self._cache for key in keys):
                 return None
-            self._cache.move_to_end(video_id)
-        return self._cut(video_id, data, index)
+            for key in keys:
+                self._cache.move_to_end(key)
+            blocks = {block: self._cache[video_id, block] for _, block in keys}
+        return [_cut(packed, blocks[index // BLOCK], index) for index in range(first, last + 1)]
+
+    def piece(self, video_id: str, first: int, last: int) -> list[bytes]:
+        """Return the JPEGs of frames first to last (both inclusive).
+
+        Raises:
+            RoundError: no such video or frames.
+        """
+        packed = self._find(video_id)
+        _check(video_id, packed, first, last)
+        blocks = {block: self._block(video_id, block) for block in range(first // BLOCK, last // BLOCK + 1)}
+        return [_cut(packed, blocks[index // BLOCK], index) for index in range(first, last + 1)]
 
     def jpeg(self, video_id: str, index: int) -> bytes:
         """Return a frame's JPEG.
@@ -56,7 +79,7 @@ class FrameStore:
         Raises:
             RoundError: no such video or frame.
         """
-        return self._cut(video_id, self._bytes(video_id), index)
+        return self.piece(video_id, index, index)[0]
 
     def num_frames(self, video_id: str) -> int:
         """Return how many frames a video has."""
@@ -66,8 +89,7 @@ class FrameStore:
         """Return some frames, uint8 (len(indices), H, W, 3) RGB."""
         from stabn.data.dataset import decode_jpeg  # brings PyTorch, which the page does without
 
-        data = self._bytes(video_id)
-        return np.stack([decode_jpeg(self._cut(video_id, data, int(i)), video_id, int(i)) for i in indices])
+        return np.stack([decode_jpeg(self.jpeg(video_id, int(i)), video_id, int(i)) for i in indices])
 
     def spatial(self, video_id: str) -> np.ndarray:
         """Return the network's spatial attention, uint8 (num_frames, h, w)."""
@@ -80,27 +102,36 @@ class FrameStore:
             raise RoundError(f"video {video_id!r:.140} is not in this round")
         return self._packed[video_id]
 
-    def _cut(self, video_id: str, data: bytes, index: int) -> bytes:
-        ends = self._find(video_id).ends
-        if not 0 <= index < len(ends):
-            raise RoundError(f"video {video_id} has frames 0 to {len(ends) - 1}; asked for {index}")
-        return data[int(ends[index - 1]) if index else 0 : int(ends[index])]
-
-    def _bytes(self, video_id: str) -> bytes:
-        packed = self._find(video_id)
+    def _block(self, video_id: str, block: int) -> bytes:
+        key = video_id, block
         with self._lock:
-            if video_id in self._cache:
-                self._cache.move_to_end(video_id)
-                return self._cache[video_id]
-            reading = self._reading.setdefault(video_id, threading.Lock())
-        with reading:  # many requests for frames of one video come at once; one of them reads it
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+            reading = self._reading.setdefault(key, threading.Lock())
+        with reading:  # many requests for frames of one block come at once; one of them reads it
             with self._lock:
-                if video_id in self._cache:
-                    return self._cache[video_id]
-            data = self.storage.read_range(packed.key, 0, int(packed.ends[-1]))
+                if key in self._cache:
+                    return self._cache[key]
+            packed = self._packed[video_id]
+            start = packed.start(block * BLOCK)
+            end = packed.start(min((block + 1) * BLOCK, len(packed.ends)))
+            data = self.storage.read_range(packed.key, start, end - start)
             with self._lock:
-                self._cache[video_id] = data
-                while sum(map(len, self._cache.values())) > self._room and len(self._cache) > 1:
-                    self._cache.popitem(last=False)
-                self._reading.pop(video_id, None)
+                self._cache[key] = data
+                self._size += len(data)
+                while self._size > self._room and len(self._cache) > 1:
+                    self._size -= len(self._cache.popitem(last=False)[1])
+                self._reading.pop(key, None)
         return data
+
+
+def _check(video_id: str, packed: Packed, first: int, last: int) -> None:
+    if not 0 <= first <= last < len(packed.ends):
+        asked = first if first == last else f"{first} to {last}"
+        raise RoundError(f"video {video_id} has frames 0 to {len(packed.ends) - 1}; asked for {asked}")
+
+
+def _cut(packed: Packed, data: bytes, index: int) -> bytes:
+    base = packed.start(index - index % BLOCK)
+    return data[packed.start(index) - base : packed.start(index + 1) - base]

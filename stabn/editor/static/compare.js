@@ -13,11 +13,12 @@ const swatch = (i) => h("span", { class: "swatch", vars: { "--swatch": `var(--st
 export async function comparePage(context, videoId) {
   const path = `api/lead/videos/${encodeURIComponent(videoId)}`;
   const video = await get(path);
-  const frames = new Frames(context.round.round_id, { ...video, crop: { left: 0, top: 0, side: 0 }, width: 1 });
+  const frames = new Frames(context.round.round_id, video);
   const own = video.curve, first = video.edits[0];
-  const timeline = new Timeline({ frames, own, readonly: true, onseek: (frame) => { player.stop(); player.seek(frame); }, onpreview() {}, oncommit() {} });
-  const player = new Player({ frames, length: video.num_frames, size: [16, 9], onframe: (frame) => timeline.show({ frame }) });
-  frames.onframe = (index) => { timeline.drawFilm(index); if (!player.playing) player.draw(); };
+  const timeline = new Timeline({ frames, own, ratio: video.width / video.height, readonly: true, onseek: (frame) => { player.stop(); player.seek(frame); }, onpreview() {}, oncommit() {} });
+  const player = new Player({ frames, length: video.num_frames, size: [video.width, video.height], onframe: (frame) => timeline.show({ frame }) });
+  player.range = () => timeline.view;
+  frames.onframes = (first, last) => { timeline.arrived(first, last); if (!player.playing) player.draw(); };
   frames.load();
 
   async function judge(edit, verdict) {

@@ -29,7 +29,7 @@ export function runs(curve) {
     else found.push({ first: frame, last: frame });
   });
   return found.map(({ first, last }) => {
-    const top = 0.9 * Math.max(...curve.slice(first, last + 1));
+    const top = 0.9 * curve.slice(first, last + 1).reduce((a, b) => Math.max(a, b));
     let from = first, to = last;
     while (from < first + RAMP && from < to && curve[from] < top && curve[from] < curve[from + 1]) from += 1;
     while (to > last - RAMP && to > from && curve[to] < top && curve[to] < curve[to - 1]) to -= 1;
@@ -37,16 +37,53 @@ export function runs(curve) {
   });
 }
 
-/** Move a run's edges; its level and ramps come along, other runs stay. */
-export function moveRun(curve, run, first, last) {
+/** Return the last frame of the run before, and the first of the run after; -1 and the length if there is none. */
+function neighbours(curve, run) {
   const others = runs(curve).filter((other) => other.first !== run.first);
-  const before = Math.max(-1, ...others.filter((other) => other.last < run.first).map((other) => other.last));
-  const after = Math.min(curve.length, ...others.filter((other) => other.first > run.last).map((other) => other.first));
+  return [others.findLast((other) => other.last < run.first)?.last ?? -1, others.find((other) => other.first > run.last)?.first ?? curve.length];
+}
+
+/**
+ * Put a run elsewhere: `inside(frame)` from first to last, ramps beside it, 0 where it was. What else is in the curve stays,
+ * other runs first of all.
+ */
+function putRun(curve, run, first, last, inside) {
+  const [before, after] = neighbours(curve, run);
+  const was = (frame) => {
+    const distance = Math.max(run.first - frame, frame - run.last), value = curve[frame];
+    if (distance <= 0) return true;
+    const ramp = curve[frame < run.first ? run.first : run.last] * (1 - distance / (RAMP + 1));
+    return distance <= RAMP && value !== null && (value >= LEVEL || Math.abs(value - ramp) < 0.01);
+  };
+  return curve.map((value, frame) => {
+    if (frame <= before || frame >= after) return value;
+    if (frame >= first && frame <= last) return tidy(inside(frame));
+    const distance = Math.max(first - frame, frame - last), edge = inside(frame < first ? first : last);
+    const ramp = distance <= RAMP && edge !== null ? edge * (1 - distance / (RAMP + 1)) : 0;
+    if (was(frame)) return tidy(ramp);
+    return value === null || value >= ramp ? value : tidy(ramp);
+  });
+}
+
+/** Move a run by some frames, up to its neighbours; its shape comes along. */
+export function moveRun(curve, run, by) {
+  const [before, after] = neighbours(curve, run);
+  const shift = Math.max(before + 1 - run.first, Math.min(after - 1 - run.last, by));
+  return shift ? putRun(curve, run, run.first + shift, run.last + shift, (frame) => curve[frame - shift]) : curve.slice();
+}
+
+/** Move a run's edges, up to its neighbours; what is in it stays, and what it grows by gets the level of its edge. */
+export function resizeRun(curve, run, first, last) {
+  const [before, after] = neighbours(curve, run);
   const from = Math.max(first, before + 1), to = Math.min(last, after - 1);
-  if (to < from) return curve.slice();
-  const level = Math.max(...curve.slice(run.first, run.last + 1).map((value) => value ?? 0));
-  const shape = segment(curve.length, from, to);
-  return curve.map((value, frame) => (frame <= before || frame >= after ? value : tidy(level * shape[frame])));
+  if (from === run.first && to === run.last) return curve.slice();
+  return putRun(curve, run, from, to, (frame) => curve[Math.min(run.last, Math.max(run.first, frame))]);
+}
+
+/** Add a segment beside what is there; in place of the network's own curve if that has no segment. */
+export function addRun(curve, own, first, last) {
+  const shape = segment(curve.length, first, last);
+  return same(curve, own) && !runs(curve).length ? shape : merge(curve, shape);
 }
 
 /** Set frames first to last to a value. */
@@ -70,9 +107,11 @@ export const lift = (curve, first, last, by, own) =>
 export function fill(curve) {
   const known = curve.flatMap((value, frame) => (value === null ? [] : [frame]));
   if (!known.length) return curve.slice();
+  let at = 0; // of the first known frame that is not before this one
   return curve.map((value, frame) => {
     if (value !== null) return value;
-    const before = known.findLast((other) => other < frame), after = known.find((other) => other > frame);
+    while (at < known.length && known[at] < frame) at += 1;
+    const before = known[at - 1], after = known[at];
     if (before === undefined) return curve[after];
     if (after === undefined) return curve[before];
     return tidy(curve[before] + ((curve[after] - curve[before]) * (frame - before)) / (after - before));

@@ -1,7 +1,7 @@
 // The page of one video: player, strip, the network's answer, and everything that changes the curve.
 
 import { call, post } from "./api.js";
-import { LEVELS, LEVEL_NAMES, History, busiest, fill, invert, lift, merge, paint, resample, same, segment, smooth } from "./curve.js";
+import { LEVELS, LEVEL_NAMES, History, busiest, fill, invert, lift, merge, paint, resample, runs, same, segment, smooth } from "./curve.js";
 import { REASON_NAMES, ask, button, clock, h, icon, percent, say, stateChip } from "./dom.js";
 import { Frames, prefetch } from "./frames.js";
 import { bind, keyCap, pressed, showKeys } from "./keys.js";
@@ -40,9 +40,11 @@ class EditorPage {
     this.frames = new Frames(context.round.round_id, video);
     this.player = new Player({
       frames: this.frames, length: this.length, size: [video.width, video.height], onframe: (frame) => this.#at(frame),
+      onstop: () => this.#paintEnd(),
     });
     this.timeline = new Timeline({
-      frames: this.frames, own: video.curve, readonly: this.readonly, onseek: (frame) => this.#seek(frame),
+      frames: this.frames, own: video.curve, ratio: video.width / video.height, readonly: this.readonly,
+      onseek: (frame) => this.#seek(frame), onpick: (first, last) => this.#pick(first, last), onview: (zoomed) => this.#zoomed(zoomed),
       onpreview: (curve) => { this.#show(curve); this.verdict.ask(curve); },
       oncommit: (curve, what) => this.#commit(curve, what), onhover: (frame) => this.#readout(frame),
     });
@@ -56,8 +58,9 @@ class EditorPage {
       onconflict: (error) => this.#conflict(error), onsaved: (edit) => this.#saved(edit),
     });
     this.element = this.#build();
-    this.frames.onframe = (index) => {
-      this.timeline.drawFilm(index);
+    this.player.range = () => this.timeline.view;
+    this.frames.onframes = (first, last) => {
+      this.timeline.arrived(first, last);
       if (!this.player.playing) this.player.draw();
     };
     this.frames.load().then((whole) => this.#loaded(whole));
@@ -104,13 +107,18 @@ class EditorPage {
         "aria-label": value === null ? "No opinion" : `Level ${value}`, disabled: this.readonly,
         title: `${value === null ? "No opinion" : "Level"} ${value ?? ""}  key ${i + 1}`, onclick: () => this.#setLevel(i),
       }, h("span", { class: `level-dot level-${i}` }), LEVEL_NAMES[i])));
-    this.undoButton = button("", { class: "quiet undo", "aria-label": "Undo", title: "Undo  Z", onclick: () => this.undo() }, icon("undo"));
+    this.undoButton = button("", { class: "quiet", "aria-label": "Undo", title: "Undo  Z", onclick: () => this.undo() }, icon("undo"));
     this.redoButton = button("", { class: "quiet", "aria-label": "Redo", title: "Redo  Y", onclick: () => this.redo() }, icon("redo"));
     this.motionButton = key("Motion", "g", () => this.takeMotion(), { title: "Take the stretch that moves most" });
     this.copyButton = key("Copy last", "c", () => this.copyLast(), { title: "Take the curve of the video before" });
     this.heatButton = button("", { class: "tool", "aria-pressed": "false", onclick: () => this.toggleHeat(), title: "Where the network looked" },
       h("span", {}, "Heat map"), keyCap("h"));
+    this.loopButton = button("", { class: "tool", "aria-pressed": "false", onclick: () => this.toggleLoop(), title: "Play the segment in a loop" },
+      h("span", {}, "Loop"), keyCap("l"));
+    this.player.speeds.before(this.loopButton);
     this.player.transport.append(this.heatButton);
+    this.fitButton = button("", { class: "quiet", disabled: true, "aria-label": "All frames", title: "All frames  0", onclick: () => this.timeline.fit() }, icon("fit"));
+    const zoom = (name, label, factor) => button("", { class: "quiet", "aria-label": label, title: `${label}  ${factor < 1 ? "+" : "−"}`, onclick: () => this.timeline.zoom(factor) }, icon(name));
     this.readout = h("p", { class: "readout", "aria-hidden": "true" });
     this.player.count.after(this.readout);
     this.noteField = h("textarea", {
@@ -147,12 +155,12 @@ class EditorPage {
           key("Invert", "v", () => this.#commit(invert(this.history.curve), "inverted")),
           key("Reset", "r", () => this.#commit(video.curve.slice(), "reset to the network’s"), { title: "Back to the network’s own curve" }),
           this.copyButton, this.motionButton,
-          this.undoButton, this.redoButton),
+          h("span", { class: "more" }, this.undoButton, this.redoButton, zoom("less", "Zoom out", 2), zoom("more", "Zoom in", 1 / 2), this.fitButton)),
         this.timeline.element,
         h("p", { class: "legend" },
           h("span", { class: "swatch mine" }), "my attention", h("span", { class: "swatch own dashed" }), "the network’s own",
           h("span", { class: "swatch motion" }), "where most moves", h("span", { class: "dot" }), "frames that the network sees",
-          h("span", { class: "grow" }), "Drag over the bars to paint a level, over the frames to draw, in the lower row to set the action.")));
+          h("span", { class: "grow" }), h("span", { class: "hint" }, "Drag: frames scrub · curve draws · colours paint · segments move and resize, beside them you add one. Wheel: zoom."))));
   }
 
   #banners() {
@@ -193,7 +201,60 @@ class EditorPage {
 
   #at(frame) {
     this.timeline?.show({ frame });
+    if (this.painting) this.#paintOn(frame);
     if (this.readout) this.#readout(null);
+  }
+
+  // Moving about -------------------------------------------------------------------------------------------------------
+
+  /** Select frames, as a click on a segment does. */
+  #pick(first, last) {
+    this.anchor = first;
+    this.selection = [first, last];
+    this.timeline.show({ selection: this.selection });
+    say(`frames ${first + 1} to ${last + 1} selected`);
+  }
+
+  /** Play a part again and again: what is selected, the segment here or the next one; once more: the whole video. */
+  toggleLoop() {
+    const all = runs(this.history.curve), { frame } = this.player;
+    const run = all.find(({ last }) => frame <= last) ?? all.at(-1);
+    const part = this.selection ?? (run ? [run.first, run.last] : null);
+    if (!this.player.loop && !part) return say("There is no segment to play in a loop yet.", { toast: true });
+    this.player.loop = this.player.loop ? null : part;
+    this.timeline.show({ loop: this.player.loop });
+    this.loopButton.setAttribute("aria-pressed", Boolean(this.player.loop));
+    if (this.player.loop && !this.player.playing) this.player.toggle();
+    say(this.player.loop ? `frames ${part[0] + 1} to ${part[1] + 1} in a loop` : "the whole video again");
+  }
+
+  /** Go to the next edge of a segment. */
+  jump(by) {
+    const edges = runs(this.history.curve).flatMap(({ first, last }) => [first, last]), { frame } = this.player;
+    const next = by > 0 ? edges.find((edge) => edge > frame) : edges.findLast((edge) => edge < frame);
+    if (next === undefined) say(edges.length ? "no further edge" : "there is no segment");
+    else this.#seek(next);
+  }
+
+  #zoomed(zoomed) {
+    if (this.fitButton) this.fitButton.disabled = !zoomed;
+  }
+
+  // Painting while the video plays -------------------------------------------------------------------------------------
+
+  #paintOn(frame) {
+    const { last } = this.painting, [from, to] = this.player.loop ?? [0, this.length - 1];
+    const spans = frame >= last ? [[last, frame]] : [[last, to], [from, frame]]; // it went round
+    for (const [a, b] of spans) this.painting.curve = paint(this.painting.curve, a, b, this.painting.level);
+    this.painting.last = frame;
+    this.#show(this.painting.curve);
+  }
+
+  #paintEnd() {
+    if (!this.painting) return;
+    const { curve } = this.painting;
+    this.painting = null;
+    this.#commit(curve, "painted while playing");
   }
 
   #seek(frame) {
@@ -209,10 +270,18 @@ class EditorPage {
       say("Some frames could not be loaded; reload the page to try again.", { toast: true });
       return;
     }
-    this.suggestion = busiest(this.frames.motion());
-    this.timeline.show({ suggestion: this.suggestion });
-    this.motionButton.disabled = this.readonly || !this.suggestion;
     this.element.dataset.ready = "";
+    this.#findMotion();
+  }
+
+  async #findMotion() {
+    try {
+      const { energies, step } = await this.frames.motion(), found = busiest(energies);
+      if (this.closed || !found) return;
+      this.suggestion = { first: Math.max(0, (found.first - 1) * step + 1), last: found.last * step };
+    } catch { return; } // it is only a hint
+    this.timeline.show({ suggestion: this.suggestion });
+    this.motionButton.disabled = this.readonly;
   }
 
   // Changing the curve -------------------------------------------------------------------------------------------------
@@ -285,6 +354,11 @@ class EditorPage {
 
   #paintKey(index) {
     this.#setLevel(index);
+    if (this.player.playing) {
+      if (this.painting || !this.#mayChange()) return;
+      this.painting = { level: this.level, curve: this.history.curve, last: this.player.frame };
+      return this.#paintOn(this.player.frame);
+    }
     const [first, last] = this.#range();
     this.#commit(paint(this.history.curve, first, last, this.level), `frames ${first + 1} to ${last + 1}: ${LEVEL_NAMES[index]}`);
   }
@@ -544,13 +618,22 @@ class EditorPage {
       entry("Video", "End", "last frame", () => this.#seek(this.length - 1)),
       entry("Video", ",", "slower", () => say(`speed ${player.faster(-1)}`)),
       entry("Video", ".", "faster", () => say(`speed ${player.faster(1)}`)),
+      entry("Video", "t", "go to a frame by its number", () => player.field.focus()),
+      entry("Video", "l", "play the segment, or what is selected, in a loop", () => this.toggleLoop()),
+      entry("Video", "j", "to the edge of a segment before", () => this.jump(-1)),
+      entry("Video", "k", "to the next edge of a segment", () => this.jump(1)),
+      entry("Video", ["+", "="], "zoom in, as the wheel does", () => this.timeline.zoom(1 / 2)),
+      entry("Video", "-", "zoom out", () => this.timeline.zoom(2)),
+      entry("Video", "0", "all frames", () => this.timeline.fit()),
       entry("Video", "h", "heat map of where the network looked", () => this.toggleHeat()),
       entry("Action", "i", "the action begins here", () => this.setEdge("in", false)),
       entry("Action", "o", "the action ends here", () => this.setEdge("out", false)),
       entry("Action", "Shift+i", "a further stretch begins here", () => this.setEdge("in", true)),
       entry("Action", "Shift+o", "a further stretch ends here", () => this.setEdge("out", true)),
       entry("Action", "g", "take the stretch that moves most", () => this.takeMotion()),
-      ...LEVELS.map((value, i) => entry("Level", String(i + 1), value === null ? "no opinion" : `level ${LEVEL_NAMES[i]}`, () => this.#paintKey(i))),
+      ...LEVELS.map((value, i) => ({
+        ...entry("Level", String(i + 1), value === null ? "no opinion" : `level ${LEVEL_NAMES[i]}`, () => this.#paintKey(i)), release: () => this.#paintEnd(),
+      })),
       entry("Level", ["Delete", "Backspace"], "no opinion", () => this.#paintKey(5)),
       entry("Level", "ArrowUp", "raise", () => this.#lift(STEP)),
       entry("Level", "ArrowDown", "lower", () => this.#lift(-STEP)),
@@ -577,7 +660,8 @@ class EditorPage {
   }
 
   #escape() {
-    if (document.activeElement === this.noteField) this.noteField.blur();
+    if (this.timeline.cancel()) say("given up");
+    else if (document.activeElement === this.noteField) this.noteField.blur();
     else if (this.selection || this.marks.in !== undefined || this.marks.out !== undefined) {
       this.selection = null;
       this.#mark({});

@@ -9,11 +9,12 @@ const NAMES = {
 };
 
 let bindings = [];
+let held = null; // the key that is down, if letting it go means something
 
 /** Whether keys without Ctrl or Alt act; people who speak to their computer switch them off. */
 export const single = () => localStorage.getItem(SWITCH) !== "off";
 
-/** Replace all keys: [{keys: ["Shift+ArrowLeft"], label, group, run, once}]; a key held down acts `once`, if so said. */
+/** Replace all keys: [{keys: ["Shift+ArrowLeft"], label, group, run, once, release}]; a key held down acts `once`, if so said. */
 export function bind(list) { bindings = list; }
 
 /** Return a key as it is shown. */
@@ -52,8 +53,18 @@ document.addEventListener("keydown", (event) => {
   const found = bindings.find((binding) => binding.keys.includes(key));
   if (!found || (!single() && !/^(Ctrl|Alt)\+|Arrow|Page|Home|End|Escape|\?/.test(key))) return;
   event.preventDefault();
-  if (!(event.repeat && found.once)) found.run(event);
+  if (event.repeat && (found.once || held?.code === event.code)) return;
+  found.run(event);
+  if (found.release) held = { code: event.code, release: found.release };
 });
+
+function letGo() {
+  held?.release();
+  held = null;
+}
+
+document.addEventListener("keyup", (event) => { if (event.code === held?.code) letGo(); });
+window.addEventListener("blur", letGo);
 
 /** Show all keys. */
 export function showKeys() {

@@ -1,55 +1,70 @@
-// The strip of all source frames: above it the bars (drag to paint a level), over it the curves (drag to draw), below it
-// the action's segments (drag an edge, or drag from here to there to make one).
+// The timeline of all source frames. What a drag does is told by its place: over the ruler and the frames it scrubs, over the
+// curves it draws, over their levels it paints, in the lowest lane it moves, resizes or adds a segment of the action.
 
-import { themed, viridis } from "./colors.js";
-import { line, moveRun, paint, runs, segment } from "./curve.js";
+import { line as straight, addRun, moveRun, paint, resizeRun, runs } from "./curve.js";
 import { h, percent } from "./dom.js";
+import { drawFilm, drawOver, layout, pictures, valueOf } from "./lanes.js";
 
-const BAR = 24, GAP = 6, TRACK = 26, GRIP = 9, SNAP = 7;
-const TALL = 132;
+const GRIP = 7; // pixels at both sides of a segment's edge
+const LEAST_MOVE = 4; // pixels: a hand that only clicks moves less
+const WIDEST = 120; // pixels of a frame when zoomed in most
+const PART = 0.28; // of the window's height
+const STEP = 1.25; // of zooming
+const EDGE = 0.02; // of the width: so near to an end of what is shown, zooming keeps that end
 
 export class Timeline {
   /**
-   * frames: Frames; own: the network's curve; others: further curves {curve, color, dash}.
-   * Callbacks: onseek(frame), onpreview(curve), oncommit(curve, what), onselect(first, last).
+   * frames: Frames; own: the network's curve; ratio: width by height of a frame.
+   * Callbacks: onseek(frame), onpreview(curve), oncommit(curve, what), onpick(first, last), onhover(frame), onview(zoomed).
    */
-  constructor({ frames, own, onseek, onpreview, oncommit, onhover = () => {}, readonly = false, height = TALL }) {
-    Object.assign(this, { frames, own, onseek, onpreview, oncommit, onhover, readonly, tall: height });
+  constructor({ frames, own, ratio, onseek, onpreview, oncommit, onpick = () => {}, onhover = () => {}, onview = () => {}, readonly = false }) {
+    Object.assign(this, { frames, own, ratio, onseek, onpreview, oncommit, onpick, onhover, onview, readonly });
     this.length = own.length;
     this.curve = own;
     this.others = [];
     this.frame = 0;
     this.selection = null;
     this.suggestion = null;
+    this.loop = null;
     this.pending = {};
     this.sampled = [];
+    this.shown = [];
     this.level = 1;
     this.heat = false;
     this.drag = null;
+    this.view = { start: 0, span: this.length };
     this.film = h("canvas", { class: "film" });
     this.over = h("canvas", { class: "over" });
     this.element = h("div", {
-      class: readonly ? "timeline readonly" : "timeline", role: "slider", tabIndex: 0, "aria-label": "Frames of the video",
+      class: "timeline", role: "slider", tabIndex: 0, "aria-label": "Frames of the video",
       "aria-valuemin": 1, "aria-valuemax": this.length, "aria-orientation": "horizontal",
     }, this.film, this.over);
     this.element.addEventListener("pointerdown", (event) => this.#down(event));
     this.element.addEventListener("pointermove", (event) => this.#move(event));
     this.element.addEventListener("pointerup", (event) => this.#up(event));
-    this.element.addEventListener("pointercancel", () => this.#cancel());
+    this.element.addEventListener("pointercancel", () => this.cancel());
     this.element.addEventListener("pointerleave", () => { if (!this.drag) this.onhover(null); });
+    this.element.addEventListener("dblclick", (event) => this.#double(event));
+    this.element.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
     this.observer = new ResizeObserver(() => this.resize());
     this.observer.observe(this.element);
-    this.element.style.setProperty("--height", `${BAR + GAP + this.tall + GAP + TRACK}px`);
+    this.sized = () => this.#layout();
+    window.addEventListener("resize", this.sized);
+    this.#layout();
   }
 
-  close() { this.observer.disconnect(); }
+  close() {
+    this.observer.disconnect();
+    window.removeEventListener("resize", this.sized);
+    cancelAnimationFrame(this.scheduled);
+  }
 
-  /** Change what is shown; any of curve, frame, selection, suggestion, sampled, level, heat, others, pending. */
+  /** Change what is shown; any of curve, frame, selection, suggestion, sampled, level, heat, others, pending, loop. */
   show(changes) {
     const film = "heat" in changes && changes.heat !== this.heat;
     Object.assign(this, changes);
-    if (film) this.drawFilm();
-    this.#schedule();
+    if ("frame" in changes && !this.drag) this.#follow();
+    this.#schedule(film);
     const value = this.curve[this.frame];
     this.element.setAttribute("aria-valuenow", this.frame + 1);
     this.element.setAttribute("aria-valuetext",
@@ -57,283 +72,199 @@ export class Timeline {
       `network ${percent(this.own[this.frame])}`);
   }
 
+  #layout() {
+    Object.assign(this, layout(PART * window.innerHeight));
+    this.element.style.setProperty("--height", `${this.total}px`);
+    this.resize();
+  }
+
   resize() {
     const { width } = this.element.getBoundingClientRect();
     if (!width) return;
     this.width = width;
-    const ratio = window.devicePixelRatio || 1, height = BAR + GAP + this.tall + GAP + TRACK;
+    const ratio = window.devicePixelRatio || 1;
     for (const canvas of [this.film, this.over]) {
       canvas.width = Math.round(width * ratio);
-      canvas.height = Math.round(height * ratio);
+      canvas.height = Math.round(this.total * ratio);
       canvas.getContext("2d").setTransform(ratio, 0, 0, ratio, 0, 0);
     }
-    this.drawFilm();
-    this.draw();
+    this.#look(this.view.start, this.view.span);
+    this.#draw(true);
   }
 
-  x(frame) { return (frame * this.width) / this.length; }
+  // Where things are ---------------------------------------------------------------------------------------------------
 
-  y(value) { return BAR + GAP + SNAP + (1 - value) * (this.tall - 2 * SNAP); }
+  cell() { return this.width / this.view.span; }
 
-  /** Draw the frames; only when they or the size change. */
-  drawFilm(only) {
+  x(frame) { return (frame - this.view.start) * this.cell(); }
+
+  frameAt(x) {
+    return Math.min(this.length - 1, Math.max(0, Math.floor(this.view.start + x / this.cell())));
+  }
+
+  /** Return the first and last frame in view, and some more at both sides. */
+  inView(more) {
+    return [Math.max(0, Math.floor(this.view.start) - more), Math.min(this.length - 1, Math.ceil(this.view.start + this.view.span) - 1 + more)];
+  }
+
+  get zoomed() { return this.view.span < this.length - 1e-6; }
+
+  // The view -----------------------------------------------------------------------------------------------------------
+
+  /** Show more (factor below 1: fewer) frames, with one of them staying where it is. */
+  zoom(factor, frame) {
+    const place = frame ?? this.frame + 0.5, { start, span: former } = this.view, span = this.#span(former * factor);
+    const part = (place - start) / former, at = part < EDGE ? 0 : part > 1 - EDGE ? 1 : part;
+    if (part < 0 || part > 1) this.#look(place - span / 2, span);
+    else this.#look(start + at * (former - span), span);
+    if (frame === undefined) this.#follow();
+  }
+
+  /** Show all frames. */
+  fit() { this.#look(0, this.length); }
+
+  /** Show some frames, with a margin. */
+  frameUp(first, last) {
+    const wide = last - first + 1, span = this.#span(1.5 * wide);
+    this.#look(first + wide / 2 - span / 2, span);
+  }
+
+  pan(frames) { this.#look(this.view.start + frames, this.view.span); }
+
+  #span(span) {
+    return Math.min(this.length, Math.max(Math.min(this.length, this.width / WIDEST), span));
+  }
+
+  #look(start, span) {
+    const kept = Math.min(span, this.length);
+    this.view = { start: Math.max(0, Math.min(start, this.length - kept)), span: kept };
+    this.#schedule(true);
+    this.onview(this.zoomed);
+  }
+
+  /** Bring the playhead back into view. */
+  #follow() {
+    const { start, span } = this.view;
+    if (this.frame < start || this.frame + 1 > start + span) this.#look(this.frame - 0.1 * span, span);
+  }
+
+  /** Frames first to last can be drawn now. */
+  arrived(first, last) {
+    if (this.shown.some(({ frame }) => frame >= first && frame <= last)) this.#schedule(true);
+  }
+
+  #schedule(film = false) {
+    this.stale ||= film;
+    this.scheduled ??= requestAnimationFrame(() => { this.scheduled = null; this.#draw(this.stale); });
+  }
+
+  #draw(film) {
     if (!this.width) return;
-    const context = this.film.getContext("2d"), top = BAR + GAP;
-    const cell = this.width / this.length;
-    context.fillStyle = themed("film");
-    if (only === undefined) context.fillRect(0, top, this.width, this.tall);
-    for (let frame = 0; frame < this.length; frame += 1) {
-      if (only !== undefined && frame !== only) continue;
-      const gap = cell > 8 ? 1 : 0;
-      this.frames.draw(context, frame, this.x(frame), top, cell - gap, this.tall, { cover: true, heat: this.heat });
+    if (film) {
+      this.stale = false;
+      this.shown = pictures(this, this.ratio);
+      const [, height] = this.lanes.film;
+      this.frames.want(this.shown.map(({ frame }) => frame), Math.round(height * (window.devicePixelRatio || 1)));
+      drawFilm(this, this.film.getContext("2d"));
     }
+    drawOver(this, this.over.getContext("2d"));
   }
 
-  #schedule() {
-    if (this.scheduled) return;
-    this.scheduled = requestAnimationFrame(() => { this.scheduled = null; this.draw(); });
-  }
-
-  draw() {
-    if (!this.width) return;
-    const context = this.over.getContext("2d");
-    context.clearRect(0, 0, this.width, BAR + GAP + this.tall + GAP + TRACK);
-    this.#bars(context);
-    this.#shade(context);
-    this.#curve(context, this.own, "rgb(205 207 213)", 1.75, [5, 4]);
-    this.others.forEach((other) => this.#curve(context, other.curve, other.color, 2.5, other.dash ?? []));
-    if (!this.readonly || this.own !== this.curve) this.#curve(context, this.curve, themed("mine-bright"), 2.75, []);
-    this.#track(context);
-    this.#playhead(context);
-  }
-
-  #bars(context) {
-    const cell = this.width / this.length, muted = themed("line");
-    for (let frame = 0; frame < this.length; frame += 1) {
-      const value = this.curve[frame], left = this.x(frame), wide = cell - (cell > 5 ? 1 : 0);
-      if (value !== null) {
-        context.fillStyle = viridis(value);
-        context.fillRect(left, 0, wide, BAR);
-        continue;
-      }
-      context.save();
-      context.beginPath();
-      context.rect(left, 0, wide, BAR);
-      context.clip();
-      context.strokeStyle = muted;
-      context.lineWidth = 1.5;
-      for (let start = left - BAR; start < left + cell; start += 6) {
-        context.beginPath();
-        context.moveTo(start, BAR);
-        context.lineTo(start + BAR, 0);
-        context.stroke();
-      }
-      context.restore();
-    }
-  }
-
-  #shade(context) {
-    const top = BAR + GAP;
-    const gradient = context.createLinearGradient(0, top, 0, top + this.tall);
-    gradient.addColorStop(0, "rgb(10 11 14 / 0.16)");
-    gradient.addColorStop(1, "rgb(10 11 14 / 0.34)");
-    context.fillStyle = gradient;
-    context.fillRect(0, top, this.width, this.tall);
-    if (this.selection) {
-      const [first, last] = this.selection;
-      context.fillStyle = "rgb(255 255 255 / 0.22)";
-      context.fillRect(this.x(first), top, this.x(last + 1) - this.x(first), this.tall);
-      context.strokeStyle = "rgb(255 255 255 / 0.9)";
-      context.lineWidth = 1;
-      context.strokeRect(this.x(first) + 0.5, top + 0.5, this.x(last + 1) - this.x(first) - 1, this.tall - 1);
-    }
-  }
-
-  #curve(context, curve, color, width, dash) {
-    const path = new Path2D(), area = new Path2D(), cell = this.width / this.length, floor = this.y(0) + SNAP;
-    let open = false, left = 0;
-    const end = (frame) => {
-      if (!open) return;
-      area.lineTo(this.x(frame) - cell / 2, floor);
-      area.lineTo(left, floor);
-      open = false;
-    };
-    curve.forEach((value, frame) => {
-      if (value === null) return end(frame);
-      const x = this.x(frame) + cell / 2, y = this.y(value);
-      if (open) { path.lineTo(x, y); area.lineTo(x, y); }
-      else { path.moveTo(x, y); area.moveTo(x, y); left = x; open = true; }
-    });
-    end(curve.length);
-    context.save();
-    context.lineJoin = "round";
-    context.lineCap = "round";
-    if (!dash.length) {
-      context.fillStyle = color;
-      context.globalAlpha = 0.16;
-      context.fill(area);
-      context.globalAlpha = 1;
-    }
-    context.setLineDash(dash);
-    context.strokeStyle = "rgb(10 11 14 / 0.62)";
-    context.lineWidth = width + 2.5;
-    context.stroke(path);
-    context.strokeStyle = color;
-    context.lineWidth = width;
-    context.stroke(path);
-    context.setLineDash([]);
-    if (!dash.length && cell >= 12) {
-      context.fillStyle = color;
-      curve.forEach((value, frame) => {
-        if (value === null) return;
-        context.beginPath();
-        context.arc(this.x(frame) + cell / 2, this.y(value), 3, 0, 7);
-        context.fill();
-      });
-    }
-    context.restore();
-  }
-
-  #track(context) {
-    const top = BAR + GAP + this.tall + GAP, cell = this.width / this.length;
-    context.fillStyle = themed("sunken");
-    round(context, 0, top, this.width, TRACK, 6);
-    context.fill();
-    context.fillStyle = themed("muted");
-    this.sampled.forEach((frame) => {
-      context.beginPath();
-      context.arc(this.x(frame) + cell / 2, top + TRACK - 3, 1.75, 0, 7);
-      context.fill();
-    });
-    if (this.suggestion) {
-      const { first, last } = this.suggestion;
-      context.strokeStyle = themed("other");
-      context.setLineDash([4, 3]);
-      context.lineWidth = 1.5;
-      round(context, this.x(first) + 1, top + 2, this.x(last + 1) - this.x(first) - 2, TRACK - 4, 5);
-      context.stroke();
-      context.setLineDash([]);
-    }
-    for (const { first, last } of runs(this.curve)) {
-      const left = this.x(first), wide = this.x(last + 1) - left;
-      context.fillStyle = themed("mine-soft");
-      round(context, left, top + 4, wide, TRACK - 8, 5);
-      context.fill();
-      context.fillStyle = themed("mine-bright");
-      round(context, left, top + 4, 4, TRACK - 8, 2);
-      context.fill();
-      round(context, left + wide - 4, top + 4, 4, TRACK - 8, 2);
-      context.fill();
-      if (wide > 64) {
-        context.fillStyle = themed("ink");
-        context.font = "600 11px system-ui, sans-serif";
-        context.textAlign = "center";
-        context.textBaseline = "middle";
-        context.fillText(`${first + 1} – ${last + 1}`, left + wide / 2, top + TRACK / 2 + 0.5);
-      }
-    }
-    for (const [name, frame] of Object.entries(this.pending)) {
-      const x = name === "in" ? this.x(frame) : this.x(frame + 1);
-      context.fillStyle = themed("mine-bright");
-      context.fillRect(x - 1.5, BAR + GAP, 3, this.tall + GAP + TRACK);
-    }
-  }
-
-  #playhead(context) {
-    const cell = this.width / this.length, left = this.x(this.frame), top = BAR + GAP;
-    context.strokeStyle = "rgb(10 11 14 / 0.75)";
-    context.lineWidth = 4;
-    context.strokeRect(left, top - 1, cell, this.tall + 2);
-    context.strokeStyle = "#fff";
-    context.lineWidth = 2;
-    context.strokeRect(left, top - 1, cell, this.tall + 2);
-    context.fillStyle = themed("ink");
-    const middle = left + cell / 2;
-    context.beginPath();
-    context.moveTo(middle - 5, BAR + GAP + this.tall + GAP - 1);
-    context.lineTo(middle + 5, BAR + GAP + this.tall + GAP - 1);
-    context.lineTo(middle, BAR + GAP + this.tall - 5);
-    context.fill();
-  }
+  // The hand -----------------------------------------------------------------------------------------------------------
 
   #place(event) {
-    const box = this.element.getBoundingClientRect();
-    const x = event.clientX - box.left, y = event.clientY - box.top;
-    const frame = Math.min(this.length - 1, Math.max(0, Math.floor((x / this.width) * this.length)));
-    const value = Math.min(1, Math.max(0, 1 - (y - BAR - GAP - SNAP) / (this.tall - 2 * SNAP)));
-    const row = y < BAR + GAP / 2 ? "bars" : y < BAR + GAP + this.tall + GAP / 2 ? "strip" : "track";
-    return { x, y, frame, value, row };
+    const box = this.element.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
+    const lane = Object.keys(this.lanes).findLast((name) => y >= this.lanes[name][0]) ?? "ruler";
+    return { x, frame: this.frameAt(x), spot: this.view.start + x / this.cell(), value: valueOf(this.lanes.curve, y), lane: lane === "map" && !this.zoomed ? "track" : lane };
   }
 
-  #edge(x) {
+  /** Return what a drag from a place would do. */
+  #deed({ lane, x, frame }) {
+    if (lane === "map") return { kind: "pan" };
+    if (this.readonly || lane === "ruler" || lane === "film") return { kind: "scrub" };
+    if (lane === "curve") return { kind: "draw" };
+    if (lane === "bars") return { kind: "paint" };
+    const near = (place) => Math.abs(x - this.x(place));
+    let best = null;
     for (const run of runs(this.curve)) {
-      const left = Math.abs(x - this.x(run.first)), right = Math.abs(x - this.x(run.last + 1));
-      if (Math.min(left, right) <= GRIP) return { run, side: left <= right ? "first" : "last" };
+      const wide = this.x(run.last + 1) - this.x(run.first), grip = Math.min(GRIP, Math.max(2, wide / 4)); // a body is left between
+      const inside = x >= this.x(run.first) && x <= this.x(run.last + 1);
+      for (const [side, distance] of [["first", near(run.first)], ["last", near(run.last + 1)]]) {
+        if (distance <= (inside ? grip : GRIP) && (!best || distance < best.distance)) best = { kind: "resize", run, side, distance };
+      }
+      if (inside && best?.run !== run) best = { kind: "move", run, distance: 0.5 };
     }
-    return null;
+    return best ?? { kind: "add", from: frame };
   }
 
   #down(event) {
-    if (event.button !== 0) return;
+    if (event.button !== 0 || this.drag) return;
     this.element.setPointerCapture(event.pointerId);
-    const place = this.#place(event);
+    const place = this.#place(event), deed = this.#deed(place);
+    this.drag = { ...deed, base: this.curve, from: place.frame, last: place, at: [event.clientX, event.clientY] };
+    if (deed.kind === "pan") return this.#panTo(place.x);
     this.onseek(place.frame);
-    if (this.readonly) { this.drag = { kind: "seek" }; return; }
-    const base = this.curve;
-    if (place.row === "bars") this.drag = { kind: "paint", base, from: place.frame };
-    else if (place.row === "strip") this.drag = { kind: "draw", base, last: place, at: [event.clientX, event.clientY] };
-    else {
-      const edge = this.#edge(place.x);
-      this.drag = edge ? { kind: "edge", base, ...edge } : { kind: "make", base, from: place.frame };
-    }
-    if (place.row === "bars") this.#continue(place, event);
+    if (deed.kind === "paint") this.#change(paint(this.curve, place.frame, place.frame, this.level));
   }
 
   #move(event) {
     const place = this.#place(event);
     this.onhover(place.frame);
-    if (!this.drag) {
-      if (!this.readonly) this.element.dataset.row = place.row === "track" && this.#edge(place.x) ? "edge" : place.row;
-      return;
-    }
-    this.#continue(place, event);
+    if (this.drag) this.#continue(place, event);
+    else this.element.dataset.deed = this.#deed(place).kind;
   }
 
   #continue(place, event) {
     const { drag } = this;
+    if (drag.kind === "pan") return this.#panTo(place.x);
+    if (place.x < 0 || place.x > this.width) this.pan((place.x < 0 ? place.x : place.x - this.width) / this.cell() / 4);
+    drag.moved ||= Math.hypot(event.clientX - drag.at[0], event.clientY - drag.at[1]) >= LEAST_MOVE;
+    if (drag.kind !== "scrub" && !drag.moved) return;
     if (place.frame !== this.frame) this.onseek(place.frame);
-    let curve = null;
-    if (drag.kind === "paint") curve = paint(drag.base, drag.from, place.frame, this.level);
+    const by = Math.round(place.spot - drag.last.spot), { base, run } = drag;
+    if (drag.kind === "paint") this.#change(paint(base, drag.from, place.frame, this.level));
     else if (drag.kind === "draw") {
-      if (!drag.moved && Math.hypot(event.clientX - drag.at[0], event.clientY - drag.at[1]) < 4) return;
-      drag.moved = true;
-      curve = line(drag.preview ?? drag.base, drag.last.frame, drag.last.value, place.frame, place.value);
+      this.#change(straight(drag.preview ?? base, drag.last.frame, drag.last.value, place.frame, place.value));
       drag.last = place;
-    } else if (drag.kind === "edge") {
-      const { first, last } = drag.run;
-      curve = drag.side === "first" ? moveRun(drag.base, drag.run, Math.min(place.frame, last), last)
-        : moveRun(drag.base, drag.run, first, Math.max(place.frame, first));
-    } else if (drag.kind === "make") {
-      if (place.frame === drag.from && !drag.preview) return;
-      curve = segment(this.length, Math.min(drag.from, place.frame), Math.max(drag.from, place.frame));
-    }
-    if (curve) { drag.preview = curve; this.onpreview(curve); }
+    } else if (drag.kind === "move") this.#change(moveRun(base, run, by));
+    else if (drag.kind === "resize") {
+      const edge = drag.side === "first" ? Math.min(run.last, run.first + by) : Math.max(run.first, run.last + by);
+      this.#change(drag.side === "first" ? resizeRun(base, run, edge, run.last) : resizeRun(base, run, run.first, edge));
+    } else if (drag.kind === "add") this.#change(addRun(base, this.own, Math.min(drag.from, place.frame), Math.max(drag.from, place.frame)));
   }
+
+  #change(curve) {
+    this.drag.preview = curve;
+    this.onpreview(curve);
+  }
+
+  #panTo(x) { this.#look((x / this.width) * this.length - this.view.span / 2, this.view.span); }
 
   #up() {
     const { drag } = this;
     this.drag = null;
-    const names = { paint: "painted", draw: "curve drawn", edge: "segment moved", make: "segment set" };
+    const names = { paint: "painted", draw: "curve drawn", move: "segment moved", resize: "segment resized", add: "segment added" };
     if (drag?.preview) this.oncommit(drag.preview, names[drag.kind]);
+    else if (drag?.kind === "move") this.onpick(drag.run.first, drag.run.last);
   }
 
-  #cancel() {
-    if (this.drag?.preview) this.onpreview(this.drag.base);
+  /** Give a drag up: nothing was changed; true if there was one. */
+  cancel() {
+    const { drag } = this;
     this.drag = null;
+    if (drag?.preview) this.onpreview(drag.base);
+    return Boolean(drag);
   }
-}
 
-function round(context, x, y, width, height, radius) {
-  context.beginPath();
-  context.roundRect(x, y, Math.max(0, width), height, Math.min(radius, Math.max(0, width / 2)));
+  #double(event) {
+    const place = this.#place(event), run = runs(this.curve).find(({ first, last }) => place.frame >= first && place.frame <= last);
+    if (place.lane === "track" && run) this.frameUp(run.first, run.last);
+  }
+
+  #wheel(event) {
+    event.preventDefault();
+    const sideways = Math.abs(event.deltaX) > Math.abs(event.deltaY), unit = event.deltaMode === 0 ? 1 : 33;
+    if (sideways || event.shiftKey) return this.pan(((sideways ? event.deltaX : event.deltaY) * unit) / this.cell());
+    this.zoom(STEP ** Math.max(-4, Math.min(4, (event.deltaY * unit) / 60)), this.#place(event).spot);
+  }
 }
