@@ -27,6 +27,7 @@ import torch
 from round_factory import CLASSES, DATA, LENGTHS, copy_round, moving_square, network
 from starlette.testclient import TestClient
 
+from stabn.attention.automatic import collect_edits
 from stabn.attention.edit_document import parse_edit
 from stabn.attention.edits import import_edits, read_edits
 from stabn.attention.rounds import Round, RoundError, model_attention
@@ -864,6 +865,7 @@ class Receiver(ThreadingHTTPServer):
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.status = 200
         self.runs: list[dict[str, Any]] = []
+        self.run_state = "RUNNING"
         self.experiments: list[dict[str, Any]] = []
         self.profile = ""  # what the request for a pipeline must have in it
         super().__init__(("127.0.0.1", 0), Handler)
@@ -891,6 +893,8 @@ class Handler(BaseHTTPRequestHandler):
         if "/pipelines" in self.path:
             is_there = "st-abn-finetune" in self.path and self.server.profile in self.path
             return self._answer({"pipelines": [{"pipeline_id": "p1"}]} if is_there else {})
+        if match := re.search(r"/runs/([^/?]+)$", self.path):
+            return self._answer({"run_id": match[1], "state": self.server.run_state})
         return self._answer({"runs": self.server.runs})
 
     def _answer(self, content: Any) -> None:
@@ -979,6 +983,55 @@ def test_a_finished_round_starts_the_pipeline_once(editor_round: Round, receiver
     with server(editor_round, missing) as person:
         answer = person("lea").post("/api/lead/finish", json={"anyway": True})
         assert answer.status_code == 502 and "no pipeline 'other'" in answer.json()["error"]
+
+
+def test_the_run_that_finishing_started_is_linked_and_followed(
+    editor_round: Round, receiver: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(OPEN, kfp_host=receiver.url, kfp_parameters="storage_uri=s3://data")
+    config = dataclasses.replace(config, kfp_public_url="https://me:secret@kfp.example.org/pipeline/")
+    with server(editor_round, config) as person:
+        lea, ann = person("lea"), person("ann")
+        assert ann.get("/api/round").json()["finished"] is None
+        lea.save("10", [1.0] * 12)
+        lea.post("/api/lead/finish", json={"anyway": True})
+        link = "https://kfp.example.org/pipeline/#/runs/details/run-1"
+        for shown in (ann.get("/api/round").json()["finished"], lea.get("/api/lead/overview").json()["finished"]):
+            assert (shown["by"], shown["started"], shown["link"], shown["state"]) == ("lea", "run-1", link, "RUNNING")
+        services = person.services
+        receiver.status = 500
+        services.watch()
+        assert ann.get("/api/round").json()["finished"]["state"] == "RUNNING", "as far as is known"
+        receiver.status, receiver.run_state = 200, "<b>"
+        services.watch()
+        assert services.run_state == "RUNNING", "no state that KFP has"
+        receiver.run_state = "FAILED"
+        services.watch()
+        assert ann.get("/api/round").json()["finished"]["state"] == "FAILED"
+        asked = len(receiver.requests)
+        services.watch()
+        assert len(receiver.requests) == asked, "it is over"
+    said = capsys.readouterr().out
+    assert f"lea finished round {editor_round.round_id}" in said and link in said and "secret" not in said
+    assert said.index("run run-1: running") < said.index("run run-1: failed")
+    with pytest.raises(ConfigError, match=r"kfp_public_url = 'kfp\.example\.org'"):
+        EditorConfig(kfp_public_url="kfp.example.org")
+
+
+def test_the_pipeline_links_to_the_round_in_the_editor(
+    editor_round: Round, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    tags: dict[str, Any] = {}
+    monkeypatch.setattr("stabn.tracking.StageRun.set_tags", lambda self, given: tags.update(given))
+    segments = tmp_path / "segments.json"
+    segments.write_text(json.dumps({video_id: [2, 6] for video_id in LENGTHS}))
+    collect_edits(editor_round.uri, "segments", str(segments), 1.0, 1.0)
+    assert "in the editor" not in capsys.readouterr().out and "stabn.editor" not in tags
+    monkeypatch.setenv("STABN_EDITOR_PUBLIC_URL", "https://edit.example.org/")
+    collect_edits(editor_round.uri, "segments", str(segments), 1.0, 1.0)
+    link = f"https://edit.example.org/#/round/{editor_round.round_id}"
+    assert link in capsys.readouterr().out
+    assert tags["stabn.editor"] == link and tags["stabn.round"] == editor_round.round_id
 
 
 def test_the_run_belongs_to_an_experiment_of_the_profile(editor_round: Round, receiver: Receiver) -> None:

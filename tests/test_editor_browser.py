@@ -707,7 +707,16 @@ def test_a_lead_compares_sends_back_and_finishes(editor_round: Round, browser: B
         assert {parse_edit(line, "line").slot for line in lines} == {1, 2}
         lea.get_by_role("button", name="Finish the round").click()
         lea.get_by_role("dialog").get_by_role("button", name="Finish", exact=True).click()
-        expect(lea.get_by_text("lea finished it")).to_be_visible()
+        expect(lea.locator(".page > :first-child")).to_contain_text("lea finished this round")
+        open_video(ann, "17")
+        expect(ann.get_by_text("What is changed from now on is not learnt from.")).to_be_visible()
+        for hash, expected in (
+            (f"#/round/{editor_round.round_id}", "2 of 8 videos are done|1 of 8 videos are done"),
+            ("#/round/0123456789abcdef", "this editor has round"),
+            ("#/video/%E0%A4%A", "is not in this round"),
+        ):
+            ann.evaluate("hash => { location.hash = hash; }", hash)
+            expect(ann.locator("main")).to_contain_text(re.compile(expected))
 
 
 def test_arrays_ask_before_they_replace_what_people_corrected(

@@ -10,7 +10,7 @@ import numpy as np
 from stabn.attention.control_curves import correction_curves
 from stabn.attention.edit_document import DONE, Edit
 from stabn.attention.edits import EditSummary, latest_edits, read_edits, save_edit, summarize
-from stabn.attention.rounds import Round, RoundVideo, check_round, load_round, model_attention
+from stabn.attention.rounds import Round, RoundVideo, check_round, load_round, model_attention, tell_link
 from stabn.config import ConfigError
 from stabn.data.segments import check_segment, load_segments
 from stabn.errors import Overdue, RetryableError
@@ -45,6 +45,7 @@ def collect_edits(round_uri: str, source: str, segments_uri: str, min_share: flo
     check_round(item)
     inputs = {"dataset": item.manifest_fingerprint, "checkpoint": item.checkpoint_fingerprint}
     with stage_run("edits", settings={"source": source, "round": round_uri}, inputs=inputs) as run:
+        tell_link(item.round_id, run, "edits")
         if source in EDIT_SOURCES:
             with sole_writer(item.storage, "stage edits") or contextlib.nullcontext():
                 summary = automatic_edits(item, segments_uri, source)

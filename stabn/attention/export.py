@@ -27,6 +27,7 @@ from stabn.attention.rounds import (
     load_round,
     make_round_id,
     save_round,
+    tell_link,
 )
 from stabn.attention.selection import Selection, load_selection
 from stabn.config import DataConfig, RunConfig
@@ -140,6 +141,7 @@ def export_round(
     storage = open_storage(storage_uri).child(f"rounds/{round_id}")
     inputs = {"dataset": manifest.fingerprint, "checkpoint": checkpoint.fingerprint}
     with stage_run("export-attention", settings={"round": storage.uri}, inputs=inputs) as run:
+        tell_link(round_id, run, "export-attention")
         if storage.exists(ROUND_FILE):
             item = load_round(storage.uri)
             try:

@@ -1,6 +1,7 @@
 """Editing rounds: the videos handed to people, with all that correcting and fine-tuning need, under one URI."""
 
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -8,10 +9,13 @@ from functools import cached_property
 from typing import Any
 
 from stabn.config import fingerprint
+from stabn.endpoint import without_user
 from stabn.errors import StabnError
 from stabn.identity import check_unique
 from stabn.storage import ObjectNotFound, Storage, check_id, open_storage
+from stabn.tracking import StageRun
 
+EDITOR_VARIABLE = "STABN_EDITOR_PUBLIC_URL"  # the editor's address as browsers see it
 FORMAT = 1
 ROUND_FILE = "round.json"
 MANIFEST_FILE, CHECKPOINT_FILE, SELECTION_FILE = "manifest.parquet", "checkpoint.pt", "selection.json"
@@ -84,6 +88,19 @@ class Round:
     @cached_property
     def _by_id(self) -> dict[str, RoundVideo]:
         return {video.video_id: video for video in self.videos}
+
+
+def round_link(round_id: str) -> str:
+    """Return the address of a round in the editor; "": the environment does not name the editor's address."""
+    address = os.environ.get(EDITOR_VARIABLE, "")
+    return f"{without_user(address).rstrip('/')}/#/round/{round_id}" if address.startswith("http") else ""
+
+
+def tell_link(round_id: str, run: StageRun, stage: str) -> None:
+    """Say in a stage's log and in its MLflow run where the round is corrected, if that is known."""
+    if link := round_link(round_id):
+        print(f"{stage}: round {round_id} in the editor: {link}", flush=True)
+        run.set_tags({"stabn.round": round_id, "stabn.editor": link})
 
 
 def make_round_id(manifest_fingerprint: str, checkpoint_fingerprint: str, video_ids: Sequence[str]) -> str:

@@ -329,6 +329,9 @@ class EditorConfig(Settings):
     device: str = setting("auto", "where the network runs: auto, cpu, cuda or cuda:N")
     webhook_url: str = setting("", "address told, with a signature, when a lead finishes the round; empty: none")
     kfp_host: str = setting("", "KFP API where finishing the round starts the fine-tuning pipeline; empty: none")
+    kfp_public_url: str = setting(
+        "", "address of KFP's page that browsers use, for a link to that run; empty: the page shows the run's id only"
+    )
     kfp_pipeline: str = setting("st-abn-finetune", "name of that pipeline in KFP")
     kfp_namespace: str = setting("", "profile of the run where KFP has several users; empty: it has one")
     kfp_experiment: str = setting("", "experiment of the run in KFP, made if absent; empty: KFP's default")
@@ -343,8 +346,9 @@ class EditorConfig(Settings):
                 ipaddress.ip_network(network, strict=False)
             except ValueError as error:
                 raise ConfigError(f"trusted_proxies = {network!r}: {error}; write 10.1.2.3 or 10.0.0.0/8") from None
-        if self.public_url and not self.public_url.startswith(("http://", "https://")):
-            raise ConfigError(f"public_url = {self.public_url!r}: begin with http:// or https://")
+        for name in ("public_url", "kfp_public_url"):
+            if (url := getattr(self, name)) and not url.startswith(("http://", "https://")):
+                raise ConfigError(f"{name} = {url!r}: begin with http:// or https://")
 
 
 @dataclass(frozen=True, kw_only=True)

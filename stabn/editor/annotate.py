@@ -39,7 +39,6 @@ class Annotate:
             for edit in board.edits(video_id).values():
                 if edit.editor == user.name and (state := state_of(edit)) in mine:
                     mine[state] += 1
-        record = self.services.finished
         return JSONResponse(
             {
                 "round_id": board.round.round_id,
@@ -50,7 +49,7 @@ class Annotate:
                 "actions": actions(board),
                 "what_if": self._what_if_state(),
                 "lease_seconds": self.leases.seconds,
-                "finished": record and {"by": record["by"], "at": record["at"]},
+                "finished": self.services.shown_finish(),
             }
         )
 

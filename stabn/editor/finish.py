@@ -8,7 +8,9 @@ are the same then, so that a receiver, and we ourselves, recognise it.
 import hashlib
 import hmac
 import json
+import logging
 import os
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -28,6 +30,9 @@ from stabn.forms import parse_form
 from stabn.masking import masked
 from stabn.storage import ObjectNotFound
 
+log = logging.getLogger(__name__)
+
+FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")  # of a KFP run
 FINISHED_FILE = "finished.json"
 SECRET_VARIABLE = "STABN_WEBHOOK_SECRET"
 TOKEN_VARIABLE = "STABN_KFP_TOKEN"
@@ -90,6 +95,30 @@ class Finish:
         except ObjectNotFound:
             return None
 
+    def shown(self, record: dict[str, Any] | None, state: str) -> dict[str, Any] | None:
+        """Return what pages show of a record: who, when, what was started, where that is seen, and its state."""
+        if record is None:
+            return None
+        started, link = str(record.get("started") or ""), ""
+        if record.get("target") == "kfp" and started and self.config.kfp_public_url:
+            page = without_user(self.config.kfp_public_url).rstrip("/")
+            link = f"{page}/#/runs/details/{urllib.parse.quote(started, safe='')}"
+        kept = {name: record.get(name) for name in ("by", "at", "target")}
+        return {**kept, "started": started, "link": link, "state": state}
+
+    def state(self, record: dict[str, Any] | None) -> str:
+        """Return the state of the run that finishing started, in KFP's words; "": there is none, or it isn't known."""
+        if record is None or record.get("target") != "kfp" or not record.get("started") or self.target != "kfp":
+            return ""
+        run = urllib.parse.quote(str(record["started"]), safe="")
+        try:
+            found = _request("GET", f"{self._base}/runs/{run}", None, _authorization())
+            state = str(found.get("state") or "").upper()
+        except (OSError, ValueError) as error:
+            log.warning("run %s: KFP does not say how it is (%s)", record["started"], _reason(error))
+            return ""
+        return state if re.fullmatch(r"[A-Z_]{1,40}", state) else ""
+
     def run(self, person: str, anyway: bool) -> dict[str, Any]:
         """Finish the round.
 
@@ -127,6 +156,9 @@ class Finish:
             }
             content["started"] = self._start(content)
             self.storage.write(FINISHED_FILE, json.dumps(content, indent=1).encode(), if_absent=True)
+            shown = self.shown(content, "") or {}
+            what = f"; started {self.describe()}: {shown['link'] or shown['started']}" if shown["started"] else ""
+            print(f"editor: {person} finished round {content['round_id']}{what}", flush=True)
             return content
         finally:
             self.leases.release("finish", 1, holder)
@@ -153,11 +185,14 @@ class Finish:
         _request("POST", self.config.webhook_url, body, headers)
         return delivery
 
+    @property
+    def _base(self) -> str:
+        return f"{self.config.kfp_host.rstrip('/')}/apis/v2beta1"
+
     def _kfp_run(self, content: dict[str, Any]) -> str:
         """Create the run unless one of the same name is there; return its id."""
-        base = f"{self.config.kfp_host.rstrip('/')}/apis/v2beta1"
+        base, headers = self._base, _authorization()
         name = f"finetune {content['round_id']} {content['edits_fingerprint']}"
-        headers = {"Authorization": f"Bearer {token}"} if (token := _token()) else {}
         experiment = self._kfp_experiment(base, headers)
         found = _request("GET", f"{base}/runs?{_named(name, **experiment)}", None, headers).get("runs")
         if found:
@@ -224,6 +259,10 @@ def _token() -> str:
     if path and Path(path).is_file():
         return Path(path).read_text().strip()
     return os.environ.get(TOKEN_VARIABLE, "")
+
+
+def _authorization() -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if (token := _token()) else {}
 
 
 def _reason(error: Exception) -> str:

@@ -30,7 +30,8 @@ class Lead:
         """Return progress, people, agreement and settings of the round."""
         content = await run_in_threadpool(overview, self.board, self.queue)
         content["settings"] = dataclasses.asdict(self.board.settings)
-        content["finished"] = await run_in_threadpool(self.services.finish.record)
+        self.services.finished = await run_in_threadpool(self.services.finish.record)
+        content["finished"] = self.services.shown_finish()
         content["target"] = self.services.finish.target
         return JSONResponse(content)
 
@@ -110,6 +111,7 @@ class Lead:
         body = await read_json(request, anyway=bool)
         record = await run_in_threadpool(self.services.finish.run, user.name, body["anyway"])
         self.services.finished = record
+        await run_in_threadpool(self.services.watch)
         return JSONResponse(record)
 
     def _import(self, data: bytes) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from stabn.attention.rounds import check_round, load_round
 from stabn.config import EditorConfig
 from stabn.editor.board import Board
-from stabn.editor.finish import Finish
+from stabn.editor.finish import FINAL_STATES, Finish
 from stabn.editor.frames import FrameStore
 from stabn.editor.http import ApiError
 from stabn.editor.leases import Leases
@@ -39,6 +39,7 @@ class Services:
         self.frames = FrameStore(item, config.frame_cache_mb)
         self.finish = Finish(self.board, config)
         self.finished: dict[str, Any] | None = None
+        self.run_state = ""  # of the run that finishing the round started, in KFP's words
         self.what_if = WhatIf(
             item, self.frames, enabled=config.what_if, device=config.device, cache_mb=config.feature_cache_mb
         )
@@ -60,6 +61,19 @@ class Services:
         self.finished = self.finish.record()
         self._refreshed_at = time.monotonic()
 
+    def watch(self) -> None:
+        """Look how the run is that finishing the round started, until it ended; a change goes to the log."""
+        if self.run_state in FINAL_STATES:
+            return
+        state = self.finish.state(self.finished)
+        if state and state != self.run_state and self.finished:
+            print(f"editor: run {self.finished['started']}: {state.lower()}", flush=True)
+        self.run_state = state or self.run_state
+
+    def shown_finish(self) -> dict[str, Any] | None:
+        """Return what pages show of a finished round; None: it is open."""
+        return self.finish.shown(self.finished, self.run_state)
+
     async def run(self) -> None:
         """Load the network and then refresh again and again, until cancelled."""
         loop = asyncio.get_running_loop()
@@ -68,6 +82,7 @@ class Services:
             await asyncio.sleep(self.config.refresh_seconds)
             try:
                 await loop.run_in_executor(None, self.refresh)
+                await loop.run_in_executor(None, self.watch)
             except StabnError as error:
                 log.warning("refresh: %s; trying again", error)
             except Exception:  # whatever it is, the next look may succeed; readiness tells if none does

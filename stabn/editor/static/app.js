@@ -50,7 +50,7 @@ function drawBar() {
   const status = document.getElementById("status");
   top_.replaceChildren(
     h("a", { class: "brand", href: "#/" }, h("img", { src: "static/icon.svg", alt: "", width: 24, height: 24 }), "Attention editor"),
-    h("nav", { "aria-label": "Pages" }, link("#/", "Queue", "queue"), user.role === "lead" ? link("#/overview", "Overview", "overview") : null),
+    h("nav", { "aria-label": "Pages" }, link("#/", "Queue", view === "round" ? "round" : "queue"), user.role === "lead" ? link("#/overview", "Overview", "overview") : null),
     round ? h("p", { class: "bar-progress", title: "done in this round" },
       h("span", { class: "meter", vars: { "--part": round.total ? done / round.total : 0 } }), `${done} of ${round.total}`,
       h("span", { class: "mine" }, ` · ${round.mine.edited + round.mine.skipped} by me`)) : null,
@@ -68,8 +68,13 @@ async function signOut() {
   try { await post("api/sign-out"); } finally { location.reload(); }
 }
 
+/** Return a part of an address; one that is no valid code stays as it is written. */
+function readable(text) {
+  try { return decodeURIComponent(text); } catch { return text; }
+}
+
 function route() {
-  const [name, id, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+  const [name, id, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(readable);
   return [name || "queue", id, ...rest];
 }
 
@@ -90,6 +95,8 @@ async function show(options = {}) {
       made = await (await import("./overview.js")).overviewPage(context);
     } else if (name === "compare" && id && context.user.role === "lead") {
       made = await (await import("./compare.js")).comparePage(context, id);
+    } else if (name === "round" && id && id !== context.round.round_id) {
+      throw Object.assign(new Error(`The link names round ${id}; this editor has round ${context.round.round_id} open.`), { code: "round" });
     } else made = await (await import("./queue.js")).queuePage(context);
     if (mine !== turn) return made.close?.();
     page = made;

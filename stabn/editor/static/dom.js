@@ -80,6 +80,9 @@ export function ask(title, build, { wide = false } = {}) {
   });
 }
 
+/** Return a number with its noun. */
+export const counted = (n, one, many) => `${n} ${n === 1 ? one : many}`;
+
 export const percent = (value) => `${Math.round(value * 100)}%`;
 
 /** Return a duration as people say it. */

@@ -3,6 +3,7 @@
 import { call, post } from "./api.js";
 import { LEVELS, LEVEL_NAMES, History, busiest, fill, invert, lift, merge, paint, resample, runs, same, segment, smooth } from "./curve.js";
 import { REASON_NAMES, ask, button, clock, h, icon, percent, say, stateChip } from "./dom.js";
+import { finishedLine } from "./finished.js";
 import { Frames, prefetch } from "./frames.js";
 import { bind, keyCap, pressed, showKeys } from "./keys.js";
 import { Player } from "./player.js";
@@ -164,7 +165,8 @@ class EditorPage {
   }
 
   #banners() {
-    const { video, context } = this, { edit } = video, notes = [];
+    const { video, context } = this, { edit } = video;
+    const notes = [finishedLine(context.round, "What is changed from now on is not learnt from.")].filter(Boolean);
     const said = (text) => (text ? [": ", h("q", {}, text)] : ["."]);
     if (this.readonly) {
       notes.push(h("p", { class: "banner warn" }, h("strong", {}, `${video.lease.holder} is editing this video now. `),
@@ -567,6 +569,8 @@ class EditorPage {
     if (this.readonly || Date.now() - this.input > 1000 * KEEP_SECONDS) return;
     try {
       const { mine, holder } = await post(`${this.path}/lease`, { slot: this.video.slot });
+      const open = !this.context.round.finished;
+      if ((await this.context.refresh()).finished && open && !this.closed) this.banner.replaceChildren(...this.#banners());
       if (!mine && !this.closed && this.warned !== holder) {
         this.warned = holder;
         say(`${holder} is editing this video now.`, { toast: true });

@@ -1,14 +1,13 @@
 // The lead's overview: progress, people, agreement, settings, export and import, and finishing the round.
 
 import { call, get, post } from "./api.js";
-import { REASON_NAMES, STATE_NAMES, ask, button, clock, duration, h, percent, say } from "./dom.js";
+import { REASON_NAMES, STATE_NAMES, ask, button, clock, counted, duration, h, say } from "./dom.js";
+import { finishedLine } from "./finished.js";
 
 const NUMERIC = new Set(["Done", "Open", "Skipped", "Asked", "Begun", "Median", "Difference", "Overlap", "Last"]);
 
 const SHOWN = 200; // of the videos given to several people
 const NAMED = 8; // of the files in a question
-
-const counted = (n, one, many) => `${n} ${n === 1 ? one : many}`;
 
 const ratio = (value) => (value === null ? "–" : value.toFixed(2));
 
@@ -18,6 +17,7 @@ export async function overviewPage(context) {
   const { counts } = data;
   const done = counts.edited + counts.skipped;
   const element = h("div", { class: "page overview" },
+    finishedLine(data),
     h("header", { class: "page-head" }, h("h1", {}, "Overview"), h("p", {}, `Round ${round.round_id}, ${round.total} videos`)),
     data.problems.length ? h("div", { class: "banner warn" }, h("strong", {}, "Documents that cannot be used:"),
       h("ul", {}, data.problems.map((text) => h("li", {}, text)))) : null,
@@ -26,7 +26,7 @@ export async function overviewPage(context) {
       tile("Skipped", counts.skipped, Object.entries(data.reasons).map(([name, n]) => `${n} ${REASON_NAMES[name]}`).join(", ")),
       tile("Second opinion", counts.second_opinion, "wanted"),
       tile("Time per video", duration(data.median_seconds), "median"),
-      tile("Difference", ratio(data.agreement.difference), `mean absolute, ${data.agreement.pairs} pairs of curves`),
+      tile("Difference", ratio(data.agreement.difference), `mean absolute, ${counted(data.agreement.pairs, "pair", "pairs")} of curves`),
       tile("Overlap", ratio(data.agreement.overlap), "of the action’s segments (IoU)")),
     h("div", { class: "columns" },
       section("Actions", table(["Action", "Progress", "Done", "Open"], data.actions.map((action) => {
@@ -140,9 +140,7 @@ function exchange(context) {
 
 function finish(context, data) {
   if (data.finished) {
-    const what = { webhook: "The webhook was told", kfp: "The fine-tuning run was created", none: "Nothing further was to be started" }[data.finished.target];
-    return [h("p", {}, h("strong", {}, `${data.finished.by} finished it, ${clock(data.finished.at)}. `), what,
-      data.finished.started ? `: ${data.finished.started}` : ".")];
+    return [h("p", {}, `${data.finished.by} finished it, ${clock(data.finished.at)}; what that started is said above.`)];
   }
   const follows = { webhook: "Then the webhook is told, once.", kfp: "Then the fine-tuning pipeline is started, once.",
     none: "No webhook and no pipeline is configured; this only records it." }[data.target];
@@ -158,6 +156,7 @@ function finish(context, data) {
       try {
         await post("api/lead/finish", { anyway: true });
         say("The round is finished.", { toast: true });
+        window.scrollTo(0, 0);
       } catch (error) { say(error.message, { toast: true }); }
       context.go("#/overview");
     } }),

@@ -2,6 +2,7 @@
 
 import { get, post } from "./api.js";
 import { STATE_NAMES, button, h, percent, say, stateChip } from "./dom.js";
+import { finishedLine } from "./finished.js";
 import { bind, keyCap, showKeys } from "./keys.js";
 import { unsaved } from "./saver.js";
 
@@ -60,7 +61,7 @@ export async function queuePage(context) {
   const left = unsaved(round.round_id, user.name);
   const begun = mine.draft + mine.sent_back;
   const element = h("div", { class: "page queue" },
-    round.finished ? h("p", { class: "banner" }, `${round.finished.by} finished this round; corrections from now on are not learnt from.`) : null,
+    finishedLine(round, "Corrections from now on are not learnt from."),
     left.length ? h("p", { class: "banner warn" }, "Not saved yet, kept on this computer: ",
       left.map(({ video }, i) => [i ? ", " : "", h("a", { href: `#/video/${encodeURIComponent(video)}` }, `video ${video}`)])) : null,
     h("section", { class: "hero", "aria-labelledby": "hero-title" },
