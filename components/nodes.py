@@ -98,9 +98,14 @@ def _retrain(
     placement: Placement,
     truth_uri: str,
 ) -> TrainResult:
-    """Train anew with the edits, and another seed than before: with gamma 0 it would be the same network again."""
-    own = dataclasses.replace(config.train, gamma=config.finetune.gamma, seed=config.train.seed + 1)
-    config = dataclasses.replace(config, train=own)
+    """Train anew with the edits, from the same random weights as before.
+
+    With gamma 0, the control, the edits have no say: that is the training without them, which is there already where the
+    network before was trained with these settings in this storage.
+    """
+    if config.finetune.gamma == 0:
+        return train(manifest, config, storage_uri, placement, truth_uri)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, gamma=config.finetune.gamma))
     here, output = placement.is_here, train_output(manifest, config, storage_uri, edits, name)
     if here:
         own = _with_processes(config, placement)

@@ -305,7 +305,7 @@ GAMMA = setting("gamma", "finetune.gamma")
 ROUTE = Parameter(
     "route",
     "finetune: the trained network's branches, as in the paper; retrain: a new network that learns the corrections "
-    "from the first step on, with the settings of train and another seed",
+    "from the first step on, with the settings of train and the same random weights",
     "finetune",
     ("finetune", "retrain"),
     flag=False,

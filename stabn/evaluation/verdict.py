@@ -60,7 +60,10 @@ def judge(effects: Effects, is_retrained: bool = False) -> Verdict:
             f"{otherwise}."
         )
     else:
-        sentences.append(f"The same {made} with γ = 0, the control, changed it by {with_range(overall[CONTROL])}.")
+        if is_retrained and not any(overall[CONTROL][:3]):
+            sentences.append("The same training with γ = 0, the control, gives the network before.")
+        else:
+            sentences.append(f"The same {made} with γ = 0, the control, changed it by {with_range(overall[CONTROL])}.")
         what = (
             "which is more than noise" if edits.low > 0
             else "so the edits cost accuracy" if edits.high < 0
