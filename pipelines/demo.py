@@ -44,7 +44,13 @@ TASKS = {
     "promote": 5,
     "end-run": 3,
 }
-SETTINGS = {"preset": "mini", "edit_source": "segments", "route": "retrain", "model_name": "st-abn-mini"}
+SETTINGS = {
+    "preset": "mini",
+    "select_max_classes": "4",
+    "edit_source": "segments",
+    "route": "retrain",
+    "model_name": "st-abn-mini",
+}
 STARTED = re.compile(r"Executing task \S*?'([\w-]+)'")
 FINISHED = re.compile(r"INFO - Task \S*?'([\w-]+)'\S* (finished|outputs)")
 REUSED = re.compile(r"Task ([\w-]+) cache hit")

@@ -163,6 +163,7 @@ def mini() -> RunConfig:
     small = _small(num_frames=9, crop_size=48, batch_size=8, learning_rate=4e-3)
     return dataclasses.replace(
         small,
+        data=dataclasses.replace(small.data, evaluation_scale=1.0, flip=False),
         train=dataclasses.replace(small.train, epochs=24, validate_every=6),
         finetune=dataclasses.replace(small.finetune, epochs=6),
         select=dataclasses.replace(small.select, max_videos=48),

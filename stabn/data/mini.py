@@ -37,11 +37,13 @@ class Variant:
         actions: its classes.
         videos: of each split, at its usual size; other sizes have the same shares.
         held_out_weight: how much more often the actions that knowledge helps are held out than they are trained on.
+        widths: of the videos, in pixels. A random crop of a wide one misses much of the action.
     """
 
     actions: tuple[Action, ...]
     videos: dict[str, int]
     held_out_weight: float = 1.0
+    widths: tuple[int, ...] = (427, 427, 320)
 
     @property
     def size(self) -> int:
@@ -51,7 +53,7 @@ class Variant:
 
 VARIANTS = {
     # Few training videos: that is where people's knowledge pays.
-    "demo": Variant(DEMO_ACTIONS, {"train": 240, "validation": 80, "test": 10, "held_out": 190}, 2.5),
+    "demo": Variant(DEMO_ACTIONS, {"train": 240, "validation": 80, "test": 10, "held_out": 190}, 2.5, (240, 256, 280)),
     # Harder to help, and many videos held out, since differences are small.
     "knowledge": Variant(ACTIONS, {"train": 300, "validation": 140, "test": 20, "held_out": 1020}, 4.0),
 }
@@ -77,6 +79,9 @@ class Entry:
     video_id: str
     split: str
     action: Action
+
+
+Job = tuple[Entry, int, tuple[int, ...], str]  # what to render, the seed, the widths, and where to
 
 
 def make_mini_dataset(
@@ -116,7 +121,7 @@ def make_mini_dataset(
     done = num_videos - len(missing)
     if progress is not None:
         progress(done, num_videos)
-    jobs = [(entry, seed, str(dataset.videos_dir)) for entry in missing]
+    jobs = [(entry, seed, kind.widths, str(dataset.videos_dir)) for entry in missing]
     for _ in _run(jobs, workers or num_cores()):
         done += 1
         if progress is not None:
@@ -124,7 +129,7 @@ def make_mini_dataset(
     return dataset
 
 
-def _run(jobs: list[tuple[Entry, int, str]], workers: int) -> Iterator[None]:
+def _run(jobs: list[Job], workers: int) -> Iterator[None]:
     """Yield once per rendered video."""
     if workers == 1 or len(jobs) < 2:
         yield from map(_render_job, jobs)
@@ -146,12 +151,12 @@ def _run(jobs: list[tuple[Entry, int, str]], workers: int) -> Iterator[None]:
         ) from None
 
 
-def _render_job(job: tuple[Entry, int, str]) -> None:
-    entry, seed, videos_dir = job
+def _render_job(job: Job) -> None:
+    entry, seed, widths, videos_dir = job
     cv2.setNumThreads(1)
     rng = np.random.default_rng((seed, entry.index))
     plan = plan_video(entry.action, rng)
-    encode(Path(videos_dir) / f"{entry.video_id}.webm", draw(plan, _photos(entry, seed), rng), FPS, crf=36)
+    encode(Path(videos_dir) / f"{entry.video_id}.webm", draw(plan, _photos(entry, seed), widths, rng), FPS, crf=36)
 
 
 def _claim(dataset: MiniDataset, seed: int, kind: Variant) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 
 from stabn.data.mini_motion import HEIGHT, MiniError, Plan
 
-WIDTHS = (427, 427, 320)
 # Photographs inside the installed scikit-image package, and what an object cut from them is called.
 PHOTOGRAPHS = {
     "astronaut.png": "a picture of an astronaut",
@@ -100,9 +99,9 @@ def _hand_sprite(rng: np.random.Generator) -> np.ndarray:
     return np.dstack([np.clip(color, 0, 255) * alpha / 255, alpha]).astype(np.uint8)
 
 
-def draw(plan: Plan, photos: list[str], rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield the frames of a plan, uint8 (HEIGHT, width, 3) RGB."""
-    width = int(rng.choice(WIDTHS))
+def draw(plan: Plan, photos: list[str], widths: tuple[int, ...], rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield the frames of a plan, uint8 (HEIGHT, width, 3) RGB, of one of the widths."""
+    width = int(rng.choice(widths))
     centre = np.array((width, HEIGHT)) / 2
     background = _background(photos[0], rng)
     surface_scale, surface_angle = rng.uniform(0.7, 1.2), rng.uniform(-0.5, 0.5)
