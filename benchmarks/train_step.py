@@ -250,9 +250,9 @@ def measure(shape: Shape, rounds: int, compiled: bool, ours: bool = False) -> re
         memory = max(answer[1] for answer in answers) / 1e9
         relative = (seconds / floor, 100 * floor / seconds, seconds / own[kind])
         rows.append((kind, how, 1e3 * seconds, shape.batch / seconds, *relative, memory))
-    clips = f"{shape.batch} x {shape.frames} x {shape.size} x {shape.size}"
+    clips = f"{shape.batch} x {shape.frames} x {shape.size} x {shape.size}, median of {rounds}, matrix product {shown}"
     return record.Table(
-        f"{shape.preset}{f' {shape.overrides}' if shape.overrides else ''}, {clips}, median of {rounds}, matrix product {shown}",
+        f"{shape.preset}{f' {shape.overrides}' if shape.overrides else ''}, {clips}",
         ("step", "method", "ms", "clips/s", "over floor", "MFU %", "over this project", "GB"),
         ("", "", ".1f", ".3g", ".2f", ".0f", ".2f", ".1f"),
         rows,

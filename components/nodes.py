@@ -100,8 +100,8 @@ def _retrain(
 ) -> TrainResult:
     """Train anew with the edits, from the same random weights as before.
 
-    With gamma 0, the control, the edits have no say: that is the training without them, which is there already where the
-    network before was trained with these settings in this storage.
+    With gamma 0, the control, the edits have no say: that is the training without them, which is there already where
+    the network before was trained with these settings in this storage.
     """
     if config.finetune.gamma == 0:
         return train(manifest, config, storage_uri, placement, truth_uri)

@@ -530,7 +530,7 @@ def test_the_3d_resnet_is_trained_beside_st_abn_where_that_is_wanted(
 
 
 def test_retraining_is_another_route_of_the_same_stage(manifest_path: str, trained: str, tmp_path: Path) -> None:
-    """A new network from the same weights; without the edits' weight it is the one before, which is not trained again."""
+    """A new network from the same weights; with gamma 0 it is the one before, which is not trained again."""
     edits = write_edits(tmp_path / "edits.parquet", EDITED)
     found = {}
     before = train_somewhere(manifest_path, settings(train__epochs=1), str(tmp_path / "storage")).best_uri
