@@ -55,16 +55,21 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncBatchNorm(nn.BatchNorm3d):
-    """BatchNorm over the clips of all processes, on processors, where PyTorch has none.
+    """BatchNorm over the clips of all processes that count.
 
-    A process whose share of a step is padding takes part with weight 0.
+    A process whose share of a step is padding takes part with weight 0. PyTorch's kernels, on GPUs alone, count every
+    clip: they serve where no process has padding. (A layer of PyTorch's own kind would be refused on processors.)
     """
 
+    process_group = None  # all processes
     weight_of_share = 1.0
+    some_is_padding = False  # of the shares of all processes, so that all take the same way
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not dist.is_initialized():
             return super().forward(x)
+        if _has_kernels(x) and not self.some_is_padding:
+            return nn.SyncBatchNorm.forward(self, x)  # type: ignore[arg-type]
         values = x.float()
         axes, shape = (0, 2, 3, 4), (1, -1, 1, 1, 1)
         count = torch.full((1,), values.numel() / values.shape[1] * self.weight_of_share, device=x.device)
@@ -81,25 +86,37 @@ class SyncBatchNorm(nn.BatchNorm3d):
         scale = torch.rsqrt(variance + self.eps) * self.weight
         return ((values - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
 
+    def _check_non_zero_input_channels(self, x: Tensor) -> None:
+        """Check nothing; PyTorch's forward asks for it."""
 
-def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Let the network's BatchNorm see the clips of all processes: PyTorch's kernels on GPUs, else ours."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+def _has_kernels(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def synchronize_batch_norm(model: nn.Module) -> nn.Module:
+    """Let the network's BatchNorm see the clips of all processes."""
     for module in list(model.modules()):
         if type(module) is nn.BatchNorm3d:
-            module.__class__ = SyncBatchNorm  # same parameters, buffers and names; only the forward differs
+            # Same parameters, buffers and names; only the forward differs.
+            module.__class__ = SyncBatchNorm
     return model
 
 
 @contextmanager
-def share_weight(modules: Iterable[nn.Module], weight: float) -> Iterator[None]:
-    """Let this process count with a weight in synchronised BatchNorm: 0 for a share that is padding."""
-    layers = [module for module in modules if isinstance(module, SyncBatchNorm)] if weight != 1 else []
+def share_weight(modules: Iterable[nn.Module], counts: bool, some_is_padding: bool) -> Iterator[None]:
+    """Let synchronised BatchNorm leave out the shares that are padding, for as long as the block runs.
+
+    Args:
+        modules: of the network.
+        counts: this process' share is not padding.
+        some_is_padding: a process' share is; the same in all processes.
+    """
+    layers = [module for module in modules if isinstance(module, SyncBatchNorm)] if some_is_padding else []
     for layer in layers:
-        layer.weight_of_share = weight
+        layer.weight_of_share, layer.some_is_padding = float(counts), True
     try:
         yield
     finally:
         for layer in layers:
-            layer.weight_of_share = 1.0
+            layer.weight_of_share, layer.some_is_padding = 1.0, False

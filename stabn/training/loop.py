@@ -300,7 +300,7 @@ def _place(recipe: Recipe, device: torch.device, world: World) -> nn.Module:
     model: Any = recipe.model
     model.set_activation_checkpointing(recipe.settings.activation_checkpointing)
     if recipe.settings.sync_batch_norm and world.size > 1:
-        model = synchronize_batch_norm(model, device)
+        model = synchronize_batch_norm(model)
     model = prepare(model, device)
     if recipe.settings.deterministic:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True

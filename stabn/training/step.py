@@ -107,12 +107,13 @@ class Stepper:
         statistics = torch.zeros_like(before)
         sums = torch.zeros_like(self.sums)
         groups = list(self._groups(batch, num_real, num_global))
-        for number, (group, real) in enumerate(groups):
+        for number, (group, real, some_is_padding) in enumerate(groups):
             if number:
                 self.statistics.write(before)
             torch.manual_seed(_seed(*seed, self.world.rank + self.world.size * number))
             last = number == len(groups) - 1
-            with self._no_sync() if not last else nullcontext(), share_weight(self.model.modules(), float(real > 0)):
+            shares = share_weight(self.model.modules(), real > 0, some_is_padding)
+            with self._no_sync() if not last else nullcontext(), shares:
                 output = self._forward(group)
                 losses = self.loss(output, group)
                 (losses.total * (real / num_global * self.world.size)).backward()
@@ -141,14 +142,19 @@ class Stepper:
         values = [totals[name] if self.world.is_main else 0.0 for name in COLUMNS]
         self.sums = torch.tensor(values, dtype=torch.float64, device=self.device)
 
-    def _groups(self, batch: Batch, num_real: int, num_global: int) -> Iterator[tuple[Batch, int]]:
-        """Yield the groups of the share and how many videos of each count; as many in every process."""
-        largest_share = -(-num_global // self.world.size)
+    def _groups(self, batch: Batch, num_real: int, num_global: int) -> Iterator[tuple[Batch, int, bool]]:
+        """Yield the groups of the share, how many videos of each count, and whether in some process none does.
+
+        There are as many groups in every process, and all hear the same of the last.
+        """
+        smallest_share, largest_share = num_global // self.world.size, -(-num_global // self.world.size)
         count = min(self.plan.accumulation, largest_share)
         for number in range(count):
             group = {name: value[number::count] for name, value in batch.items()}
             real = len(range(number, num_real, count))
-            yield (group, real) if len(group["target"]) else ({name: v[:1] for name, v in batch.items()}, 0)
+            if not len(group["target"]):
+                group = {name: value[:1] for name, value in batch.items()}
+            yield group, real, number >= smallest_share
 
     def _forward(self, group: Batch) -> Output:
         num_videos, num_clips = group["temporal_target"].shape[:2]
