@@ -15,15 +15,18 @@ HIDDEN = "***"
 MIN_SECRET = 8  # characters of a variable's value that is hidden wherever it stands; shorter ones may be any word
 MIN_PASSWORD = 6  # the same for a password within the address that a variable holds
 _SECRET_NAME = re.compile(
-    r"SECRET|PASSWORD|PASSWD|TOKEN|COOKIE|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY", re.IGNORECASE
+    r"SECRET|PASSWORD|PASSWD|PASSPHRASE|TOKEN|COOKIE|CREDENTIAL|(ACCESS|API|PRIVATE)_?KEY|_(PASS|PWD|PAT|KEY)$",
+    re.IGNORECASE,
 )
 _NO_SECRET_NAME = re.compile(r"(SECRETS|_PATH|_FILE|_DIR|_URL|_URI|_NAME|_HOST)$", re.IGNORECASE)  # these tell where
 _WITH_USER = re.compile(r"[A-Za-z][\w+.-]*://(?P<user>[^\s]*)@")
 _PATTERNS = (
-    re.compile(r"(://)[^/?#\s'\"<>]*@"),
+    re.compile(r"(://)(?:[^/?#\s'\"<>]*|[^/?#\s'\"<>:@]+:(?!\d+[/?#])[^\s'\"<>@]*)@"),  # a password may have a slash
     re.compile(r"(?i)([?&;](?:x-amz-(?:signature|credential|security-token)|signature|sig|awsaccesskeyid|passwd|pwd"
                r"|(?:[a-z]+[_-])*(?:token|password|secret)|(?:api|access|secret)[_-]?key)=)[^&#\s'\"<>]+"),
-    re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?(?:basic|bearer)\s+)[^\s'\",}]+"),
+    re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?(?:[a-z]+\s+)?)[^\s'\",}]+"),
+    re.compile(r"(?i)(\b(?:cookie|x-api-key|x-auth-token)['\"]?\s*:\s*['\"]?)[^\s'\",}][^'\"\n}]*"),
+    re.compile(r"(?i)((?:password|passwd|pwd)(?:=|['\"]\s*[:=]\s*)['\"]?)[^\s&#'\"<>,;}]+"),
 )  # fmt: skip
 
 

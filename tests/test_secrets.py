@@ -41,6 +41,10 @@ VARIABLES = {
     "STABN_KFP_COOKIES": f"session={SECRET}",
     "AWS_ENDPOINT_URL": f"http://s3user:{SECRET}-s3@127.0.0.1:9",
     "HTTPS_PROXY": f"http://proxyuser:{SECRET}-proxy@127.0.0.1:9",
+    "GITHUB_PAT": f"ghp_{SECRET}",
+    "DB_PASS": f"{SECRET}-of-the-database",
+    "OUR_APIKEY": f"key-{SECRET}",
+    "WANDB_KEY": f"wb-{SECRET}",
     "STABN_WEIGHTS_MIRROR": f"http://mirror:{SECRET}-mirror@127.0.0.1:9",
 }
 
@@ -99,6 +103,12 @@ def guarded(uri: str) -> Iterator[tuple[str, list[str]]]:
         (SIGNED, "https://data.example/v.webm?X-Amz-Credential=***&X-Amz-Signature=***&part=7"),
         (f"/x?access_token={SECRET}&amp;api_key={SECRET} no", "/x?access_token=***&amp;api_key=*** no"),
         (f"{{'Authorization': 'Bearer {SECRET}', 'b': 1}}", "{'Authorization': 'Bearer ***', 'b': 1}"),
+        (f"mysql://ann:{SECRET}/x@db/mlflow", "mysql://***@db/mlflow"),
+        (f"Authorization: Token {SECRET}", "Authorization: Token ***"),
+        (f"Cookie: session={SECRET}; b={SECRET}", "Cookie: ***"),
+        (f'{{"X-Api-Key": "{SECRET}", "password": "{SECRET}"}}', '{"X-Api-Key": "***", "password": "***"}'),
+        (f"host=db password={SECRET} user=ann", "host=db password=*** user=ann"),
+        ("http://h:80/a@b http://h/x@sha256:1, set password: or cookies: first; authorization is wrong", None),
         ("s3://bucket/key mail ann@example.org, token 3 of 5, //host/a", None),
     ],
 )
