@@ -13,11 +13,12 @@ from pipelines.outcome import summary
 from pipelines.resources import CompileSettings
 from pipelines.server import Server
 from pipelines.tasks import titles_of
-from stabn.config import fingerprint
+from stabn.config import ConfigError, fingerprint
 from stabn.errors import StabnError
 from stabn.forms import parse_form
 from stabn.masking import masked
 from stabn.stages import FORMS
+from stabn.storage import check_object_uri, open_storage
 from stabn.tracking import git_commit
 
 MAX_NAME = 120  # characters of a run's name
@@ -123,6 +124,7 @@ def _prepare(request: Request) -> _Prepared:
     form = {item.form_name for item in FORMS[request.pipeline]}
     defaults = {name: str(value) for name, value in settings.parameters.items() if name in form}
     parameters = parse_form(request.pipeline, defaults | request.parameters)
+    _check_places(request.pipeline, parameters)
     pipeline = build(request.pipeline, settings)
     package = request.folder / f"{request.pipeline}.yaml"
     compile_pipeline(pipeline, settings, package)
@@ -130,6 +132,17 @@ def _prepare(request: Request) -> _Prepared:
     version = server.upload(package, commit)
     spec = json_format.MessageToDict(pipeline.pipeline_spec)
     return _Prepared(server, server.experiment(request.experiment), version, parameters, titles_of(spec))
+
+
+def _check_places(pipeline: str, parameters: dict[str, Any]) -> None:
+    """Refuse folders of this machine: each step runs in a pod of its own, and what one leaves in a folder is lost."""
+    for item in FORMS[pipeline]:
+        place = parameters.get(item.form_name)
+        if item.rule in (open_storage, check_object_uri) and place and not place.startswith("s3://"):
+            raise ConfigError(
+                f"{item.form_name} = {place!r}: the steps of a run on a server have no folders in common; give "
+                "s3://bucket/prefix, or run it here with `python -m pipelines run`"
+            )
 
 
 def _run_name(request: Request, prepared: _Prepared) -> str:

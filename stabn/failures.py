@@ -51,7 +51,8 @@ def _cause(name: str, pattern: str, passes: bool, remedy: str) -> Cause:
 CAUSES = (
     _cause(
         "out of GPU memory",
-        r"OutOfMemoryError|CUDA out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDA error: out of memory",
+        r"OutOfMemoryError|(CUDA|HIP|MPS|XPU)( backend)? out of memory|(CU|HIP)\w+_STATUS_ALLOC_FAILED"
+        r"|(CUDA|HIP)( driver)? error: out of memory|Cuda failure\b.*out of memory",
         False,
         "halve micro_batch_size (of train or finetune), or set activation_checkpointing = true",
     ),

@@ -315,6 +315,7 @@ TRUTH = Parameter(
     "frames that are known to matter in videos that are not learnt from, to compare the attention with: JSON of video "
     "id to [first, last) frame, or an edit table of their corrections; empty: nothing is compared",
     "",
+    rule=check_object_uri,
 )
 TRAIN_BASELINE = Parameter(
     "train_baseline",
@@ -329,6 +330,7 @@ BASELINE_URI = Parameter(
     "predictions of the 3D ResNet on the same videos, for table 1; empty: none",
     "",
     form="report_baseline_uri",
+    rule=check_object_uri,
 )
 WINNING = (setting("metric", "promote.metric"), setting("class_fdr", "promote.class_fdr"))
 MODEL_NAME = Parameter(

@@ -114,6 +114,8 @@ def test_parse_overrides_reads_one_line() -> None:
     assert parse_overrides("") == {}
     with pytest.raises(ConfigError, match=r"'train\.epochs': write section\.name=value"):
         parse_overrides("data.workers=2 train.epochs 20")
+    with pytest.raises(ConfigError, match=r"train\.epochs comes twice, as 2 and as 20"):
+        parse_overrides("train.epochs=2 data.workers=2 train.epochs=20")
 
 
 def test_resolve_takes_fields_of_the_form_and_the_line() -> None:

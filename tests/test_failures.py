@@ -17,6 +17,14 @@ from stabn.failures import as_error, judge_end
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), False, "halve micro_batch_size"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), False, "out of GPU memory"),
+        (RuntimeError("CUDA driver error: out of memory"), False, "out of GPU memory"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9.0 GB)"), False, "out of GPU memory"),
+        (RuntimeError("HIP out of memory. Tried to allocate 2 GiB"), False, "out of GPU memory"),
+        (
+            RuntimeError("NCCL: unhandled cuda error, Cuda failure 2 'out of memory'"),
+            False,
+            "out of GPU memory",
+        ),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible"), False, "--shm-size"),
         (RuntimeError("unable to write to file </torch_9>: No space left on device"), False, "/dev/shm is full"),
         (

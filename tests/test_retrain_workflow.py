@@ -168,7 +168,7 @@ def test_a_night_submits_follows_and_writes_the_summary_once(
     (made,) = kfp.runs.values()
     assert made["service_account"] == "runner" and made["display_name"].startswith(f"finetune {editor_round.round_id}")
     parameters = made["runtime_config"]["parameters"]
-    assert parameters["round_uri"] == editor_round.uri and parameters["preset"] == "ssv2_r50_32"
+    assert parameters["data_round_uri"] == editor_round.uri and parameters["preset"] == "ssv2_r50_32"
     version = kfp.versions[made["pipeline_version_reference"]["pipeline_version_id"]]
     assert version["display_name"].startswith(SHA[:12])
     spec = version["pipeline_spec"]

@@ -22,7 +22,7 @@ from stabn import local_services, storage
 from stabn.errors import RetryableError, StabnError
 from stabn.local_mlflow import LocalServiceError
 from stabn.local_services import local_object_store
-from stabn.storage import ObjectExists, ObjectNotFound, StorageError, open_storage
+from stabn.storage import ObjectExists, ObjectNotFound, StorageError, open_storage, read_uri, write_uri
 from stabn.storage import s3 as s3_module
 
 BAD_KEYS = ["../x", "/x", "a//b", "", "a/../b", ".", "a/", "a\\b", "a\nb", ".part-x"]
@@ -275,6 +275,25 @@ def test_an_overloaded_store_may_be_tried_again(flaky_endpoint, status):
     answers.append(Answer(status, b"", 0))
     with pytest.raises(RetryableError, match=f"s3://data/x/y.*{status}"):
         open_storage("s3://data/x").read("y")
+
+
+@pytest.mark.parametrize(("status", "code"), [(507, "XMinioStorageFull"), (403, "QuotaExceeded")])
+def test_a_full_store_is_not_an_overloaded_one(flaky_endpoint, status, code):
+    Answer, answers, _ = flaky_endpoint
+    body = f"<Error><Code>{code}</Code><Message>full</Message></Error>".encode()
+    answers.append(Answer(status, body, len(body)))
+    with pytest.raises(StorageError, match=f"s3://data/x/y: .*{code}: it is full, or the bucket's quota is used up"):
+        open_storage("s3://data/x").read("y")
+
+
+@pytest.mark.parametrize("uri", ["s3:/data/x", "S3:/data/x", "s3//data/x", "s3:data/x", "file:/data/x", "gs:/data/x"])
+def test_what_is_nearly_a_uri_is_no_folder(uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for action in (open_storage, read_uri, lambda text: write_uri(text, b"1")):
+        with pytest.raises(StorageError, match="two slashes after a colon"):
+            action(uri)
+    write_uri(f"./{uri}", b"1")
+    assert read_uri(f"./{uri}") == b"1"
 
 
 def test_a_connection_that_breaks_in_the_middle_is_repeated(flaky_endpoint, tmp_path):

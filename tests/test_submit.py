@@ -100,6 +100,13 @@ def test_parameters_come_from_a_file_and_flags_win(kfp: KfpServer, tmp_path: Pat
     assert len(kfp.runs) == 1
 
 
+def test_a_folder_of_this_machine_is_no_place_for_a_server(kfp: KfpServer, capsys: Any, tmp_path: Path) -> None:
+    for name in ("data_storage_uri", "data_round_uri"):
+        assert submit("--param", f"{name}={tmp_path}") == 2
+        assert f"{name} = '{tmp_path}': the steps of a run on a server have no folders" in capsys.readouterr().err
+    assert not kfp.requests
+
+
 def test_wait_shows_each_change_and_succeeds(kfp: KfpServer, capsys: Any) -> None:
     kfp.steps = [
         ("RUNNING", {"import edits": "RUNNING"}),

@@ -69,12 +69,14 @@ def parse_overrides(text: str) -> dict[str, str]:
     """Read `train.epochs=20 finetune.gamma=5`, the form's one line for every setting that has no field of its own.
 
     Raises:
-        ConfigError: a part without `=`.
+        ConfigError: a part without `=`, or a setting twice.
     """
-    changes = {}
+    changes: dict[str, str] = {}
     for part in text.split():
         key, equals, value = part.partition("=")
         if not equals:
             raise ConfigError(f"overrides: {part!r}: write section.name=value, separated by spaces")
+        if key in changes:
+            raise ConfigError(f"overrides: {key} comes twice, as {changes[key]} and as {value}; leave one")
         changes[key] = value
     return changes

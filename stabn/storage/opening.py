@@ -1,10 +1,13 @@
 """Storages and single objects by their URI."""
 
 import os
+import re
 import urllib.parse
 
 from stabn.storage.interface import Storage, StorageError
 from stabn.storage.local import FolderStorage
+
+_NEARLY_A_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)|s3:(?!/)|s3//", re.IGNORECASE)  # s3:/bucket, s3//bucket
 
 
 def open_storage(uri: str | os.PathLike[str]) -> Storage:
@@ -18,6 +21,7 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
     if not separator:
         if not text:
             raise StorageError("'': give a folder or s3://bucket/prefix")
+        _check_folder(text)
         return FolderStorage(text)
     if scheme == "s3":
         from stabn.storage.s3 import S3Storage  # brings boto3, which folders do not need
@@ -26,6 +30,12 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
     if scheme == "file" and rest.startswith("/"):
         return FolderStorage(urllib.parse.unquote(rest))
     raise StorageError(f"{text}: unknown kind of storage; use s3://bucket/prefix, file:///folder or a folder path")
+
+
+def _check_folder(text: str) -> None:
+    """Refuse what would make a folder of that name, and was meant for a URI."""
+    if _NEARLY_A_URI.match(text):
+        raise StorageError(f"{text}: write s3://bucket/prefix with two slashes after a colon, or ./{text} for a folder")
 
 
 def read_uri(uri: str | os.PathLike[str]) -> bytes:
@@ -65,6 +75,7 @@ def _split(uri: str | os.PathLike[str]) -> tuple[Storage, str]:
     """Return the storage that holds a single object, and the object's key in it."""
     text = os.fspath(uri)
     if "://" not in text:
+        _check_folder(text)
         text = os.path.abspath(text) if text and not text.endswith("/") else text
     parent, _, name = text.rpartition("/")
     if not name or parent in ("s3:/", "file:/"):

@@ -15,6 +15,7 @@ from stabn.storage.interface import NotSupported, ObjectNotFound, StorageError
 
 OVERLOADED = ("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException")
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired")
+FULL = ("XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded", "InsufficientStorage", "StorageFull")
 WRONG_REGION = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "InvalidRegion")
 
 
@@ -69,6 +70,8 @@ def _client_error(uri: str, endpoint: str, error: Any) -> StabnError:
         return NotSupported(f"{said}: {error.response.get('Error', {}).get('Message', '')}")
     if status in (200, 500) and "html" in _headers(error).get("content-type", ""):  # botocore makes 500 of such a 200
         return RetryableError(f"{said} and a web page; is AWS_ENDPOINT_URL ({endpoint}) a proxy that wants a sign-in?")
+    if code in FULL or status == 507:
+        return StorageError(f"{said}: it is full, or the bucket's quota is used up; make room there")
     if code in OVERLOADED or status == 429 or status >= 500:
         return RetryableError(f"{said}; it is overloaded or restarting, try again")
     if code == "RequestTimeTooSkewed":
