@@ -250,13 +250,9 @@ def measure(shape: Shape, rounds: int, compiled: bool, ours: bool = False) -> re
         memory = max(answer[1] for answer in answers) / 1e9
         relative = (seconds / floor, 100 * floor / seconds, seconds / own[kind])
         rows.append((kind, how, 1e3 * seconds, shape.batch / seconds, *relative, memory))
-    clips = f"{shape.batch} x {shape.frames} x {shape.size} x {shape.size}, median of {rounds}, matrix product {shown}"
+    clips = f"{shape.batch} x {shape.frames} x {shape.size} x {shape.size}"
     return record.Table(
-<<<<<<< HEAD
-        f"{shape.preset}{f' {shape.overrides}' if shape.overrides else ''}, {clips}",
-=======
         f"{f'{shape.preset} {shape.overrides}'.strip()}, {clips}, median of {rounds}, matrix product {shown}",
->>>>>>> bd2c9c3 (benchmarks/train_step.py: a shorter title)
         ("step", "method", "ms", "clips/s", "over floor", "MFU %", "over this project", "GB"),
         ("", "", ".1f", ".3g", ".2f", ".0f", ".2f", ".1f"),
         rows,
