@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from stabn.config import ConfigError, ModelConfig, spec_of
+from stabn.config import ConfigError, DataConfig, ModelConfig, spec_of
 from stabn.models import STABN, build_model
 from stabn.models.output import ShapeError
 from stabn.models.vit import Attention, Blocks, rope_tables, sincos_table
 from stabn.models.weights import WeightsError, load_initial_weights, read_weights
+from stabn.training.flops import forward_flops
 
 GOLDEN = Path(__file__).parent / "golden_models"
 POSITIONS = {"videomae": "sincos", "vjepa2": "rope"}
@@ -277,6 +278,17 @@ def test_a_damaged_safetensors_file_is_one_clear_error(tmp_path: Path) -> None:
 def test_settings_that_contradict_are_refused(changes: dict[str, Any], crop: int, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         spec_of(config_of("vjepa2", **changes)).check(crop)
+
+
+def test_the_arithmetic_of_every_part_is_counted() -> None:
+    """By hand, 2 per multiplication and addition: the products of weights, and those of N x N tokens."""
+    config, tokens = config_of("vjepa2"), 2 * (SIZE // PATCH) ** 2
+    counts = forward_flops(config, DataConfig(num_frames=FRAMES, crop_size=SIZE))
+    block = 2 * tokens * (4 * WIDTH**2 + 2 * WIDTH * HIDDEN) + 4 * tokens**2 * WIDTH
+    patches = 2 * tokens * WIDTH * 3 * TUBELET * PATCH**2
+    assert counts["feature_extractor"] == 2 * block + patches
+    assert counts["attention_mechanism"] == 2 * tokens * 2 * WIDTH**2
+    assert block < counts["perception_branch"] < 1.5 * block, "the last block, and a query's attention"
 
 
 def test_a_picture_that_does_not_divide_into_patches_is_refused() -> None:

@@ -19,7 +19,7 @@ def forward_flops(model: ModelConfig, data: DataConfig) -> dict[str, float]:
         By part of the network (`feature_extractor`, `attention_branch`, …), and `total`.
     """
     with torch.device("meta"):
-        network = build_model(model).eval()
+        network = build_model(model).eval().requires_grad_(False)  # the counter follows gradients where it sees any
         video = torch.empty(1, 3, data.num_frames, data.crop_size, data.crop_size)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
