@@ -244,7 +244,9 @@ def test_a_hostile_class_name_stays_text(tmp_path, num_classes):
 
 
 def test_the_terminal_shows_the_same_tables(report):
-    lines = tables_text(report).splitlines()
+    verdict, _, tables = tables_text(report).partition("\n\n")
+    assert verdict.splitlines()[0] == f"{report.verdict.title}." and report.verdict.sentences[0] in verdict
+    lines = tables.splitlines()
     assert lines[0].split("  ")[0] == "Table 2: top-1, %" and lines[0].endswith("all")
     assert [line.split() for line in lines[1:5]] == [
         ["before", "15.0", "80.0", "54.0"],
