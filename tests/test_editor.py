@@ -988,7 +988,7 @@ def test_a_finished_round_starts_the_pipeline_once(editor_round: Round, receiver
 def test_the_run_that_finishing_started_is_linked_and_followed(
     editor_round: Round, receiver: Receiver, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = dataclasses.replace(OPEN, kfp_host=receiver.url, kfp_parameters="storage_uri=s3://data")
+    config = dataclasses.replace(OPEN, kfp_host=receiver.url, kfp_parameters="data_storage_uri=s3://data")
     config = dataclasses.replace(config, kfp_public_url="https://me:secret@kfp.example.org/pipeline/")
     with server(editor_round, config) as person:
         lea, ann = person("lea"), person("ann")
