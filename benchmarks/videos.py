@@ -11,14 +11,15 @@ CRF = 22  # about 2 kB a frame at 427 x 240, as in Something-Something v2 (20 GB
 
 @contextlib.contextmanager
 def ssv2_like(count: int) -> Iterator[tuple[Path, list[Path]]]:
-    """Render up to 60 videos, about 2 kB a frame as in SSv2, and copy them under new names until there are `count`."""
-    from stabn.data.mini import make_mini_dataset  # here, because worker processes import this file
+    """Render some videos, about 2 kB a frame as in SSv2, and copy them under new names until there are `count`."""
+    from stabn.data.mini import VARIANTS, make_mini_dataset, smallest  # here, because worker processes import this file
     from stabn.data.video import decode
     from stabn.data.video_encoding import encode
 
     with tempfile.TemporaryDirectory(prefix="stabn-benchmark-") as name:
         folder = Path(name)
-        made = sorted(make_mini_dataset(folder / "mini", min(count, 60), 0).videos_dir.glob("*.webm"))
+        dataset = make_mini_dataset(folder / "mini", smallest(VARIANTS["knowledge"]), variant="knowledge")
+        made = sorted(dataset.videos_dir.glob("*.webm"))
         (folder / "videos").mkdir()
         videos = [folder / "videos" / f"{number}.webm" for number in range(count)]
         for number, path in enumerate(videos):

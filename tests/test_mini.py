@@ -9,14 +9,14 @@ import av
 import numpy as np
 import pytest
 
-from stabn.data.mini import DEMO_VIDEOS, VARIANTS, MiniDataset, _entries, _write_labels, make_mini_dataset
+from stabn.data.mini import DEMO_VIDEOS, VARIANTS, MiniDataset, _entries, _write_labels, make_mini_dataset, smallest
 from stabn.data.mini_motion import ACTIONS, DEMO_ACTIONS, HEIGHT, HELPED, Action, MiniError, plan_video
 from stabn.data.sampling import evaluation_sample
 from stabn.data.ssv2 import flip_map, load_labels
 from stabn.data.video import decode
 from stabn.presets import load
 
-SIZE = 2 * len(DEMO_ACTIONS) + 1  # the smallest one allowed
+SIZE = smallest(VARIANTS["demo"])  # the smallest one allowed
 EVERY = (("knowledge", ACTIONS), ("mini", DEMO_ACTIONS))  # presets and their actions
 EVERY_ACTION = sorted({*ACTIONS, *DEMO_ACTIONS}, key=repr)
 

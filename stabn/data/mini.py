@@ -3,6 +3,7 @@
 `mini_motion` says what moves, `mini_drawing` how it looks; this module decides which videos there are, and writes them.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -109,9 +110,8 @@ def make_mini_dataset(
         raise MiniError(f"mini dataset of variant {variant!r}: choose one of {', '.join(VARIANTS)}")
     kind = VARIANTS[variant]
     num_videos = kind.size if size == "demo" else size
-    smallest = 2 * len(kind.actions) + 1
-    if not isinstance(num_videos, int) or num_videos < smallest:
-        raise MiniError(f"mini dataset of size {size!r}: give 'demo' or a number of at least {smallest}")
+    if not isinstance(num_videos, int) or num_videos < smallest(kind):
+        raise MiniError(f"mini dataset of size {size!r}: give 'demo' or a number of at least {smallest(kind)}")
     root = Path(folder)
     dataset = MiniDataset(root, root / "videos", root / "labels", root / "segments.json", num_videos)
     _claim(dataset, seed, kind)
@@ -192,16 +192,26 @@ def _write_json(path: Path, content: Any) -> None:
     os.replace(part, path)
 
 
-def _entries(num_videos: int, seed: int, kind: Variant = VARIANTS["demo"]) -> list[Entry]:
-    """Divide the videos into splits and classes; every class is in each labelled split."""
-    rng = np.random.default_rng((seed, num_videos, 0))
+def _sizes(num_videos: int, kind: Variant) -> dict[str, int]:
+    """Return the number of videos of each split."""
     shares = {split: videos / kind.size for split, videos in kind.videos.items()}
     sizes = {
         "validation": max(len(kind.actions), round(num_videos * shares["validation"])),
         "test": max(1, round(num_videos * shares["test"])),
         "held_out": round(num_videos * shares["held_out"]),
     }
-    sizes["train"] = num_videos - sum(sizes.values())
+    return {**sizes, "train": num_videos - sum(sizes.values())}
+
+
+def smallest(kind: Variant) -> int:
+    """Return the smallest number of videos with each action in training and in validation."""
+    return next(number for number in itertools.count(1) if _sizes(number, kind)["train"] >= len(kind.actions))
+
+
+def _entries(num_videos: int, seed: int, kind: Variant = VARIANTS["demo"]) -> list[Entry]:
+    """Divide the videos into splits and classes; every class is in each labelled split."""
+    rng = np.random.default_rng((seed, num_videos, 0))
+    sizes = _sizes(num_videos, kind)
     if sizes["train"] < len(kind.actions):
         raise MiniError(f"{num_videos} videos leave none of some actions to train on; make more")
     names = rng.choice(np.arange(1, max(220_848, 2 * num_videos)), num_videos, replace=False)
