@@ -86,7 +86,8 @@ def _server(endpoint: str, namespace: str) -> Server:
 def _kfp_run(server: Server, run: Any, tracked: PipelineRun | None, missing: list[str]) -> dict[str, Any]:
     from pipelines.follow import tasks_of
 
-    tasks = _ask("KFP", missing, lambda: tasks_of(server, server.get_run(run.run_id), {})) or []
+    run = _ask("KFP", missing, lambda: server.get_run(run.run_id)) or run
+    tasks = _ask("KFP", missing, lambda: tasks_of(server, run, {})) or []
     state = run.state or "PENDING"
     return {
         "run_id": run.run_id,
@@ -147,7 +148,7 @@ def _block(item: dict[str, Any], jobs: list[str], editor_url: str) -> str:
     lines += [f"  {name:7} {link}" for name, link in item["links"].items() if link]
     lines += [f"  {text}" for text in jobs]
     lines += [_row(line) for line in _shortened(item["lines"])]
-    told = {line.title for line in item["lines"]}
+    told = {line.title for line in item["lines"] if line.more}  # a task of KFP does not say how far it is
     for stage in item["stages"]:
         if stage.status == "RUNNING" and (more := how_far(stage)):
             lines += [] if stage.key in told else [f"    {stage.key}: {more}"]
