@@ -29,7 +29,8 @@ def run(step: Step) -> tuple[bool, str]:
             step.placement,
         )
 
-    result = promote(step.before.path, step.after.path, uri, step.model_name, step.config.promote, evaluate_champion)
+    places = (step.before.path, step.after.path, uri, step.model_name)
+    result = promote(*places, step.config.promote, evaluate_champion, step.approval_hours)
     with open(step.decision.path, "w") as file:
         file.write(f"**{'Champion moved' if result.promoted else 'Champion not moved'}.** {result.reason}\n\n")
         file.write(result.table)

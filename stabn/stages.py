@@ -340,6 +340,16 @@ MODEL_NAME = Parameter(
     rule=check_model_name,
 )
 PROMOTION = (MODEL_NAME, *WINNING)
+APPROVAL = Parameter(
+    "approval_hours",
+    "hours to wait until a person approves of a better network (`stabn approve`, or the version's tag stabn.approval), "
+    "before it becomes the champion; 0: nobody is asked",
+    0.0,
+    low=0.0,
+    high=40.0,
+    form="promote_approval_hours",
+    why="the step ends after 48",
+)
 
 MANIFEST = File("manifest", "Dataset", "manifest of extract-frames")
 CHECKPOINT = File("checkpoint", "Model", "checkpoint of train, finetune or import-checkpoint")
@@ -354,7 +364,7 @@ COMPUTING = ("train.device", "train.precision")
 LOADING_SETTINGS = tuple(f"data.{name}" for name in LOADING)
 
 _DATA = (*DATASET, STORAGE_URI, *SETTINGS, DATASET_VERSION, NUM_PARTS, *CHOICE)
-_COMPARISON = (ROUTE, GAMMA, SPLIT, *PROMOTION)
+_COMPARISON = (ROUTE, GAMMA, SPLIT, *PROMOTION, APPROVAL)
 FORMS: dict[str, tuple[Parameter, ...]] = {
     "baseline": (*_DATA, TRAIN_BASELINE, SPLIT, TRUTH, *NODES),
     "finetune": (ROUND_URI, STORAGE_URI, *SETTINGS, TRUTH, *_COMPARISON, BASELINE_URI, *NODES),
@@ -457,7 +467,7 @@ STAGES = {
             File("checkpoint", "Model", "the fine-tuned network"),
             File("manifest", "Dataset", "the videos, to evaluate a champion on that never was", optional=True),
         ),
-        takes=(*PROMOTION, *ON_NODES),
+        takes=(*PROMOTION, APPROVAL, *ON_NODES),
         settings=("promote",),
         writes=(File("decision", "Markdown", "whether the alias moved, why, and the numbers"),),
         returns={"promoted": bool, "reason": str},

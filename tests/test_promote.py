@@ -1,18 +1,23 @@
 """The alias champion: moved for a network that beats the champion of today, and for no other."""
 
+import contextlib
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from test_metrics import make_predictions, replaced, with_first_guess
 
+from stabn.cli import main
 from stabn.config import PromoteConfig
 from stabn.evaluation.prediction_table import Predictions
 from stabn.evaluation.promote import PromoteError, promote
-from stabn.tracking import count_look, find_champion, next_look
+from stabn.tracking import TrackingError, count_look, decide, find_champion, next_look, stage_run
 
 CONFIG = PromoteConfig()
 BASE = make_predictions(num_videos=600, num_classes=6)
@@ -144,3 +149,45 @@ def test_of_looks_at_the_same_time_none_is_lost(mlflow_uri: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         counts = list(pool.map(lambda number: count_look("net", "videos", str(number)), range(1, 13)))
     assert next_look("net", "videos", "12") == 13 and max(count or 0 for count in counts) == 13
+
+
+def test_a_better_network_waits_for_a_person(mlflow_uri: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr("stabn.evaluation.approval.POLL_SECONDS", 0.02)
+    before, after = network(tmp_path, "a", 0.5), network(tmp_path, "b", 0.8)
+    hours = 0.2 / 3600
+    late = promote(before, after, "s3://m/b.pt", "net", CONFIG, no_evaluation, hours)
+    assert not late.promoted and "Nobody approved within" in late.reason and find_champion("net") is None
+    assert "version 1 waits for a person" in capsys.readouterr().out
+    with pytest.raises(TrackingError, match="has no version '7'"):
+        decide("net", "7", True, "ann")
+    decide("net", "1", False, "ann", "too dark")
+    declined = promote(before, after, "s3://m/b.pt", "net", CONFIG, no_evaluation, 1.0)
+    assert not declined.promoted and "Declined by ann at" in declined.reason and "too dark" in declined.reason
+    assert "too dark" in MlflowClient().get_model_version("net", "1").description
+    main(["approve", "net", "1"])
+    assert promote(before, after, "s3://m/b.pt", "net", CONFIG, no_evaluation, 1.0).promoted
+    champion = find_champion("net")
+    assert champion and champion.version == "1" and champion.tags["wins"] == "true"
+    with ThreadPoolExecutor() as pool:
+        better = network(tmp_path, "c", 0.95)
+        waiting = pool.submit(promote, before, better, "s3://m/c.pt", "net", CONFIG, no_evaluation, 1.0)
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not waiting.done():
+            with contextlib.suppress(MlflowException):  # not registered yet
+                if MlflowClient().get_model_version("net", "2").tags.get("stabn.approval") == "wanted":
+                    break
+            time.sleep(0.05)
+        MlflowClient().set_model_version_tag("net", "2", "stabn.approval", "yes")  # as MLflow's page does
+        assert waiting.result(60).promoted
+    worse = promote(before, network(tmp_path, "d", 0.4), "s3://m/d.pt", "net", CONFIG, no_evaluation, 1.0)
+    assert not worse.promoted and "approv" not in worse.reason  # nobody is asked about a worse one
+
+
+def test_the_line_that_waits_links_the_report(mlflow_uri: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setenv("STABN_RUN_ID", "run-1")
+    monkeypatch.setenv("STABN_MLFLOW_UI_URL", "https://mlflow.example")
+    with stage_run("report", settings={}, inputs={}) as run:
+        pass
+    before, after = network(tmp_path, "a", 0.5), network(tmp_path, "b", 0.8)
+    promote(before, after, "s3://m/b.pt", "net", CONFIG, no_evaluation, 0.1 / 3600)
+    assert f"/runs/{run.run_id}/artifacts" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Commands that tell how good a network is, and which is better."""
 
 import dataclasses
+import getpass
 from argparse import Namespace
 from pathlib import Path
 
@@ -134,7 +135,8 @@ def promote(args: Namespace, config: RunConfig) -> None:
         return predict.evaluate(uri, args.manifest, split, "as_is", path, config, name="champion")
 
     evaluate = evaluate_champion if args.manifest else None
-    promote(args.before, args.after, args.checkpoint, args.model_name, config.promote, evaluate)
+    places = (args.before, args.after, args.checkpoint, args.model_name)
+    promote(*places, config.promote, evaluate, args.approval_hours)
 
 
 @command(
@@ -156,6 +158,21 @@ def export_model(args: Namespace, config: RunConfig) -> None:
 
     given = {"manifest_uri": args.manifest, "predictions": args.predictions, "edits_path": args.edits}
     export_model(args.checkpoint, args.output, **given, program=args.program == "yes")
+
+
+@command(
+    "approve",
+    argument("model", metavar="MODEL", help="name in the registry, such as st-abn"),
+    argument("version", metavar="VERSION", help="its number, as promote says it"),
+    argument("--decline", action="store_true", help="say no"),
+    argument("--reason", metavar="TEXT", default="", help="why, in a few words; kept with the version"),
+)
+def approve(args: Namespace, config: RunConfig) -> None:
+    """Say yes, or with --decline no, to a better network that waits to become the champion (approval_hours)."""
+    from stabn.tracking import decide
+
+    said = decide(args.model, args.version, not args.decline, getpass.getuser(), args.reason)
+    print(f"{args.model} version {args.version}: {said}")
 
 
 @command(

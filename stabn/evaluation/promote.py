@@ -12,6 +12,7 @@ from typing import NamedTuple
 from stabn.attention.serving import save_served_model
 from stabn.config import PromoteConfig
 from stabn.errors import StabnError
+from stabn.evaluation.approval import wait_for_approval
 from stabn.evaluation.metrics import topk_accuracy
 from stabn.evaluation.predict import summarize
 from stabn.evaluation.prediction_table import Predictions
@@ -60,6 +61,7 @@ def promote(
     model_name: str,
     config: PromoteConfig | None = None,
     evaluate_champion: Evaluate | None = None,
+    approval_hours: float = 0.0,
 ) -> Promotion:
     """Register the fine-tuned network, and move the alias `champion` to it only when it wins.
 
@@ -76,6 +78,8 @@ def promote(
         config: what winning means; None: the defaults.
         evaluate_champion: called with the champion's URI and a path to write its predictions on these videos to, when
             no former ones fit; None: that is an error.
+        approval_hours: hours to wait for a person's yes before the alias moves; 0: nobody is asked. A yes or no that
+            was given before, after a wait that was too short, counts.
 
     Raises:
         PromoteError: the champion was never evaluated on these videos, and cannot be here.
@@ -104,20 +108,26 @@ def promote(
                     run.log_metrics({"looks": looks})
             if not model_name:
                 break
+            register = partial(
+                register_if_better,
+                model_name,
+                checkpoint_uri,
+                summarize(rival.predictions),
+                summarize(after),
+                run_id=run.run_id,
+                tags={CHECKPOINT_TAG: inputs["checkpoint"], MANIFEST_TAG: inputs["dataset"]},
+                rival=champion.version if champion else "",
+                save=partial(save_served_model, checkpoint_uri=checkpoint_uri, fingerprint=inputs["checkpoint"]),
+                dataset=Dataset(inputs["dataset"]),
+            )
+            is_champion = champion is not None and champion.tags.get(CHECKPOINT_TAG) == inputs["checkpoint"]
             try:
-                registered = register_if_better(
-                    model_name,
-                    checkpoint_uri,
-                    summarize(rival.predictions),
-                    summarize(after),
-                    won,
-                    reason,
-                    run.run_id,
-                    {CHECKPOINT_TAG: inputs["checkpoint"], MANIFEST_TAG: inputs["dataset"]},
-                    champion.version if champion else "",
-                    partial(save_served_model, checkpoint_uri=checkpoint_uri, fingerprint=inputs["checkpoint"]),
-                    Dataset(inputs["dataset"]),
-                )
+                if won and approval_hours and not is_champion:
+                    version = register(wins=False, reason=f"{reason} It waits for a person's approval.").version
+                    if version:
+                        won, words = wait_for_approval(model_name, version, approval_hours * 3600)
+                        reason = f"{reason} {words}"
+                registered = register(wins=won, reason=reason)
             except ChampionChanged as error:  # another run was faster
                 print(f"promote: {error}", flush=True)
         promoted = registered is not None and registered.moved

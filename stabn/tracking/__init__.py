@@ -6,6 +6,7 @@ STABN_IMAGE, STABN_MLFLOW_UI_URL (the server's address as a browser sees it). KF
 themselves set MLFLOW_RUN_ID and MLFLOW_EXPERIMENT_ID: that run is then the parent.
 """
 
+from stabn.tracking.approval import NO, WANTED, YES, Approval, ask_for_approval, decide, read_approval
 from stabn.tracking.client import artifact_root
 from stabn.tracking.datasets import Dataset
 from stabn.tracking.names import CHAMPION, TrackingError, git_commit
@@ -26,6 +27,7 @@ from stabn.tracking.results import (
     compare_link,
     fetch_artifact,
     recent_runs,
+    run_link,
     stages_of,
 )
 from stabn.tracking.stage import StageRun, end_parent, stage_run

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from stabn.errors import StabnError
 from stabn.masking import first_line, masked
+from stabn.tracking.approval import APPROVAL
 from stabn.tracking.client import find_experiment, start_errors, tracking_client
 from stabn.tracking.datasets import Dataset
 from stabn.tracking.names import CHAMPION, TrackingError, check_model_name, safe_name
@@ -97,9 +98,12 @@ def register_if_better(
             champion = find_champion(name)
             if (champion.version if champion else "") != rival:
                 raise ChampionChanged(f"{name}: the champion is no longer version {rival or 'none'}; comparing again")
-        same = [v for v in versions if _checkpoint_of(v) == checkpoint_uri and (v.run_id or "") == run_id]
+        own = [v for v in versions if _checkpoint_of(v) == checkpoint_uri]
+        same = [v for v in own if (v.run_id or "") == run_id or APPROVAL in v.tags]  # that a person was asked about
         if same:
             version = str(same[0].version)
+            client.set_model_version_tag(name, version, "wins", str(wins).lower())
+            client.update_model_version(name, version, masked(reason))
         else:
             model = _log_model(client, name, checkpoint_uri, run_id, save, after, dataset) if save else ""
             made = client.create_model_version(

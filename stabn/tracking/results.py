@@ -155,6 +155,16 @@ def compare_link(run_ids: Sequence[str]) -> str:
     return f"{base}/#/compare-runs?runs={runs}&experiments={experiments_text}"
 
 
+def run_link(run_id: str) -> str:
+    """Return the address of a run's files in MLflow; empty without a server."""
+    base = ui_url()
+    if not base:
+        return ""
+    with start_errors():
+        experiment = tracking_client().get_run(run_id).info.experiment_id
+    return f"{base}/#/experiments/{experiment}/runs/{run_id}/artifacts"
+
+
 def fetch_artifact(run_id: str, name: str, folder: str | os.PathLike[str]) -> Path | None:
     """Download a file that a stage stored with its run; None: it is not there any more."""
     from mlflow.exceptions import MlflowException
