@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from stabn.data.mini import DEMO_VIDEOS, VARIANTS, MiniDataset, _entries, _write_labels, make_mini_dataset, smallest
+from stabn.data.mini import DEMO_VIDEOS, VARIANTS, MiniDataset, _write_labels, entries_of, make_mini_dataset, smallest
 from stabn.data.mini_motion import ACTIONS, DEMO_ACTIONS, HEIGHT, HELPED, Action, MiniError, plan_video
 from stabn.data.sampling import evaluation_sample
 from stabn.data.ssv2 import flip_map, load_labels
@@ -88,7 +88,7 @@ def test_another_request_for_the_same_folder_is_refused(dataset: MiniDataset, tm
 
 
 def test_demo_shares_and_unbalanced_classes() -> None:
-    entries = _entries(DEMO_VIDEOS, seed=0)
+    entries = entries_of(DEMO_VIDEOS, seed=0)
     splits = Counter(entry.split for entry in entries)
     assert splits == VARIANTS["demo"].videos
     assert len({entry.video_id for entry in entries}) == DEMO_VIDEOS
@@ -179,7 +179,7 @@ def test_pictures_change_where_the_action_is(dataset: MiniDataset) -> None:
 
 def test_the_knowledge_variant_holds_many_videos_of_its_hard_actions_out(tmp_path: Path) -> None:
     kind = VARIANTS["knowledge"]
-    entries = _entries(kind.size, 0, kind)
+    entries = entries_of(kind.size, 0, kind)
     counts = Counter((entry.split, entry.action.around is HELPED) for entry in entries)
     assert counts["held_out", True] >= 460 and counts["train", True] >= 60
     assert len({entry.video_id for entry in entries}) == kind.size
@@ -188,7 +188,7 @@ def test_the_knowledge_variant_holds_many_videos_of_its_hard_actions_out(tmp_pat
     held = [video for video in load_labels(made.labels_dir).videos if video.split == "held_out"]
     assert len(held) == kind.videos["held_out"] and all(video.class_index >= 0 and video.label for video in held)
     with pytest.raises(MiniError, match="40 videos leave none of some actions to train on"):
-        _entries(40, 0, kind)
+        entries_of(40, 0, kind)
     with pytest.raises(MiniError, match="variant 'other': choose one of demo, knowledge"):
         make_mini_dataset(tmp_path / "other", SIZE, variant="other")
 

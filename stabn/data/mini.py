@@ -115,7 +115,7 @@ def make_mini_dataset(
     root = Path(folder)
     dataset = MiniDataset(root, root / "videos", root / "labels", root / "segments.json", num_videos)
     _claim(dataset, seed, kind)
-    entries = _entries(num_videos, seed, kind)
+    entries = entries_of(num_videos, seed, kind)
     _write_labels(dataset, entries, seed, kind)
     missing = [entry for entry in entries if not (dataset.videos_dir / f"{entry.video_id}.webm").exists()]
     done = num_videos - len(missing)
@@ -208,7 +208,7 @@ def smallest(kind: Variant) -> int:
     return next(number for number in itertools.count(1) if _sizes(number, kind)["train"] >= len(kind.actions))
 
 
-def _entries(num_videos: int, seed: int, kind: Variant = VARIANTS["demo"]) -> list[Entry]:
+def entries_of(num_videos: int, seed: int, kind: Variant = VARIANTS["demo"]) -> list[Entry]:
     """Divide the videos into splits and classes; every class is in each labelled split."""
     rng = np.random.default_rng((seed, num_videos, 0))
     sizes = _sizes(num_videos, kind)
