@@ -2,14 +2,12 @@
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from round_factory import make_round
 from test_editor import OPEN
 from tiny_run import settings, write_dataset
 
-from components.promote import run as promote
 from pipelines.__main__ import _parser, _settings
 from stabn.attention.automatic import collect_edits
 from stabn.attention.edits import import_edits
@@ -21,7 +19,6 @@ from stabn.data.frames import ExtractError, Part, extract_part, merge_frames
 from stabn.data.manifest import Manifest
 from stabn.data.presence import FramesGone, check_frames
 from stabn.editor.services import Services
-from stabn.errors import StabnError
 from stabn.evaluation.predict import evaluate
 from stabn.presets import mini
 from stabn.training.stage import train
@@ -94,15 +91,6 @@ def test_a_round_that_is_gone_in_part_is_told_and_written_again(tmp_path: Path) 
     (folder / "round.json").unlink()
     with pytest.raises(RoundError, match=r"no round\.json there.*`--no-cache export`"):
         collect_edits(item.uri, "people", "", 0.0, 0.0)
-
-
-def test_a_network_that_is_gone_is_not_registered(tmp_path: Path) -> None:
-    step = SimpleNamespace(checkpoint=SimpleNamespace(metadata={"uri": str(tmp_path / "best.pt")}), after=None)
-    step.after = SimpleNamespace(path=str(tmp_path / "after.parquet"))
-    with pytest.raises(
-        StabnError, match=r"best\.pt: the fine-tuned network is not there any more.*--no-cache finetune"
-    ):
-        promote(step)  # type: ignore[arg-type]
 
 
 def test_a_stage_can_be_submitted_without_the_cache() -> None:
