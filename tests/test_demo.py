@@ -96,7 +96,7 @@ def test_mlflow_has_one_parent_with_comparable_children(finished: tuple[Path, st
     assert len(parents) == 1 and parents[0].info.status == "FINISHED"
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parents[0].info.run_id}
     assert {name.split("/")[0] for name in children} == STAGES | {"retrain", "report", "promote"}
-    before, after = (children[f"evaluate/{name}/validation/as_is"] for name in ("before", "after"))
+    before, after = (children[f"evaluate/{name}/held_out/as_is"] for name in ("before", "after"))
     assert set(before.data.metrics) == set(after.data.metrics) >= {"top1", "top5"}
     assert client.get_registered_model("st-abn-mini").name == "st-abn-mini"
 
