@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 
 from stabn.models import STABN
 
@@ -61,6 +60,8 @@ def randomised_networks(model: STABN, seed: int) -> Iterator[tuple[str, STABN]]:
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Return Spearman's rank correlation of two maps of the same shape, -1 to 1; 0 if one is the same everywhere."""
+    from scipy.stats import spearmanr
+
     first, second = np.ravel(one), np.ravel(other)
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, false_discovery_control
 
 from stabn.evaluation.metrics import per_class_accuracy, topk_hits
 from stabn.evaluation.prediction_table import Predictions, align
@@ -42,6 +41,8 @@ def paired_bootstrap(
 
 def exact_mcnemar(won: int, lost: int) -> float:
     """Return how likely a split of the changed videos as uneven as this is if neither network is better, two-sided."""
+    from scipy.stats import binomtest  # half a second, which no other stage should wait
+
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
@@ -52,6 +53,8 @@ def class_differences(before: Predictions, after: Predictions) -> pd.DataFrame:
         One row per class that has videos, by index: name, support, before, after, change (0 to 1), won, lost, p of the
         exact McNemar test, and q, p with the false-discovery rate over all classes controlled (Benjamini-Hochberg).
     """
+    from scipy.stats import false_discovery_control
+
     old, new = per_class_accuracy(before), per_class_accuracy(align(before, after))
     right, now = before.correct, align(before, after).correct
     frame = old[["name", "support"]].assign(before=old["top1"], after=new["top1"], change=new["top1"] - old["top1"])

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from stabn.data.edit_table import EditError, load_edit_table
 from stabn.data.manifest import Manifest
@@ -50,6 +49,8 @@ def agreement(curve: npt.ArrayLike, known: npt.ArrayLike) -> Agreement | None:
     values, inside = values[counted], says[counted] > 0
     if inside.all() or not inside.any():
         return None
+    from sklearn.metrics import average_precision_score, roc_auc_score  # a second, which no other stage should wait
+
     above = values >= (values.min() + values.max()) / 2
     return Agreement(
         ap=float(average_precision_score(inside, values)),
