@@ -4,13 +4,13 @@
     python benchmarks/knowledge.py             # every row, five seeds; goes on where it was stopped
     python benchmarks/knowledge.py --anew      # the rows whose recognition is learnt anew, and those they start from
 
-Renders the variant `knowledge` of the mini dataset and trains, with each seed, the 3D ResNet, ST-ABN, ST-ABN fine-tuned
-with the corrections of all training videos of the hard actions (the paper's route), and ST-ABN trained anew with them
-from the first step on; each with controls that differ in the curves alone: none (gamma 0), the same curves shifted by a
-random time, another video's, the network's own. And ST-ABN whose recognition, all that follows the attention, is learnt
-anew by fine-tuning after the attention is right. The corrections are known segments. Every network is that of the last
-epoch, and every number is of the split held_out. The gate replaces Mt by the true segments in training and evaluation:
-what a perfect attention would bring.
+Renders the variant `knowledge` of the mini dataset (or the demo's) and trains, with each seed, the 3D ResNet, ST-ABN,
+ST-ABN fine-tuned with the corrections of all training videos of the hard actions (the paper's route), and ST-ABN
+trained anew with them from the first step on; each with controls that differ in the curves alone: none (gamma 0), the
+same curves shifted by a random time, another video's, the network's own. And ST-ABN whose recognition, all that follows
+the attention, is learnt anew by fine-tuning after the attention is right. The corrections are known segments. Every
+network is that of the last epoch, and every number is of the split held_out. The gate replaces Mt by the true segments
+in training and evaluation: what a perfect attention would bring.
 """
 
 import argparse
@@ -20,6 +20,8 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,7 @@ from stabn.evaluation.prediction_table import Predictions
 from stabn.machine import num_cores
 from stabn.presets import resolve
 
+PRESETS = {"knowledge": "knowledge", "demo": "mini"}  # of each variant of the mini dataset
 BEFORE, EDITED = "ST-ABN", "edits"
 CURVES = {
     "edits": "segments",
@@ -108,22 +111,22 @@ GATE = (Row(BEFORE), Row("true attention", "gate", "all"))
 class Bench:
     """The dataset, and where each network and its predictions lie."""
 
-    def __init__(self, folder: Path, size: int, overrides: str) -> None:
-        self.folder, self.size, self.overrides = folder, size, overrides
-        self.config = resolve("knowledge", overrides)
+    def __init__(self, folder: Path, size: int, overrides: str, variant: str) -> None:
+        self.folder, self.size, self.overrides, self.variant = folder, size, overrides, variant
+        self.config = resolve(PRESETS[variant], overrides)
         self.dataset, self.manifest_path = folder / "dataset", folder / "manifest.parquet"
         self.segments_path = self.dataset / "segments.json"
 
     def prepare(self) -> None:
         """Render the videos and extract their frames, unless they are there."""
-        made = make_mini_dataset(self.dataset, self.size or "demo", variant="knowledge")
+        made = make_mini_dataset(self.dataset, self.size or "demo", variant=self.variant)
         places = (str(made.videos_dir), str(made.labels_dir), str(self.folder / "storage"))
         extract_frames(*places, self.manifest_path, self.folder / "rejects.parquet", self.config.extract)
 
     @property
     def helped(self) -> list[int]:
         """Classes whose videos are corrected."""
-        names = {template_to_class(a.template) for a in VARIANTS["knowledge"].actions if a.around is HELPED}
+        names = {template_to_class(a.template) for a in VARIANTS[self.variant].actions if a.around is HELPED}
         classes = Manifest.load(self.manifest_path).classes
         return [index for index, name in enumerate(classes) if name in names]
 
@@ -142,7 +145,7 @@ class Bench:
             ]
             content = fingerprint({name: np.round(curve, 4).tolist() for name, curve in made.items()})
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_edit_table(path, table, {"fingerprint": content, "round_id": "knowledge"})
+            save_edit_table(path, table, {"fingerprint": content, "round_id": self.variant})
         return str(path)
 
     def _curves(self, row: Row, seed: int, checkpoint: str) -> dict[str, np.ndarray]:
@@ -211,7 +214,7 @@ def run_seed(bench: Bench, rows: tuple[Row, ...], seed: int, threads: int) -> No
     from stabn.training.stage import finetune, train
 
     torch.set_num_threads(threads)
-    os.environ["STABN_RUN_ID"] = f"knowledge-{fingerprint(bench.overrides, bench.size)}-{seed}"
+    os.environ["STABN_RUN_ID"] = f"{bench.variant}-{fingerprint(bench.overrides, bench.size)}-{seed}"
     os.environ["STABN_PIPELINE"] = "knowledge"
     manifest, folder = str(bench.manifest_path), bench.folder / f"seed-{seed}"
     settings, late = (dataclasses.replace(part, seed=seed) for part in (bench.config.train, bench.config.finetune))
@@ -243,14 +246,11 @@ def run_seed(bench: Bench, rows: tuple[Row, ...], seed: int, threads: int) -> No
             evaluate(result.best_uri, manifest, "held_out", mode, target, own, name=slug(row.name), segments_uri=where)
 
 
-def work(bench: Bench, rows: tuple[Row, ...], seeds: list[int], workers: int) -> None:
-    """Run the seeds, some at a time, each in a process of its own."""
-    threads = max(1, num_cores() // workers)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, maxtasksperchild=1) as pool:
-        jobs = [pool.apply_async(run_seed, (bench, rows, seed, threads)) for seed in seeds]
-        for number, job in enumerate(jobs, start=1):
-            job.get()
+def for_each(seeds: list[int], make: Callable[[int], None], workers: int) -> None:
+    """Run the seeds, some at a time, each in a process of its own, which may start others."""
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for number, job in enumerate([pool.submit(make, seed) for seed in seeds], start=1):
+            job.result()
             print(f"{number} of {len(seeds)} seeds are done", file=sys.stderr, flush=True)
 
 
@@ -342,7 +342,8 @@ def attention_table(bench: Bench, seeds: list[int], rows_made: tuple[Row, ...]) 
 def parser(description: str) -> argparse.ArgumentParser:
     """Return the flags that say where, how large and how often."""
     parser = record.parser(description)
-    parser.add_argument("--dir", type=Path, default=Path("build/knowledge"), metavar="D", help="default: %(default)s")
+    parser.add_argument("--dir", type=Path, metavar="D", help="default: build/ and the variant's name")
+    parser.add_argument("--variant", default="knowledge", choices=list(PRESETS), help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="trainings of each row; default: %(default)s")
     parser.add_argument("--size", type=int, default=0, metavar="N", help="videos of the dataset; 0: the usual number")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="seeds at a time; default: %(default)s")
@@ -352,10 +353,12 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, rows: tuple[Row, ...]) -> tuple[Bench, list[int]]:
     """Make what is not there yet of some rows; return where it lies, and the seeds."""
-    bench = Bench(args.dir.absolute(), args.size, args.overrides)
+    folder = args.dir or Path("build") / args.variant
+    bench = Bench(folder.absolute(), args.size, args.overrides, args.variant)
     bench.prepare()
     seeds = list(range(args.seeds))
-    work(bench, rows, seeds, args.workers)
+    threads = max(1, num_cores() // args.workers)
+    for_each(seeds, partial(run_seed, bench, rows, threads=threads), args.workers)
     return bench, seeds
 
 
