@@ -46,7 +46,7 @@ demo: setup
 
 # Each file's tests run in one of two processes; a single thread for each leaves both cores to them.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # One after another: each may take all cores.
 drills: setup

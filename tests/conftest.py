@@ -21,6 +21,15 @@ from stabn.data.video_encoding import encode
 from stabn.local_mlflow import prepare_mlflow
 from stabn.local_services import LocalStore, local_object_store
 
+# What takes longest begins first, or it would end long after everything else: xdist gives each file to one process.
+LONGEST = ("demo", "trainjob", "distributed", "retrain_workflow", "editor_browser", "fit", "signals", "secrets")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; the order is otherwise kept."""
+    order = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _call_stacks_without_sources() -> Iterator[None]:
