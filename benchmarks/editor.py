@@ -5,7 +5,8 @@
 Makes a round, starts `stabn editor` on a real S3 server, and lets a second process play the people over the loopback:
 each takes the next video from the queue, loads all its frames as a page does, edits several times (what-if and autosave
 after each), finishes it, and goes on. Then the same with 2,396 videos in the round, whose manifest has 220,847 videos.
-The network is that of the preset `mini`; benchmarks/whatif.py has what larger ones cost.
+The network is that of the preset `mini`; benchmarks/whatif.py has what larger ones cost. `--part rounds` measures the
+list of all rounds instead: 40 rounds of 100 videos each, most of them corrected.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx2 as httpx
@@ -31,6 +33,7 @@ import record
 import simplejpeg
 import torch
 
+from stabn.attention.edit_document import Edit
 from stabn.attention.rounds import Round, RoundVideo, make_round_id, save_round
 from stabn.data.manifest import build_manifest
 from stabn.local_services import local_object_store
@@ -42,6 +45,7 @@ from stabn.training.checkpoint import dump_checkpoint
 PEOPLE, SMALL, LARGE, DATASET = 74, 740, 2396, 220_847
 FRAMES, WIDTH, HEIGHT = 45, 427, 240  # a video of Something-Something v2, on average
 DISTINCT = 16  # different videos; the others are copies, each an object of its own
+ROUNDS, VIDEOS_OF_EACH, LISTINGS = 40, 100, 50
 EDITS, PAUSE_SECONDS = 4, 5.0  # edits per video, and the mean pause before each: 20 s a video and person
 CLASSES = tuple(f"Action {index} of something" for index in range(174))
 KINDS = ("frame", "what-if", "save", "open", "next", "queue page")
@@ -101,9 +105,9 @@ def make_round(uri: str, num_videos: int, dataset_size: int) -> Round:
 
 
 @contextmanager
-def serving(item: Round) -> Iterator[tuple[str, psutil.Process, float]]:
+def serving(*what: str) -> Iterator[tuple[str, psutil.Process, float]]:
     """Run the editor; yield its address, its process and the seconds until it answered."""
-    command = [sys.executable, "-m", "stabn.cli", "editor", "--round", item.uri, "--editor.auth", "open"]
+    command = [sys.executable, "-m", "stabn.cli", "editor", *what, "--editor.auth", "open"]
     started = time.monotonic()
     process = subprocess.Popen([*command, "--editor.port", "0"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -176,7 +180,7 @@ async def people(address: str, seconds: float) -> dict[str, object]:
 def measure(title: str, item: Round, seconds: float, folder: str) -> record.Table:
     """Serve a round to everybody and return what they waited for."""
     result_path = Path(folder) / "result.json"
-    with serving(item) as (address, server, start_seconds):
+    with serving("--round", item.uri) as (address, server, start_seconds):
         time.sleep(5)  # the network is loaded
         before, peak, cpu, started = server.memory_info().rss, 0, server.cpu_times(), time.monotonic()
         command = [sys.executable, __file__, "--people-of", address, "--result", str(result_path)]
@@ -204,10 +208,68 @@ def measure(title: str, item: Round, seconds: float, folder: str) -> record.Tabl
     )
 
 
+def make_rounds(uri: str) -> int:
+    """Write descriptions and corrections of many rounds, all that their list reads; return how many corrections."""
+    storage, draw = open_storage(uri), random.Random(0)
+    curve, written = (0.5,) * FRAMES, 0
+    for number in range(ROUNDS):
+        videos = tuple(
+            RoundVideo(str(index), index % 10, "", 0, 0.5, FRAMES, WIDTH, HEIGHT) for index in range(VIDEOS_OF_EACH)
+        )
+        place = f"{storage.uri}/rounds/{number:016x}"
+        day = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=number)
+        item = Round(place, f"{number:016x}", day.isoformat(), "0", "0", CLASSES, tuple(range(10)), videos)
+        save_round(item)
+        for video in videos[: draw.randrange(VIDEOS_OF_EACH // 2, VIDEOS_OF_EACH)]:
+            day += timedelta(seconds=30)
+            edit = Edit(
+                round_id=item.round_id, video_id=video.video_id, revision=1, num_frames=FRAMES, model_attention=curve,
+                edited_attention=curve, status="edited", editor=f"person{draw.randrange(6)}", edited_at=day.isoformat(),
+            )  # fmt: skip
+            item.storage.write(edit.key, edit.to_json())
+            written += 1
+        if number < ROUNDS // 2:
+            item.storage.write("editor/finished.json", json.dumps({"by": "lead", "at": day.isoformat()}).encode())
+    return written
+
+
+def measure_rounds(uri: str) -> record.Table:
+    """Serve many rounds, and return how long their list takes: the first, complete, and once it is known."""
+    corrections = make_rounds(uri)
+    rows = []
+    with (
+        serving("--storage", uri) as (address, _, start_seconds),
+        httpx.Client(base_url=address, headers={"Origin": address}, timeout=60) as client,
+    ):
+        client.post("/api/sign-in", json={"name": "person1", "password": ""})
+        started = time.perf_counter()
+        client.get("/api/rounds?look=1").raise_for_status()
+        rows.append(("first page", 1, *[(time.perf_counter() - started) * 1000] * 3))
+        while not all(row["is_counted"] for row in client.get("/api/rounds").json()["rounds"]):
+            time.sleep(0.02)
+        rows.append(("all corrections counted", 1, *[(time.perf_counter() - started) * 1000] * 3))
+        for title, path in (("page, with a look at the storage", "/api/rounds?look=1"), ("page", "/api/rounds")):
+            times = []
+            for _ in range(LISTINGS):
+                began = time.perf_counter()
+                client.get(path)
+                times.append((time.perf_counter() - began) * 1000)
+            times.sort()
+            rows.append((title, LISTINGS, statistics.median(times), times[int(0.95 * LISTINGS)], times[-1]))
+    return record.Table(
+        f"{ROUNDS} rounds, {ROUNDS * VIDEOS_OF_EACH:,} videos, {corrections:,} corrections",
+        ("request", "count", "median, ms", "p95, ms", "longest, ms"),
+        ("", "", ".0f", ".0f", ".0f"),
+        rows,
+        f"Server: starts in {start_seconds:.1f} s",
+    )
+
+
 def main() -> None:
-    """Measure both rounds, or play the people of an address."""
+    """Measure both rounds, or the list of many, or play the people of an address."""
     parser = record.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=90, help="how long people go on (default: 90)")
+    parser.add_argument("--part", choices=("people", "rounds"), default="people", help="what to measure")
     parser.add_argument("--people-of", default="", help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -215,6 +277,8 @@ def main() -> None:
         args.result.write_text(json.dumps(asyncio.run(people(args.people_of, args.seconds))))
         return
     with tempfile.TemporaryDirectory(prefix="stabn-editor-") as folder, local_object_store(f"{folder}/store") as store:
+        if args.part == "rounds":
+            return record.report([measure_rounds(store.uri("data", "many"))], args.output)
         item = make_round(store.uri("data", "small"), SMALL, 0)
         tables = [measure(f"{SMALL} videos", item, args.seconds, folder)]
         item = make_round(store.uri("data", "large"), LARGE, DATASET)

@@ -8,6 +8,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,12 @@ from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
 from stabn.data.video_encoding import encode
 from stabn.local_mlflow import prepare_mlflow
 from stabn.local_services import LocalStore, local_object_store
+
+if TYPE_CHECKING:
+    from editor_pages import Enter
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # What takes longest begins first, or it would end long after everything else: xdist gives each file to one process.
 LONGEST = ("demo", "trainjob", "distributed", "retrain_workflow", "editor_browser", "fit", "signals", "secrets")
@@ -132,3 +139,47 @@ def _exported_round(s3: LocalStore, tmp_path_factory: pytest.TempPathFactory) ->
 def editor_round(_exported_round: Round, s3_uri: str) -> Round:
     """Return a round in the S3 server that nobody has worked on yet."""
     return copy_round(_exported_round, s3_uri)
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Run Chromium: STABN_CHROMIUM, one that is installed, or Playwright's own."""
+    from playwright.sync_api import Error, sync_playwright
+
+    program = os.environ.get("STABN_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    with sync_playwright() as playwright:
+        try:
+            found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        except Error as error:
+            reason = f"no Chromium: install it or set STABN_CHROMIUM ({str(error).splitlines()[0]})"
+            if os.environ.get("STABN_REQUIRE_BROWSER") == "1":
+                pytest.fail(reason)
+            pytest.skip(reason)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def enter(browser: "Browser") -> "Iterator[Enter]":
+    """Yield a function that signs a person in, in a browser of their own; foreign requests and errors fail the test."""
+    contexts: list[BrowserContext] = []
+    problems: list[str] = []
+
+    def sign_in(address: str, name: str = "ann", hash: str = "#/", **options: Any) -> "Page":
+        options.setdefault("viewport", {"width": 1280, "height": 800})
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda m: problems.append(m.text) if "Content Security Policy" in m.text else None)
+        page.on("request", lambda r: None if r.url.startswith(address) else problems.append(f"asked {r.url}"))
+        page.goto(f"{address}/{hash}")
+        page.get_by_label("Name").fill(name)
+        page.keyboard.press("Enter")
+        page.locator(".page, .editor").first.wait_for()
+        return page
+
+    yield sign_in
+    for context in contexts:
+        context.close()
+    assert not problems, problems

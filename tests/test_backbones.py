@@ -19,6 +19,7 @@ from stabn.attention.export import export_round
 from stabn.config import ConfigError, DataConfig, ModelConfig, RunConfig, spec_of
 from stabn.config.backbones import SPECS
 from stabn.data.manifest import Manifest
+from stabn.editor.cache import Cache
 from stabn.editor.frames import FrameStore
 from stabn.editor.whatif import WhatIf
 from stabn.evaluation.agreement import measure_agreement
@@ -228,7 +229,7 @@ def test_the_whole_job(backbone: str, manifest_path: str, tmp_path: Path) -> Non
     own = seen["temporal_attention"]
     assert len(own) == manifest.video(0).num_frames == round_.video("1").num_frames
 
-    whatif = WhatIf(round_, FrameStore(round_, 1), enabled=True, device="cpu", cache_mb=64)
+    whatif = WhatIf(round_, FrameStore(round_, Cache(1 << 20)), enabled=True, device="cpu", cache=Cache(64 << 20))
     whatif.load()
     same = whatif.recognise("1", own, own)
     assert same == whatif.recognise("1", [None] * len(own), own)

@@ -40,6 +40,7 @@ from stabn.editor import auth
 from stabn.editor.accounts import AccountError, add_accounts, load_accounts, remove_accounts
 from stabn.editor.app import create_app
 from stabn.editor.auth import AuthError
+from stabn.editor.cache import Cache
 from stabn.editor.finish import FinishError
 from stabn.editor.frames import FrameStore
 from stabn.editor.leases import LeaseHeld, Leases
@@ -775,7 +776,7 @@ def test_of_a_long_video_only_what_is_looked_at_is_read_and_kept(
     editor_round: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stabn.editor.frames.BLOCK", 4)
-    frames = FrameStore(editor_round, cache_mb=1)
+    frames = FrameStore(editor_round, Cache(1 << 20))
     reads: list[int] = []
 
     def read_range(key: str, start: int, length: int) -> bytes:
@@ -788,9 +789,12 @@ def test_of_a_long_video_only_what_is_looked_at_is_read_and_kept(
     assert packed.endswith(frames.jpeg("14", 39)) and len(reads) == 1 and reads[0] < len(packed) / 8
     assert frames.cached("14", 36, 39) == frames.piece("14", 36, 39) and len(reads) == 1, "they were read with it"
     assert b"".join(frames.piece("14", 0, 39)) == packed and len(reads) == 10
-    frames._room = 3 * max(reads)
+    small: Cache[bytes] = Cache(3 * max(reads))
+    frames = FrameStore(editor_round, small)
     assert b"".join(frames.piece("11", 0, 23)) == frames.storage.read("frames/11.mjpeg")
-    assert sum(map(len, frames._cache.values())) <= frames._room, "what was not used for longest is forgotten"
+    assert 0 < small.size <= 3 * max(reads), "what was not used for longest is forgotten"
+    small.forget(editor_round.uri)
+    assert small.size == 0
     with pytest.raises(RoundError, match="frames 0 to 39; asked for 38 to 40"):
         frames.piece("14", 38, 40)
 
@@ -1029,7 +1033,7 @@ def test_the_pipeline_links_to_the_round_in_the_editor(
     assert "in the editor" not in capsys.readouterr().out and "stabn.editor" not in tags
     monkeypatch.setenv("STABN_EDITOR_PUBLIC_URL", "https://edit.example.org/")
     collect_edits(editor_round.uri, "segments", str(segments), 1.0, 1.0)
-    link = f"https://edit.example.org/#/round/{editor_round.round_id}"
+    link = f"https://edit.example.org/rounds/{editor_round.round_id}/"
     assert link in capsys.readouterr().out
     assert tags["stabn.editor"] == link and tags["stabn.round"] == editor_round.round_id
 

@@ -1,64 +1,21 @@
 """The editor's page in a real browser, over a real server and the real S3 server."""
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
+from editor_pages import Enter, drag, lanes, newest, open_video, press, ready, reopened, running, saved, value
+from playwright.sync_api import Browser, expect
 from round_factory import LENGTHS, copy_round, make_round
 
-from stabn.attention.edit_document import Edit, parse_edit
+from stabn.attention.edit_document import parse_edit
 from stabn.attention.edits import read_edits
 from stabn.attention.rounds import Round, model_attention
 from stabn.local_services import LocalStore
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-START_SECONDS = 60
-expect.set_options(timeout=10_000)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Run Chromium: STABN_CHROMIUM, one that is installed, or Playwright's own."""
-    program = os.environ.get("STABN_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    with sync_playwright() as playwright:
-        try:
-            found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        except Error as error:
-            reason = f"no Chromium: install it or set STABN_CHROMIUM ({str(error).splitlines()[0]})"
-            if os.environ.get("STABN_REQUIRE_BROWSER") == "1":
-                pytest.fail(reason)
-            pytest.skip(reason)
-        yield found
-        found.close()
-
-
-@contextmanager
-def running(item: Round, *options: str) -> Iterator[str]:
-    """Run `stabn editor` as a user does, and yield its address."""
-    command = [sys.executable, "-m", "stabn.cli", "editor", "--round", item.uri, "--editor.auth", "open"]
-    command += ["--editor.port", "0", "--editor.shared_share", "0", "--editor.refresh_seconds", "1", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        match = re.search(r"http://\S+", line)
-        assert match, line + process.stdout.read()
-        yield match[0]
-    finally:
-        process.terminate()
-        output, _ = process.communicate(timeout=20)
-    assert "Traceback" not in output, output
 
 
 @pytest.fixture(scope="module")
@@ -71,67 +28,6 @@ def address(round_: Round, browser: Browser) -> Iterator[str]:
     """Run a server of one round with its network; each test takes videos of its own."""
     with running(round_) as url:
         yield url
-
-
-Enter = Callable[..., Page]
-
-
-@pytest.fixture
-def enter(browser: Browser) -> Iterator[Enter]:
-    """Yield a function that signs a person in, in a browser of their own; foreign requests and errors fail the test."""
-    contexts: list[BrowserContext] = []
-    problems: list[str] = []
-
-    def sign_in(address: str, name: str = "ann", hash: str = "#/", **options: Any) -> Page:
-        context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda m: problems.append(m.text) if "Content Security Policy" in m.text else None)
-        page.on("request", lambda r: None if r.url.startswith(address) else problems.append(f"asked {r.url}"))
-        page.goto(f"{address}/{hash}")
-        page.get_by_label("Name").fill(name)
-        page.keyboard.press("Enter")
-        page.locator(".hero, .editor, .overview, .compare").first.wait_for()
-        return page
-
-    yield sign_in
-    for context in contexts:
-        context.close()
-    assert not problems, problems
-
-
-def open_video(page: Page, video_id: str) -> None:
-    page.evaluate("id => { location.hash = `#/video/${id}`; }", video_id)
-    ready(page, video_id)
-
-
-def ready(page: Page, video_id: str) -> None:
-    expect(page.locator(".editor[data-ready]").get_by_text(f"Video {video_id} ")).to_be_visible()
-
-
-def reopened(page: Page, enter: Enter, address: str, name: str) -> Page:
-    """Sign in with what the browser of a page without a connection keeps on its computer, as after it was killed."""
-    kept = page.context.storage_state()["origins"]
-    return enter(address, name, storage_state={"origins": kept, "cookies": []})
-
-
-def press(page: Page, keys: str) -> None:
-    for key in keys.split():
-        page.keyboard.press(key)
-
-
-def saved(page: Page) -> None:
-    expect(page.locator("#status")).to_have_attribute("data-state", "saved")
-
-
-def newest(item: Round, video_id: str) -> Edit:
-    return read_edits(item)[video_id]
-
-
-def value(page: Page) -> str:
-    """Return what the strip tells screen readers of the present frame."""
-    return page.get_by_role("slider").get_attribute("aria-valuetext") or ""
 
 
 def test_keyboard_alone_is_enough_from_sign_in_to_the_next_video(
@@ -181,21 +77,6 @@ def test_keyboard_alone_is_enough_from_sign_in_to_the_next_video(
         expect(page.get_by_role("dialog")).to_contain_text("ask for a second opinion")
         press(page, "Escape Escape")
         expect(page.get_by_role("heading", name="3 of 8 videos are done")).to_be_visible()
-
-
-def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
-    box = page.locator(".timeline").bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + start[0] * box["width"], box["y"] + start[1])
-    page.mouse.down()
-    page.mouse.move(box["x"] + end[0] * box["width"], box["y"] + end[1], steps=6)
-    page.mouse.up()
-
-
-def lanes(page: Page) -> dict[str, float]:
-    """Return the middle of each of the timeline's lanes, in pixels from its top."""
-    script = "import(new URL('static/lanes.js', location.href)).then(m => m.layout(0.28 * innerHeight).lanes)"
-    return {name: top + height / 2 for name, (top, height) in page.evaluate(script).items()}
 
 
 def test_the_mouse_paints_draws_and_moves_edges(editor_round: Round, browser: Browser, enter: Enter) -> None:

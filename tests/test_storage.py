@@ -57,6 +57,14 @@ def test_keys_are_listed_sorted_and_below_the_prefix_only(storage_uri):
     assert list(store.child("a").list("1/")) == ["1/x"]
 
 
+def test_folders_are_the_names_one_level_below(storage_uri):
+    store = open_storage(storage_uri)
+    for key in ("rounds/b/round.json", "rounds/a/videos/1/x", "rounds/a/round.json", "rounds/file", "other/c/d"):
+        store.write(key, b"x")
+    assert store.folders("rounds/") == ("a", "b") and store.folders() == ("other", "rounds")
+    assert store.folders("nothing/") == () and store.child("rounds").folders() == ("a", "b")
+
+
 def test_more_keys_than_one_page_are_listed(s3_uri):
     store = open_storage(s3_uri)
     with concurrent.futures.ThreadPoolExecutor(8) as threads:

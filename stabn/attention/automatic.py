@@ -11,9 +11,10 @@ from stabn.attention.control_curves import correction_curves
 from stabn.attention.edit_document import DONE, Edit
 from stabn.attention.edits import EditSummary, latest_edits, read_edits, save_edit, summarize
 from stabn.attention.rounds import Round, RoundVideo, check_round, load_round, model_attention, tell_link
+from stabn.attention.waiting import WaitingRecord
 from stabn.config import ConfigError
 from stabn.data.segments import check_segment, load_segments
-from stabn.errors import Overdue, RetryableError
+from stabn.errors import Overdue, RetryableError, StabnError
 from stabn.stages import EDIT_SOURCES, check_correction
 from stabn.storage import sole_writer
 from stabn.tracking import stage_run
@@ -108,7 +109,7 @@ def segment_curve(num_frames: int, first: int, last: int, ramp_frames: int = RAM
 def wait_for_edits(
     item: Round, min_share: float, timeout_seconds: float, poll_seconds: float = POLL_SECONDS
 ) -> EditSummary:
-    """Wait until a share of the round's videos is edited or skipped.
+    """Wait until a share of the round's videos is edited or skipped; the round says meanwhile that somebody waits.
 
     Storage that is away for a while does not end the wait.
 
@@ -119,9 +120,18 @@ def wait_for_edits(
     """
     if not 0 <= min_share <= 1:
         raise ConfigError(f"min_share = {min_share}: must be from 0 to 1")
+    needed = math.ceil(min_share * len(item.videos) - 1e-9)
+    record = WaitingRecord(item.storage, needed, timeout_seconds)
+    try:
+        return _wait(item, needed, timeout_seconds, poll_seconds, record)
+    finally:
+        with contextlib.suppress(StabnError):  # it is out of date soon
+            record.remove()
+
+
+def _wait(item: Round, needed: int, timeout_seconds: float, poll_seconds: float, record: WaitingRecord) -> EditSummary:
     deadline = time.monotonic() + timeout_seconds
     total = len(item.videos)
-    needed = math.ceil(min_share * total - 1e-9)
     known: dict[str, Edit] = {}
     done, shown = 0, -1
     while True:
@@ -132,6 +142,7 @@ def wait_for_edits(
             if done >= needed:
                 print(f"edits: {done} of {total} videos are done", flush=True)
                 return summarize(item, read_edits(item))
+            record.tell()
         except RetryableError as error:
             print(f"edits: {error}; trying again", flush=True)
         if done != shown:

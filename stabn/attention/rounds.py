@@ -93,7 +93,7 @@ class Round:
 def round_link(round_id: str) -> str:
     """Return the address of a round in the editor; "": the environment does not name the editor's address."""
     address = os.environ.get(EDITOR_VARIABLE, "")
-    return f"{without_user(address).rstrip('/')}/#/round/{round_id}" if address.startswith("http") else ""
+    return f"{without_user(address).rstrip('/')}/rounds/{round_id}/" if address.startswith("http") else ""
 
 
 def tell_link(round_id: str, run: StageRun, stage: str) -> None:

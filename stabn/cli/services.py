@@ -15,17 +15,20 @@ from stabn.signals import passed_on_to_children
 
 
 @command(
-    "editor", argument("--round", metavar="URI", help="the editing round, of export-attention"), sections=("editor",)
+    "editor",
+    argument("--storage", metavar="URI", default="", help="the storage whose rounds are shown, all of them"),
+    argument("--round", metavar="URI", default="", help="one editing round, of export-attention, and no other"),
+    sections=("editor",),
 )
 def editor(args: Namespace, config: RunConfig) -> None:
-    """Serve the web page in which people correct a round's temporal attention.
+    """Serve the web page in which people correct the temporal attention of editing rounds.
 
-    Reads the round's videos, curves and network; writes the corrections, one document per video and revision, beside
-    them. Any number of servers may serve one round. Make accounts with `stabn editor-accounts`, or see docs/editor.md.
+    Reads a round's videos, curves and network; writes the corrections, one document per video and revision, beside
+    them. Any number of servers may serve one storage. Make accounts with `stabn editor-accounts`; see docs/editor.md.
     """
     from stabn.editor.app import serve
 
-    serve(args.round, config.editor)
+    serve(args.round, args.storage, config.editor)
 
 
 @command(

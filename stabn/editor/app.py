@@ -1,101 +1,40 @@
-"""The editor's web server: routes, who may use them, and the page itself."""
+"""The editor's web server: of one round, or of all rounds of a storage."""
 
 import asyncio
 import contextlib
 import socket
 import sys
-from collections.abc import AsyncIterator
-from importlib.resources import files
+from collections.abc import AsyncIterator, Callable
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.types import Receive, Scope, Send
 
 from stabn.config import EditorConfig
-from stabn.editor.annotate import Annotate
-from stabn.editor.auth import Authenticator, User
-from stabn.editor.http import ApiError, Handler, SecurityHeaders, error_response, read_json, run_in_threadpool
-from stabn.editor.lead import Lead
+from stabn.editor.auth import User
+from stabn.editor.finish import describe
+from stabn.editor.http import ApiError, SecurityHeaders, error_response, run_in_threadpool
+from stabn.editor.rounds import Rounds
+from stabn.editor.routes import Doors, with_slash
 from stabn.editor.services import Services
 from stabn.errors import StabnError
 
 # Each of a network's many small steps asks for Python's lock again; at the usual 5 ms it would wait that long each time
 # while others are being served.
 SWITCH_SECONDS = 0.0005
-STATIC = files("stabn.editor").joinpath("static")
 
 
 class EditorError(StabnError):
     """The server cannot start."""
 
 
-class PageFiles(StaticFiles):
-    """The page's scripts and styles; browsers ask each time whether they changed."""
-
-    def file_response(self, full_path, stat_result, scope: Scope, status_code: int = 200) -> Response:  # type: ignore[no-untyped-def]
-        """Add the header that says so."""
-        response = super().file_response(full_path, stat_result, scope, status_code)
-        response.headers["Cache-Control"] = "no-cache"
-        return response
-
-
 def create_app(services: Services, config: EditorConfig) -> Starlette:
-    """Return the application that serves a round."""
-    authenticator = Authenticator(config)
-    annotate, lead = Annotate(services), Lead(services)
-
-    def guarded(handler: Handler, leads_only: bool = False) -> Handler:
-        async def handle(request: Request) -> Response:
-            try:
-                request.state.user = await authenticator.user(request)
-                if leads_only and not request.state.user.is_lead:
-                    raise ApiError(403, "lead", "only leads may do this")
-                if services.alone is not None and request.method != "GET":
-                    await run_in_threadpool(services.confirm)
-                return await handler(request)
-            except Exception as error:
-                return error_response(request, error)
-
-        return handle
-
-    def route(path: str, handler: Handler, method: str = "GET", leads_only: bool = False) -> Route:
-        return Route(path, guarded(handler, leads_only), methods=[method])
-
-    async def session(request: Request) -> Response:
-        return JSONResponse(_session(request.state.user, config))
-
-    async def sign_in(request: Request) -> Response:
-        try:
-            body = await read_json(request, name=str, password=str)
-            response = JSONResponse({})
-            user = await authenticator.sign_in(request, body["name"], body["password"], response)
-            response.body = JSONResponse(_session(user, config)).body
-            response.headers["Content-Length"] = str(len(response.body))
-            return response
-        except Exception as error:
-            return error_response(request, error)
-
-    async def sign_out(request: Request) -> Response:
-        response = JSONResponse({})
-        authenticator.sign_out(response)
-        return response
-
-    async def ways(request: Request) -> Response:
-        return JSONResponse({"auth": config.auth})
-
-    async def index(request: Request) -> Response:
-        return FileResponse(str(STATIC.joinpath("index.html")), headers={"Cache-Control": "no-cache"})
-
-    async def healthy(request: Request) -> Response:
-        return PlainTextResponse("ok")
-
-    async def ready(request: Request) -> Response:
-        return PlainTextResponse("ok") if services.is_ready else PlainTextResponse("no storage", 503)
+    """Return the application that serves one round, at its address in the list of rounds too."""
+    doors, own = Doors(config), services.board.round.round_id
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -104,64 +43,101 @@ def create_app(services: Services, config: EditorConfig) -> Starlette:
         task.cancel()
         services.close()
 
-    video = "/api/videos/{video_id}"
+    async def elsewhere(request: Request) -> Response:
+        message = f"the link names round {request.path_params['round_id']!r:.80}; this editor has round {own} open"
+        return error_response(request, ApiError(404, "no_round", message))
+
+    page, items = doors.page_routes("round", has_list=False), doors.round_routes(services)
     routes = [
-        Route("/", index),
-        Route("/healthz", healthy),
-        Route("/readyz", ready),
-        Route("/api/sign-in", ways),
-        Route("/api/sign-in", sign_in, methods=["POST"]),
-        route("/api/sign-out", sign_out, "POST"),
-        route("/api/session", session),
-        route("/api/round", annotate.round),
-        route("/api/videos", annotate.videos),
-        route("/api/next", annotate.next, "POST"),
-        route("/api/next", annotate.peek),
-        route(f"{video}/open", annotate.open, "POST"),
-        route(f"{video}/lease", annotate.keep, "POST"),
-        route(f"{video}/lease", annotate.leave, "DELETE"),
-        route(f"{video}/edit", annotate.save, "PUT"),
-        route(f"{video}/what-if", annotate.what_if, "POST"),
-        route(f"{video}/spatial", annotate.spatial),
-        route("/frames/{round_id}/{video_id}/{index:int}.jpg", annotate.frame),
-        route("/frames/{round_id}/{video_id}/{first:int}-{last:int}.mjpeg", annotate.piece),
-        route("/api/lead/overview", lead.overview, leads_only=True),
-        route("/api/lead/settings", lead.settings, "PUT", leads_only=True),
-        route("/api/lead/videos/{video_id}", lead.compare, leads_only=True),
-        route("/api/lead/videos/{video_id}/review", lead.review, "POST", leads_only=True),
-        route("/api/lead/edits.jsonl", lead.export, leads_only=True),
-        route("/api/lead/edits.jsonl", lead.import_lines, "POST", leads_only=True),
-        route("/api/lead/arrays/{video_id}", lead.import_array, "POST", leads_only=True),
-        route("/api/lead/finish", lead.finish, "POST", leads_only=True),
-        Mount("/static", PageFiles(directory=str(STATIC))),
+        *page,
+        *items,
+        Route("/rounds/{round_id}", with_slash),
+        Mount(f"/rounds/{own}", routes=[*page, *items]),
+        Mount("/rounds/{round_id}", routes=[*page, Route("/{path:path}", elsewhere)]),
     ]
+    return _application(doors, routes, lambda: services.is_ready, lifespan)
+
+
+def create_rounds_app(rounds: Rounds, config: EditorConfig) -> Starlette:
+    """Return the application that serves all rounds of a storage."""
+    doors = Doors(config)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(rounds.run())
+        yield
+        task.cancel()
+        await rounds.close()
+
+    async def listed(request: Request) -> Response:
+        user: User = request.state.user
+        if request.query_params.get("look") == "1":  # who comes from a round finds there what they did
+            await run_in_threadpool(rounds.refresh_opened)
+        return JSONResponse(rounds.shown(user.name))
+
+    async def enter(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            await doors.authenticator.user(request)
+            make = lambda services: Router(doors.round_routes(services))  # noqa: E731
+            router = await rounds.enter(scope["path_params"]["round_id"], make)
+        except Exception as error:
+            await error_response(request, error)(scope, receive, send)
+        else:
+            await router(scope, receive, send)
+
+    routes = [
+        *doors.page_routes("rounds", has_list=True),
+        Route("/api/rounds", doors.guarded(listed)),
+        Route("/rounds/{round_id}", with_slash),
+        Mount("/rounds/{round_id}", routes=[*doors.page_routes("round", has_list=True), Mount("/", app=enter)]),
+    ]
+    return _application(doors, routes, lambda: rounds.is_ready, lifespan)
+
+
+def _application(
+    doors: Doors,
+    routes: list[BaseRoute],
+    is_ready: Callable[[], bool],
+    lifespan: Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]],
+) -> Starlette:
+    async def healthy(request: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    async def ready(request: Request) -> Response:
+        return PlainTextResponse("ok") if is_ready() else PlainTextResponse("no storage", 503)
+
     middleware = [
-        Middleware(SecurityHeaders, https=authenticator.https),
+        Middleware(SecurityHeaders, https=doors.authenticator.https),
         Middleware(GZipMiddleware, minimum_size=2000, compresslevel=5),
     ]
-    return Starlette(routes=routes, middleware=middleware, lifespan=lifespan)
+    probes = [Route("/healthz", healthy), Route("/readyz", ready)]
+    return Starlette(routes=[*probes, *routes], middleware=middleware, lifespan=lifespan)
 
 
-def _session(user: User, config: EditorConfig) -> dict[str, str]:
-    return {"name": user.name, "role": user.role, "csrf": user.csrf, "auth": config.auth}
-
-
-def serve(round_uri: str, config: EditorConfig) -> None:
-    """Serve a round until interrupted; prints the address to open.
+def serve(round_uri: str, storage_uri: str, config: EditorConfig) -> None:
+    """Serve a round, or else all rounds of a storage, until interrupted; prints the address to open.
 
     Raises:
-        EditorError: the port is taken.
-        StabnError: the round, the accounts or the settings cannot be used.
+        EditorError: the port is taken, or neither a round nor a storage was named.
+        StabnError: the round, the storage, the accounts or the settings cannot be used.
     """
     import uvicorn
 
+    if not round_uri and not storage_uri:
+        raise EditorError("name the storage whose rounds are corrected (--storage), or one round (--round)")
     sys.setswitchinterval(SWITCH_SECONDS)
-    services = Services(round_uri, config)
-    app = create_app(services, config)
+    if round_uri:
+        services = Services(round_uri, config)
+        app, what = create_app(services, config), f"round {services.board.round.round_id}, "
+        what += f"{len(services.board.videos)} videos"
+    else:
+        rounds = Rounds(storage_uri, config)
+        app, what = create_rounds_app(rounds, config), f"{len(rounds)} rounds of {rounds.storage.uri}"
     listening = _listen(config)
     address = config.public_url or f"http://{config.host}:{listening.getsockname()[1]}"
-    print(f"editor: round {services.board.round.round_id}, {len(services.board.videos)} videos: {address}", flush=True)
-    print(f"editor: finishing the round starts: {services.finish.describe()}", flush=True)
+    print(f"editor: {what}: {address}", flush=True)
+    print(f"editor: finishing a round starts: {describe(config)}", flush=True)
     # proxy_headers would let anybody claim an address; auth.py believes configured proxies only.
     settings = uvicorn.Config(
         app,

@@ -28,12 +28,12 @@ from stabn.endpoint import basic_authorization, without_user
 from stabn.errors import StabnError
 from stabn.forms import parse_form
 from stabn.masking import masked
-from stabn.storage import ObjectNotFound
+from stabn.storage import ObjectNotFound, Storage
 
 log = logging.getLogger(__name__)
 
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")  # of a KFP run
-FINISHED_FILE = "finished.json"
+FINISHED_KEY = "editor/finished.json"
 SECRET_VARIABLE = "STABN_WEBHOOK_SECRET"
 TOKEN_VARIABLE = "STABN_KFP_TOKEN"
 TOKEN_PATH_VARIABLE = "KF_PIPELINES_SA_TOKEN_PATH"
@@ -49,62 +49,13 @@ class Finish:
     """Finish a round and start what follows, at most once."""
 
     def __init__(self, board: Board, config: EditorConfig) -> None:
-        if config.webhook_url and config.kfp_host:
-            raise FinishError("editor.webhook_url and editor.kfp_host are both set; one of them starts the pipeline")
-        if config.webhook_url and len(os.environ.get(SECRET_VARIABLE, "")) < 16:
-            raise FinishError(f"editor.webhook_url without {SECRET_VARIABLE}: set at least 16 random characters")
-        for name, url in (("webhook_url", config.webhook_url), ("kfp_host", config.kfp_host)):
-            if url and not url.startswith(("http://", "https://")):
-                raise FinishError(f"editor.{name} = {url!r}: begin with http:// or https://")
-        if "{{" in config.kfp_parameters:
-            raise FinishError(
-                f"editor.kfp_parameters = {config.kfp_parameters!r}: {{{{ is where Argo and KFP fill in values of "
-                "their own; remove it"
-            )
         self.board, self.config = board, config
-        self.storage = board.storage.child("editor")
-        self.leases = Leases(self.storage, ATTEMPT_SECONDS)
-        self.target = "webhook" if config.webhook_url else "kfp" if config.kfp_host else "none"
-        if self.target == "kfp":
-            self._kfp_parameters()
-
-    def describe(self) -> str:
-        """Return what finishing the round starts, for the log."""
-        if self.target == "kfp":
-            return f"pipeline {self.config.kfp_pipeline} at {without_user(self.config.kfp_host)}"
-        return f"webhook {masked(self.config.webhook_url)}" if self.target == "webhook" else "nothing"
-
-    def _kfp_parameters(self) -> dict[str, Any]:
-        """Return the run's parameters, checked as the pipeline's first step will check them.
-
-        Raises:
-            ConfigError: some stage could not use them.
-        """
-        uri = self.board.round.uri
-        storage_uri, _, _ = uri.rpartition("/rounds/")
-        texts = {"data_round_uri": uri, **({"data_storage_uri": storage_uri} if storage_uri else {})}
-        try:
-            return parse_form("finetune", texts | parse_overrides(self.config.kfp_parameters))
-        except ConfigError as error:
-            raise ConfigError(f"editor.kfp_parameters: {error}") from None
+        self.leases = Leases(board.storage.child("editor"), ATTEMPT_SECONDS)
+        self.target = check_finish(config, board.round.uri)
 
     def record(self) -> dict[str, Any] | None:
         """Return who finished the round, when, and what was started; None: it is not finished."""
-        try:
-            return json.loads(self.storage.read(FINISHED_FILE))
-        except ObjectNotFound:
-            return None
-
-    def shown(self, record: dict[str, Any] | None, state: str) -> dict[str, Any] | None:
-        """Return what pages show of a record: who, when, what was started, where that is seen, and its state."""
-        if record is None:
-            return None
-        started, link = str(record.get("started") or ""), ""
-        if record.get("target") == "kfp" and started and self.config.kfp_public_url:
-            page = without_user(self.config.kfp_public_url).rstrip("/")
-            link = f"{page}/#/runs/details/{urllib.parse.quote(started, safe='')}"
-        kept = {name: record.get(name) for name in ("by", "at", "target")}
-        return {**kept, "started": started, "link": link, "state": state}
+        return read_finished(self.board.storage)
 
     def state(self, record: dict[str, Any] | None) -> str:
         """Return the state of the run that finishing started, in KFP's words; "": there is none, or it isn't known."""
@@ -155,9 +106,9 @@ class Finish:
                 "target": self.target,
             }
             content["started"] = self._start(content)
-            self.storage.write(FINISHED_FILE, json.dumps(content, indent=1).encode(), if_absent=True)
-            shown = self.shown(content, "") or {}
-            what = f"; started {self.describe()}: {shown['link'] or shown['started']}" if shown["started"] else ""
+            self.board.storage.write(FINISHED_KEY, json.dumps(content, indent=1).encode(), if_absent=True)
+            shown = shown_finish(self.config, content) or {}
+            what = f"; started {describe(self.config)}: {shown['link'] or shown['started']}" if shown["started"] else ""
             print(f"editor: {person} finished round {content['round_id']}{what}", flush=True)
             return content
         finally:
@@ -197,7 +148,7 @@ class Finish:
         found = _request("GET", f"{base}/runs?{_named(name, **experiment)}", None, headers).get("runs")
         if found:
             return found[0]["run_id"]
-        parameters = self._kfp_parameters()
+        parameters = _kfp_parameters(self.config, self.board.round.uri)
         run = {
             "display_name": name,
             "description": f"Round {content['round_id']}, finished by {content['by']}",
@@ -229,6 +180,73 @@ class Finish:
             body = json.dumps({"display_name": name, **owner}).encode()
             found = [_request("POST", f"{base}/experiments", body, headers)]
         return {"experiment_id": found[0]["experiment_id"]}
+
+
+def check_finish(config: EditorConfig, round_uri: str) -> str:
+    """Check the settings of what follows a round, and return what that is: `webhook`, `kfp` or `none`.
+
+    Raises:
+        FinishError: they contradict each other, or something is missing.
+        ConfigError: some stage of the pipeline could not use its parameters.
+    """
+    if config.webhook_url and config.kfp_host:
+        raise FinishError("editor.webhook_url and editor.kfp_host are both set; one of them starts the pipeline")
+    if config.webhook_url and len(os.environ.get(SECRET_VARIABLE, "")) < 16:
+        raise FinishError(f"editor.webhook_url without {SECRET_VARIABLE}: set at least 16 random characters")
+    for name, url in (("webhook_url", config.webhook_url), ("kfp_host", config.kfp_host)):
+        if url and not url.startswith(("http://", "https://")):
+            raise FinishError(f"editor.{name} = {url!r}: begin with http:// or https://")
+    if "{{" in config.kfp_parameters:
+        raise FinishError(
+            f"editor.kfp_parameters = {config.kfp_parameters!r}: {{{{ is where Argo and KFP fill in values of "
+            "their own; remove it"
+        )
+    if config.kfp_host:
+        _kfp_parameters(config, round_uri)
+    return "webhook" if config.webhook_url else "kfp" if config.kfp_host else "none"
+
+
+def describe(config: EditorConfig) -> str:
+    """Return what finishing a round starts, for the log."""
+    if config.kfp_host:
+        return f"pipeline {config.kfp_pipeline} at {without_user(config.kfp_host)}"
+    return f"webhook {masked(config.webhook_url)}" if config.webhook_url else "nothing"
+
+
+def read_finished(round_storage: Storage) -> dict[str, Any] | None:
+    """Return who finished a round, when, and what was started; None: it is not finished."""
+    try:
+        return json.loads(round_storage.read(FINISHED_KEY))
+    except ObjectNotFound:
+        return None
+
+
+def shown_finish(config: EditorConfig, record: dict[str, Any] | None, state: str = "") -> dict[str, Any] | None:
+    """Return what pages show of a record: who, when, what was started, where that is seen, and its state."""
+    if record is None:
+        return None
+    started = str(record.get("started") or "")
+    link = run_link(config, started) if record.get("target") == "kfp" else ""
+    kept = {name: record.get(name) for name in ("by", "at", "target")}
+    return {**kept, "started": started, "link": link, "state": state}
+
+
+def run_link(config: EditorConfig, run_id: str) -> str:
+    """Return where browsers see a run of KFP; empty: it has no id, or nobody said where KFP's page is."""
+    if not run_id or not config.kfp_public_url:
+        return ""
+    page = without_user(config.kfp_public_url).rstrip("/")
+    return f"{page}/#/runs/details/{urllib.parse.quote(run_id, safe='')}"
+
+
+def _kfp_parameters(config: EditorConfig, round_uri: str) -> dict[str, Any]:
+    """Return the run's parameters, checked as the pipeline's first step will check them."""
+    storage_uri, _, _ = round_uri.rpartition("/rounds/")
+    texts = {"data_round_uri": round_uri, **({"data_storage_uri": storage_uri} if storage_uri else {})}
+    try:
+        return parse_form("finetune", texts | parse_overrides(config.kfp_parameters))
+    except ConfigError as error:
+        raise ConfigError(f"editor.kfp_parameters: {error}") from None
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -2,7 +2,6 @@
 
 import io
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import numpy as np
 from stabn.attention.rounds import MANIFEST_FILE, Round, RoundError
 from stabn.data.manifest import Manifest
 from stabn.data.presence import check_frames
+from stabn.editor.cache import Cache, Key
 from stabn.storage import check_id, open_storage
 
 BLOCK = 64  # frames that are read at once: a common video is one block, a long one is read where it is looked at
@@ -32,7 +32,7 @@ class Packed:
 class FrameStore:
     """The stored JPEG frames of a round's videos; threads may use it."""
 
-    def __init__(self, item: Round, cache_mb: int) -> None:
+    def __init__(self, item: Round, cache: Cache[bytes]) -> None:
         self.round = item
         manifest = Manifest.load(item.storage.locate(MANIFEST_FILE))
         if manifest.fingerprint != item.manifest_fingerprint:
@@ -43,23 +43,19 @@ class FrameStore:
         for video in item.videos:
             row = manifest.video(manifest.index_of(video.video_id))
             self._packed[video.video_id] = Packed(row.object_key, np.cumsum(row.frame_sizes, dtype=np.int64))
-        self._cache: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        self._size = 0
-        self._room = cache_mb * 2**20
+        self._cache = cache
         self._lock = threading.Lock()
-        self._reading: dict[tuple[str, int], threading.Lock] = {}
+        self._reading: dict[Key, threading.Lock] = {}
 
     def cached(self, video_id: str, first: int, last: int) -> list[bytes] | None:
         """Return the JPEGs of frames first to last (both inclusive) if all of them are in memory."""
         packed = self._find(video_id)
         _check(video_id, packed, first, last)
-        with self._lock:
-            keys = [(video_id, block) for block in range(first // BLOCK, last // BLOCK + 1)]
-            if any(key not in self._cache for key in keys):
-                return None
-            for key in keys:
-                self._cache.move_to_end(key)
-            blocks = {block: self._cache[video_id, block] for _, block in keys}
+        numbers = range(first // BLOCK, last // BLOCK + 1)
+        found = self._cache.get(*(self._key(video_id, block) for block in numbers))
+        if found is None:
+            return None
+        blocks = dict(zip(numbers, found, strict=True))
         return [_cut(packed, blocks[index // BLOCK], index) for index in range(first, last + 1)]
 
     def piece(self, video_id: str, first: int, last: int) -> list[bytes]:
@@ -102,26 +98,24 @@ class FrameStore:
             raise RoundError(f"video {video_id!r:.140} is not in this round")
         return self._packed[video_id]
 
+    def _key(self, video_id: str, block: int) -> Key:
+        return self.round.uri, video_id, str(block)
+
     def _block(self, video_id: str, block: int) -> bytes:
-        key = video_id, block
+        key = self._key(video_id, block)
+        if found := self._cache.get(key):
+            return found[0]
         with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
             reading = self._reading.setdefault(key, threading.Lock())
         with reading:  # many requests for frames of one block come at once; one of them reads it
-            with self._lock:
-                if key in self._cache:
-                    return self._cache[key]
+            if found := self._cache.get(key):
+                return found[0]
             packed = self._packed[video_id]
             start = packed.start(block * BLOCK)
             end = packed.start(min((block + 1) * BLOCK, len(packed.ends)))
             data = self.storage.read_range(packed.key, start, end - start)
+            self._cache.put(key, data, len(data))
             with self._lock:
-                self._cache[key] = data
-                self._size += len(data)
-                while self._size > self._room and len(self._cache) > 1:
-                    self._size -= len(self._cache.popitem(last=False)[1])
                 self._reading.pop(key, None)
         return data
 

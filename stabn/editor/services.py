@@ -10,12 +10,13 @@ from typing import Any
 from stabn.attention.rounds import check_round, load_round
 from stabn.config import EditorConfig
 from stabn.editor.board import Board
-from stabn.editor.finish import FINAL_STATES, Finish
+from stabn.editor.cache import Cache
+from stabn.editor.finish import FINAL_STATES, Finish, shown_finish
 from stabn.editor.frames import FrameStore
 from stabn.editor.http import ApiError
 from stabn.editor.leases import Leases
 from stabn.editor.queue import Queue
-from stabn.editor.whatif import WhatIf
+from stabn.editor.whatif import CachedClips, WhatIf
 from stabn.errors import StabnError
 from stabn.storage import ClaimLost, sole_writer
 
@@ -25,10 +26,23 @@ MAX_WAITING = 64  # recognitions that wait for the network; a page asks again af
 STALE_SECONDS = 60.0  # without a look at the storage for so long, the server says that it is not ready
 
 
+class Shared:
+    """What the rounds of one server share: memory for frames and features, and the thread of their networks."""
+
+    def __init__(self, config: EditorConfig) -> None:
+        self.frames: Cache[bytes] = Cache(config.frame_cache_mb * 2**20)
+        self.features: Cache[CachedClips] = Cache(config.feature_cache_mb * 2**20)
+        self.network = ThreadPoolExecutor(1, "network")  # a network uses all cores for one video
+
+    def close(self) -> None:
+        """Stop the networks' thread."""
+        self.network.shutdown(wait=False, cancel_futures=True)
+
+
 class Services:
     """Everything of one round."""
 
-    def __init__(self, round_uri: str, config: EditorConfig) -> None:
+    def __init__(self, round_uri: str, config: EditorConfig, shared: Shared | None = None) -> None:
         item = load_round(round_uri)
         check_round(item)
         self.config = config
@@ -36,14 +50,15 @@ class Services:
         self.board = Board(item, config)
         self.leases = Leases(item.storage, config.lease_seconds)
         self.queue = Queue(self.board, self.leases)
-        self.frames = FrameStore(item, config.frame_cache_mb)
+        self.shared = shared or Shared(config)
+        self.frames = FrameStore(item, self.shared.frames)
         self.finish = Finish(self.board, config)
         self.finished: dict[str, Any] | None = None
         self.run_state = ""  # of the run that finishing the round started, in KFP's words
         self.what_if = WhatIf(
-            item, self.frames, enabled=config.what_if, device=config.device, cache_mb=config.feature_cache_mb
+            item, self.frames, enabled=config.what_if, device=config.device, cache=self.shared.features
         )
-        self._network = ThreadPoolExecutor(1, "network")  # the network uses all cores for one video
+        self._owns_shared = shared is None
         self._waiting = 0
         self._refreshed_at = 0.0
         self._tasks: set[asyncio.Future] = set()
@@ -72,12 +87,12 @@ class Services:
 
     def shown_finish(self) -> dict[str, Any] | None:
         """Return what pages show of a finished round; None: it is open."""
-        return self.finish.shown(self.finished, self.run_state)
+        return shown_finish(self.config, self.finished, self.run_state)
 
     async def run(self) -> None:
         """Load the network and then refresh again and again, until cancelled."""
         loop = asyncio.get_running_loop()
-        self._keep(loop.run_in_executor(self._network, self.what_if.load))
+        self._keep(loop.run_in_executor(self.shared.network, self.what_if.load))
         while True:
             await asyncio.sleep(self.config.refresh_seconds)
             try:
@@ -89,10 +104,13 @@ class Services:
                 log.exception("refresh: trying again")
 
     def close(self) -> None:
-        """Stop the network's thread, and let another server have the round."""
+        """Let another server have the round, and give back the memory that it takes."""
         if self.alone is not None:
             self.alone.__exit__()
-        self._network.shutdown(wait=False, cancel_futures=True)
+        for cache in (self.shared.frames, self.shared.features):
+            cache.forget(self.board.round.uri)
+        if self._owns_shared:
+            self.shared.close()
 
     async def run_network(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function in the network's thread, so that many who wait do not take the threads of others.
@@ -104,14 +122,14 @@ class Services:
             raise ApiError(503, "busy", "many people ask the network at once; the next edit asks again")
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._network, function, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(self.shared.network, function, *arguments)
         finally:
             self._waiting -= 1
 
     def warm(self, video_id: str) -> None:
         """Compute a video's features in the background, if the network has nothing else to do."""
         if self.what_if.state == "ready" and self._waiting == 0:
-            self._keep(asyncio.get_running_loop().run_in_executor(self._network, self._warm, video_id))
+            self._keep(asyncio.get_running_loop().run_in_executor(self.shared.network, self._warm, video_id))
 
     def _warm(self, video_id: str) -> None:
         try:

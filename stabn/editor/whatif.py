@@ -6,7 +6,6 @@ Everything that knows how a recognition is cut short is in `CachedClips`.
 import logging
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from stabn.attention.rounds import CHECKPOINT_FILE, Round
+from stabn.editor.cache import Cache
 from stabn.editor.frames import FrameStore
 from stabn.editor.http import ApiError
 from stabn.errors import StabnError
@@ -108,11 +108,12 @@ class WhatIf:
         reason: why it is off or failed, for people.
     """
 
-    def __init__(self, item: Round, frames: FrameStore, *, enabled: bool, device: str, cache_mb: int) -> None:
+    def __init__(
+        self, item: Round, frames: FrameStore, *, enabled: bool, device: str, cache: Cache[CachedClips]
+    ) -> None:
         self.round, self.frames, self._device = item, frames, device
         self.state, self.reason = ("loading", "") if enabled else ("off", "switched off by editor.what_if")
-        self._cache: OrderedDict[str, CachedClips] = OrderedDict()
-        self._room = cache_mb * 2**20
+        self._cache = cache
         self._busy = threading.Lock()
 
     def load(self) -> None:
@@ -179,15 +180,10 @@ class WhatIf:
         }
 
     def _clips(self, video_id: str) -> CachedClips:
-        if video_id not in self._cache:
-            self._cache[video_id] = CachedClips(
-                self._model,
-                self.frames.num_frames(video_id),
-                partial(self.frames.frames, video_id),
-                self._data,
-                self._precision,
-            )
-            while sum(clips.num_bytes for clips in self._cache.values()) > self._room and len(self._cache) > 1:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(video_id)
-        return self._cache[video_id]
+        key = (self.round.uri, video_id)
+        if found := self._cache.get(key):
+            return found[0]
+        read = partial(self.frames.frames, video_id)
+        clips = CachedClips(self._model, self.frames.num_frames(video_id), read, self._data, self._precision)
+        self._cache.put(key, clips, clips.num_bytes)
+        return clips

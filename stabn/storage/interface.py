@@ -115,6 +115,10 @@ class Storage(ABC):
             yield info.key
 
     @abstractmethod
+    def folders(self, prefix: str = "") -> tuple[str, ...]:
+        """Return the names of what lies one level below a prefix that is empty or ends with a slash, sorted."""
+
+    @abstractmethod
     def delete(self, key: str) -> None:
         """Remove an object; it is no error if there is none."""
 

@@ -71,6 +71,16 @@ class FolderStorage(Storage):
                         found.append(ObjectInfo(key, status.st_size, f"{status.st_mtime_ns} {status.st_ino}"))
         yield from sorted(found)
 
+    def folders(self, prefix: str = "") -> tuple[str, ...]:
+        folder = prefix.removesuffix("/")
+        if folder:
+            check_key(folder, self.uri, "prefix")
+        try:
+            with os.scandir(os.path.join(self.uri, folder)) as entries:
+                return tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+
     def delete(self, key: str) -> None:
         with self._errors(key):
             self._path(key).unlink(missing_ok=True)

@@ -134,6 +134,18 @@ class S3Storage(Storage):
         # SeaweedFS lists by folder, AWS by bytes
         yield from sorted(info for info in found if not info.key.endswith("/"))
 
+    def folders(self, prefix: str = "") -> tuple[str, ...]:
+        if prefix:
+            check_key(prefix.removesuffix("/"), self.uri, "prefix")
+        place = self.prefix + prefix
+
+        def collect() -> list[str]:
+            pages = _client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=place, Delimiter="/")
+            return [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", ())]
+
+        found = _call(f"{self.uri}/{prefix}", collect)
+        return tuple(sorted(name.removeprefix(place).removesuffix("/") for name in found))
+
     def delete(self, key: str) -> None:
         with contextlib.suppress(ObjectNotFound):
             _call(self.locate(key), lambda: _client().delete_object(**self._request(key)))

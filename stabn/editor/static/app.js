@@ -1,7 +1,7 @@
 // The page as a whole: who is signed in, which view is shown, and the bar above all of them.
 
 import { get, post, session, signIn } from "./api.js";
-import { ask, button, h, icon, say } from "./dom.js";
+import { ask, button, h, icon, put, say } from "./dom.js";
 import { bind, showKeys } from "./keys.js";
 import { sendUnsaved } from "./saver.js";
 
@@ -20,11 +20,18 @@ const context = {
     place.textContent = text;
     place.dataset.state = name;
   },
-  async refresh() { context.round = await get("api/round"); drawBar(); return context.round; },
+  async refresh() {
+    if (context.user.place === "round") context.round = await get("api/round");
+    drawBar();
+    return context.round;
+  },
   toggleTheme,
 };
 
 let page = null, turn = 0;
+
+/** Return where the list of rounds is; a round is two folders below it. */
+const home = () => (context.user.place === "rounds" ? "#/" : "../../");
 
 function theme(name) {
   if (name) document.documentElement.dataset.theme = name;
@@ -48,9 +55,10 @@ function drawBar() {
   const [view] = route();
   const link = (hash, text, name) => h("a", { href: hash, "aria-current": view === name ? "page" : null }, text);
   const status = document.getElementById("status");
-  top_.replaceChildren(
+  put(top_,
     h("a", { class: "brand", href: "#/" }, h("img", { src: "static/icon.svg", alt: "", width: 24, height: 24 }), "Attention editor"),
-    h("nav", { "aria-label": "Pages" }, link("#/", "Queue", view === "round" ? "round" : "queue"), user.role === "lead" ? link("#/overview", "Overview", "overview") : null),
+    h("nav", { "aria-label": "Pages" }, user.has_list ? h("a", { href: home(), "aria-current": user.place === "rounds" ? "page" : null }, "Rounds") : null,
+      round ? [link("#/", "Queue", view === "round" ? "round" : "queue"), user.role === "lead" ? link("#/overview", "Overview", "overview") : null] : null),
     round ? h("p", { class: "bar-progress", title: "done in this round" },
       h("span", { class: "meter", vars: { "--part": round.total ? done / round.total : 0 } }), `${done} of ${round.total}`,
       h("span", { class: "mine" }, ` · ${round.mine.edited + round.mine.skipped} by me`)) : null,
@@ -88,7 +96,10 @@ async function show(options = {}) {
   try {
     await context.refresh();
     let made;
-    if (name === "video" && id) {
+    if (context.user.place === "rounds") {
+      if (name === "round" && id) return location.replace(`rounds/${encodeURIComponent(id)}/`); // a link of earlier versions
+      made = await (await import("./rounds.js")).roundsPage(context);
+    } else if (name === "video" && id) {
       const { editorPage } = await import("./editor.js");
       made = await editorPage(context, id, { slot: slot ? Number(slot) : null, ...options });
     } else if (name === "overview" && context.user.role === "lead") {
@@ -112,7 +123,8 @@ async function show(options = {}) {
     if (mine !== turn || error.code === "sign_in") return;
     if (!error.code) console.error(error);
     main.replaceChildren(h("section", { class: "message" }, h("h1", {}, "This cannot be shown"), h("p", {}, error.message),
-      button("Try again", { class: "primary", onclick: () => show() }), " ", h("a", { href: "#/" }, "Back to the queue")));
+      button("Try again", { class: "primary", onclick: () => show() }), " ",
+      error.code === "no_round" ? context.user.has_list ? h("a", { href: home() }, "All rounds") : h("a", { href: "../../" }, "To that round") : h("a", { href: "#/" }, "Back to the queue")));
   }
 }
 

@@ -21,9 +21,15 @@ function fill(element, props, children) {
     else if (PROPERTIES.has(name)) element[name] = value;
     else element.setAttribute(name, value === true ? "" : String(value));
   }
-  element.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...present(children));
   return element;
 }
+
+/** Return the children that are there, of nested lists; the browser would write `null` for the others. */
+const present = (children) => children.flat(3).filter((child) => child !== null && child !== undefined && child !== false);
+
+/** Put children in place of those that an element has. */
+export function put(element, ...children) { element.replaceChildren(...present(children)); }
 
 const ICONS = {
   play: "M7 4.5v15l12-7.5z",
@@ -73,7 +79,7 @@ export function ask(title, build, { wide = false } = {}) {
     const dialog = h("dialog", { class: wide ? "dialog wide" : "dialog", "aria-labelledby": "dialog-title" });
     let result = null;
     const close = (value = null) => { result = value; dialog.close(); };
-    dialog.append(h("h2", { id: "dialog-title" }, title), ...[build(close)].flat());
+    dialog.append(h("h2", { id: "dialog-title" }, title), ...present([build(close)]));
     dialog.addEventListener("close", () => { dialog.remove(); resolve(result); });
     document.body.append(dialog);
     dialog.showModal();

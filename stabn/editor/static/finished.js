@@ -10,15 +10,17 @@ const STATES = {
   CANCELING: "is being cancelled", PAUSED: "is paused", SKIPPED: "was skipped",
 };
 
-function words({ by, at, target, started, link, state }) {
-  const first = h("strong", {}, `${by} finished this round, ${clock(at)}. `);
+/** Return what is said of what finishing a round started. */
+export function runWords({ target, started, link, state }) {
   if (target === "kfp" && started) {
-    return [first, "The fine-tuning run ", link ? h("a", { href: link, target: "_blank", rel: "noopener" }, started) : started,
+    return ["The fine-tuning run ", link ? h("a", { href: link, target: "_blank", rel: "noopener" }, started) : started,
       ` ${state ? STATES[state] ?? `is ${state.toLowerCase()}` : "was started"}. `];
   }
-  if (target === "webhook") return [first, `The webhook was told (delivery ${started}). `];
-  return [first, "Nothing further was to be started. "];
+  if (target === "webhook") return [`The webhook was told (delivery ${started}). `];
+  return ["Nothing further was to be started. "];
 }
+
+const words = (finish) => [h("strong", {}, `${finish.by} finished this round, ${clock(finish.at)}. `), ...runWords(finish)];
 
 /** Return the line, which follows the run while it is shown; null: the round is open. */
 export function finishedLine({ finished }, ...more) {
