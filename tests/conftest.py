@@ -165,7 +165,7 @@ def enter(browser: "Browser") -> "Iterator[Enter]":
     contexts: list[BrowserContext] = []
     problems: list[str] = []
 
-    def sign_in(address: str, name: str = "ann", hash: str = "#/", **options: Any) -> "Page":
+    def sign_in(address: str, name: str = "ann", hash: str = "#/", password: str = "", **options: Any) -> "Page":
         options.setdefault("viewport", {"width": 1280, "height": 800})
         context = browser.new_context(**options)
         contexts.append(context)
@@ -175,6 +175,8 @@ def enter(browser: "Browser") -> "Iterator[Enter]":
         page.on("request", lambda r: None if r.url.startswith(address) else problems.append(f"asked {r.url}"))
         page.goto(f"{address}/{hash}")
         page.get_by_label("Name").fill(name)
+        if password:
+            page.get_by_label("Password").fill(password)
         page.keyboard.press("Enter")
         page.locator(".page, .editor").first.wait_for()
         return page

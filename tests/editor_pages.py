@@ -20,7 +20,8 @@ expect.set_options(timeout=10_000)
 def running(item: Round | str, *options: str) -> Iterator[str]:
     """Run `stabn editor` as a user does, on a round or on a storage, and yield its address."""
     what = ["--storage", item] if isinstance(item, str) else ["--round", item.uri]
-    command = [sys.executable, "-m", "stabn.cli", "editor", *what, "--editor.auth", "open"]
+    open_to_all = [] if "--editor.auth" in options else ["--editor.auth", "open"]
+    command = [sys.executable, "-m", "stabn.cli", "editor", *what, *open_to_all]
     command += ["--editor.port", "0", "--editor.shared_share", "0", "--editor.refresh_seconds", "1", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -44,10 +45,10 @@ def ready(page: Page, video_id: str) -> None:
     expect(page.locator(".editor[data-ready]").get_by_text(f"Video {video_id} ")).to_be_visible()
 
 
-def reopened(page: Page, enter: Enter, address: str, name: str) -> Page:
+def reopened(page: Page, enter: Enter, address: str, name: str, password: str = "") -> Page:
     """Sign in with what the browser of a page without a connection keeps on its computer, as after it was killed."""
     kept = page.context.storage_state()["origins"]
-    return enter(address, name, storage_state={"origins": kept, "cookies": []})
+    return enter(address, name, password=password, storage_state={"origins": kept, "cookies": []})
 
 
 def press(page: Page, keys: str) -> None:
@@ -66,6 +67,11 @@ def newest(item: Round, video_id: str) -> Edit:
 def value(page: Page) -> str:
     """Return what the strip tells screen readers of the present frame."""
     return page.get_by_role("slider").get_attribute("aria-valuetext") or ""
+
+
+def shows(page: Page, text: str) -> None:
+    """Wait until the strip tells this of the present frame, as after a dialog."""
+    expect(page.get_by_role("slider")).to_have_attribute("aria-valuetext", re.compile(re.escape(text)))
 
 
 def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from editor_pages import Enter, drag, lanes, newest, open_video, press, ready, reopened, running, saved, value
+from editor_pages import Enter, drag, lanes, newest, open_video, press, ready, reopened, running, saved, shows, value
 from playwright.sync_api import Browser, expect
 from round_factory import LENGTHS, copy_round, make_round
 
@@ -402,7 +402,7 @@ def test_two_browsers_that_edit_the_same_video_lose_nothing(round_: Round, addre
     press(bob, "ArrowRight 3")
     bob.get_by_role("dialog").get_by_role("button", name="Take theirs").click()
     bob.keyboard.press("Home")
-    assert "mine 0%" in value(bob)
+    shows(bob, "mine 0%")
     bob.keyboard.press("z")
     assert "mine 100%" in value(bob), "and even that can be undone"
 

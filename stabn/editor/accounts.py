@@ -1,11 +1,13 @@
 """The editor's own accounts: names, roles and argon2 hashes in one JSON file, made by `stabn editor-accounts`."""
 
+import contextlib
 import json
+import os
 import secrets
 import shlex
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -134,7 +136,18 @@ def _existing(uri: str) -> dict[str, Account]:
 
 def _save(uri: str, accounts: dict[str, Account]) -> None:
     entries = {name: {"role": a.role, "password_hash": a.password_hash} for name, a in sorted(accounts.items())}
-    write_uri(uri, json.dumps({"format": 1, "accounts": entries}, indent=1).encode())
+    with _for_the_owner_alone():
+        write_uri(uri, json.dumps({"format": 1, "accounts": entries}, indent=1).encode())
+
+
+@contextlib.contextmanager
+def _for_the_owner_alone() -> Iterator[None]:
+    """Let nobody else read the files that this process makes meanwhile."""
+    former = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(former)
 
 
 @lru_cache

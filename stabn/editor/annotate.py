@@ -19,6 +19,7 @@ from stabn.editor.queue import Place, state_of
 from stabn.editor.services import Services
 
 PAGE = 100
+REVISIONS = 50  # shown of a curve, the newest ones
 NUMBER = (int, float)
 FRAME_AGE = "private, max-age=31536000, immutable"
 
@@ -117,6 +118,17 @@ class Annotate:
                 "what_if": self._what_if_state(),
             }
         )
+
+    async def revisions(self, request: Request) -> Response:
+        """Return the saved revisions of a person's curve of a video, the newest first, without those of others."""
+        user: User = request.state.user
+        video = self._video(request)
+        slot = _number(request.query_params.get("slot")) or 1
+        await self.curves.check_slot(video, user, slot)
+        found, left_out = await run_in_threadpool(self.board.revisions, video.video_id, slot, REVISIONS)
+        shown = [edit for edit in found if user.is_lead or self.queue.may_see(edit, user.name)]
+        rows = [{**(edit_json(edit) or {}), "state": state_of(edit)} for edit in shown]
+        return JSONResponse({"revisions": rows, "left_out": left_out})
 
     async def keep(self, request: Request) -> Response:
         """Prolong the lease of a video that is open in a page."""

@@ -25,6 +25,7 @@ from stabn.errors import StabnError
 COOKIE = "stabn_session"
 SECRET_VARIABLE = "STABN_EDITOR_SECRET"
 MIN_SECRET = 32
+MAX_NAME = 128  # as `stabn editor-accounts` takes them
 WINDOW_SECONDS = 300.0
 ATTEMPTS_PER_ADDRESS = 10  # times login_attempts: many people share one address
 HASHES_AT_ONCE = 2  # argon2 takes 64 MiB each
@@ -97,8 +98,8 @@ class Authenticator:
         if self.config.auth == "proxy":
             raise ApiError(400, "bad_request", "the proxy in front of this page signs people in")
         name = name.strip()
-        if not 0 < len(name) <= 64 or not name.isprintable():
-            raise ApiError(400, "bad_request", "give a name of 1 to 64 characters")
+        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+            raise ApiError(400, "bad_request", f"give a name of 1 to {MAX_NAME} characters")
         stamp = ""
         if self.accounts is not None:
             address = self.address(request)
@@ -132,7 +133,7 @@ class Authenticator:
 
     def check_host(self, request: Request) -> None:
         """Refuse names that another site may have pointed at this address (DNS rebinding)."""
-        host = urllib.parse.urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        host = _parts(f"//{request.headers.get('host', '')}").hostname or ""
         allowed = [*LOOPBACK] if self.config.auth == "open" else []
         if self.config.public_url:
             allowed += [urllib.parse.urlsplit(self.config.public_url).hostname or "", *LOOPBACK]
@@ -142,8 +143,9 @@ class Authenticator:
     def check_origin(self, request: Request) -> None:
         """Refuse a request that another site's page sent."""
         site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
-        own = {request.headers.get("host", ""), urllib.parse.urlsplit(self.config.public_url).netloc}
-        if site not in (None, "same-origin") or (origin and urllib.parse.urlsplit(origin).netloc not in own):
+        own = {request.headers.get("host", ""), urllib.parse.urlsplit(self.config.public_url).netloc} - {""}
+        is_own = origin is None or _parts(origin).netloc in own  # "null": a sandboxed page, or a file
+        if site not in (None, "same-origin") or not is_own:
             raise ApiError(403, "csrf", "the request came from another site; use the editor's own page")
 
     def address(self, request: Request) -> str:
@@ -234,6 +236,14 @@ def _proxy_name(header: str) -> str:
 def _folded(name: str) -> str:
     """Return a proxy's user as they are kept: an address is the same in any case, and an é in either spelling."""
     return unicodedata.normalize("NFC", name.strip()).lower()
+
+
+def _parts(address: str) -> urllib.parse.SplitResult:
+    """Return the parts of an address that somebody sent; of one that is none, empty ones."""
+    try:
+        return urllib.parse.urlsplit(address)
+    except ValueError:
+        return urllib.parse.urlsplit("")
 
 
 def _secret() -> str:

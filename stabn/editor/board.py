@@ -95,13 +95,9 @@ class Board:
         if edit.revision == 1:
             return None
         key = edit_key(edit.video_id, edit.revision - 1, edit.slot)
-        if key not in self._past:
-            try:
-                self._past[key] = parse_edit(self.storage.read(key), key)
-            except (EditError, ObjectNotFound) as error:
-                self.problems[key] = str(error)
-                return None
-        return self._past[key]
+        if key not in self._past and (found := self._revision(key)):
+            self._past[key] = found
+        return self._past.get(key)
 
     def put(self, edit: Edit) -> None:
         """Remember a revision unless a newer one is known."""
@@ -127,6 +123,20 @@ class Board:
             self._read(video_id, slot, max(found))
         self._learn_beginner(video_id, slot)
         return self.edit(video_id, slot)
+
+    def revisions(self, video_id: str, slot: int, number: int) -> tuple[list[Edit], int]:
+        """Return the newest revisions of a slot, the newest first, and how many earlier ones there are."""
+        keys = [key for key in self.storage.list(edit_folder(video_id, slot)) if parse_edit_key(key)]
+        with ThreadPoolExecutor(READERS) as readers:
+            found = list(readers.map(self._revision, keys[: -number - 1 : -1]))
+        return [edit for edit in found if edit is not None], max(0, len(keys) - number)
+
+    def _revision(self, key: str) -> Edit | None:
+        try:
+            return parse_edit(self.storage.read(key), key)
+        except (EditError, ObjectNotFound) as error:
+            self.problems[key] = str(error)
+            return None
 
     def refresh(self) -> None:
         """Read what other servers and programs wrote since the last time."""

@@ -113,6 +113,7 @@ class Doors:
             route(f"{video}/lease", annotate.keep, "POST"),
             route(f"{video}/lease", annotate.leave, "DELETE"),
             route(f"{video}/edit", annotate.save, "PUT"),
+            route(f"{video}/revisions", annotate.revisions),
             route(f"{video}/what-if", annotate.what_if, "POST"),
             route(f"{video}/spatial", annotate.spatial),
             route("/frames/{round_id}/{video_id}/{index:int}.jpg", annotate.frame),

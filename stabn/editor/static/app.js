@@ -66,7 +66,7 @@ function drawBar() {
     status ?? h("p", { id: "status", class: "save-status", role: "status", "aria-live": "polite" }),
     button("", { class: "quiet", "aria-label": "Keys", title: "Keys  ?", onclick: () => showKeys() }, icon("keys")),
     button("", { class: "quiet", "aria-label": "Light or dark", title: "Light or dark  D", onclick: toggleTheme }, icon("theme")),
-    h("p", { class: "who" }, user.name, user.role === "lead" ? h("span", { class: "chip plain" }, "lead") : null,
+    h("p", { class: "who" }, h("span", { class: "name", title: user.name }, user.name), user.role === "lead" ? h("span", { class: "chip plain" }, "lead") : null,
       user.auth === "proxy" ? null : button("Sign out", { class: "link", onclick: signOut })));
 }
 
@@ -143,7 +143,7 @@ async function deliver() {
 
 function signInForm(auth, done) {
   const wrong = h("p", { class: "error", role: "alert" });
-  const name = h("input", { id: "name", autocomplete: "username", required: true, maxlength: 64, value: context.user?.name ?? "" });
+  const name = h("input", { id: "name", autocomplete: "username", required: true, maxlength: 128, value: context.user?.name ?? "" });
   const password = h("input", { id: "password", type: "password", autocomplete: "current-password", required: true, maxlength: 1000 });
   const submit = h("button", { class: "primary big" }, "Sign in");
   return h("form", {

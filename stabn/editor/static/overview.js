@@ -104,6 +104,7 @@ function exchange(context) {
       if (!file) return;
       try {
         const r = await call("POST", "api/lead/edits.jsonl", file);
+        if (!file.size) return tell(`${file.name}: it is empty, as the export of a round is that nobody has corrected.`);
         tell(`${file.name}: ${r.imported.length} taken, ${r.unchanged.length} were the same, ${r.kept.length} are newer here and stay.`,
           ...(r.others.length ? [`Left out, as another person made a curve here independently: ${r.others.slice(0, NAMED).join(", ")}${r.others.length > NAMED ? " …" : ""}`] : []));
         context.refresh();

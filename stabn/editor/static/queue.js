@@ -1,10 +1,10 @@
 // The queue: how far the round is, one button that goes on, and all videos with filters.
 
 import { get, post } from "./api.js";
-import { STATE_NAMES, button, h, percent, say, stateChip } from "./dom.js";
+import { STATE_NAMES, ask, button, h, percent, say, stateChip } from "./dom.js";
 import { finishedLine } from "./finished.js";
 import { bind, keyCap, showKeys } from "./keys.js";
-import { unsaved } from "./saver.js";
+import { keepCopy, unsaved } from "./saver.js";
 
 const ORDER = ["edited", "skipped", "automatic", "second_opinion", "sent_back", "draft", "todo"];
 const FILTER = "stabn/filter";
@@ -62,8 +62,7 @@ export async function queuePage(context) {
   const begun = mine.draft + mine.sent_back;
   const element = h("div", { class: "page queue" },
     finishedLine(round, "Corrections from now on are not learnt from."),
-    left.length ? h("p", { class: "banner warn" }, "Not saved yet, kept on this computer: ",
-      left.map(({ video }, i) => [i ? ", " : "", h("a", { href: `#/video/${encodeURIComponent(video)}` }, `video ${video}`)])) : null,
+    left.length ? unsavedLine(context, left) : null,
     h("section", { class: "hero", "aria-labelledby": "hero-title" },
       h("div", {},
         h("h1", { id: "hero-title" }, people ? `${people} of ${total} videos are done` : `${total} videos wait for you`),
@@ -86,6 +85,23 @@ export async function queuePage(context) {
       list, more));
   await load();
   return { element, title: "Queue" };
+}
+
+/** Say what only this computer has; a video may be opened, or what is kept of it taken as a file, or thrown away. */
+function unsavedLine(context, left) {
+  const drop = async ({ key, video }) => {
+    const sure = await ask(`Discard what you changed in video ${video}?`, (close) => [
+      h("p", {}, "It is nowhere but on this computer."),
+      h("div", { class: "dialog-foot" }, h("button", { type: "button", class: "tool", onclick: () => close() }, "Keep it"),
+        h("button", { type: "button", class: "primary", onclick: () => close(true) }, "Discard"))]);
+    if (!sure) return;
+    localStorage.removeItem(key);
+    context.go("#/");
+  };
+  return h("div", { class: "banner warn" }, h("strong", {}, "Not saved yet, kept on this computer:"), h("ul", { class: "unsaved" }, left.map((kept) => h("li", {},
+    h("a", { href: `#/video/${encodeURIComponent(kept.video)}` }, `video ${kept.video}`), " · ",
+    button("keep a copy", { class: "link", "aria-label": `Keep a copy of video ${kept.video}`, onclick: () => keepCopy(kept.key, kept.video) }), " · ",
+    button("discard", { class: "link", "aria-label": `Discard video ${kept.video}`, onclick: () => drop(kept) })))));
 }
 
 function row(round, video) {

@@ -19,6 +19,17 @@ export function unsaved(round, user) {
   return found;
 }
 
+/** Hand a person what this computer keeps of a video, as a file. */
+export function keepCopy(key, video) {
+  const text = localStorage.getItem(key);
+  if (text === null) return;
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.download = `video-${video}-not-saved.json`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
 /**
  * Send what is kept here of videos that no page of this browser has open; what the server refuses stays for its page.
  * Web Locks tell of other tabs; where the browser has none (plain http), everything waits for its page. Returns how many went.
@@ -45,7 +56,10 @@ async function send(key, video, slot) {
 }
 
 export class Saver {
-  /** onstate(name, error): saved, waiting, saving, offline, conflict, failed; onconflict(error); onsaved(edit). */
+  /**
+   * onstate(name, error): saved, waiting, saving, conflict; offline: no connection; delayed: the server may take it later;
+   * failed: it will not. onconflict(error); onsaved(edit).
+   */
   constructor({ round, user, video, slot, revision, onstate, onconflict, onsaved }) {
     Object.assign(this, { video, slot, revision, onstate, onconflict, onsaved });
     this.key = journalKey(round, user, video, slot);
@@ -128,7 +142,7 @@ export class Saver {
         this.onstate("conflict", error);
         this.onconflict(error);
       } else if (error.passing || error.status === 401 || error.code === "csrf") {
-        this.onstate("offline", error);
+        this.onstate(error.code === "offline" ? "offline" : "delayed", error);
         this.attempt += 1;
         if (!this.closed) this.timer = setTimeout(() => this.flush(), Math.min(15, 2 ** this.attempt) * 1000);
       } else this.onstate("failed", error);
