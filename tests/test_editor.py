@@ -38,13 +38,13 @@ from stabn.data.sampling import evaluation_sample
 from stabn.data.transforms import crop_clip, evaluation_crop, to_input
 from stabn.editor import auth
 from stabn.editor.accounts import AccountError, add_accounts, load_accounts, remove_accounts
+from stabn.editor.agreement import agreement
 from stabn.editor.app import create_app
 from stabn.editor.auth import AuthError
 from stabn.editor.cache import Cache
 from stabn.editor.finish import FinishError
 from stabn.editor.frames import FrameStore
 from stabn.editor.leases import LeaseHeld, Leases
-from stabn.editor.overview import agreement
 from stabn.editor.services import Services
 
 OPEN = EditorConfig(auth="open", shared_share=0.0, refresh_seconds=3600, what_if=False)
@@ -539,7 +539,7 @@ def test_shared_videos_are_corrected_independently_and_compared(editor_round: Ro
         assert [edit["editor"] for edit in compared["edits"]] == ["ann", "bob"]
         assert compared["agreement"] == [{"slots": [1, 2], "difference": 0.5, "overlap": half / length}]
         overview = lea.get("/api/lead/overview").json()
-        assert overview["agreement"] == {"difference": 0.5, "overlap": half / length, "pairs": 1}
+        assert overview["agreement"] == {"difference": 0.5, "overlap": half / length, "interval": None, "pairs": 1}
         row = next(row for row in overview["people"] if row["name"] == "bob")
         assert (row["edited"], row["median_seconds"], row["difference"]) == (1, 12.0, 0.5)
         assert set(read_edits(editor_round)) == {video_id}, "fine-tuning reads the first curve only"
@@ -550,7 +550,10 @@ def test_shared_videos_are_corrected_independently_and_compared(editor_round: Ro
         assert main_edit.review is not None and main_edit.review.reviewer == "lea"
         judged = lea.get("/api/lead/overview").json()
         assert judged["agreement"] == overview["agreement"], "to judge a disagreement does not end it"
-        assert [(row["name"], row["edited"]) for row in judged["people"]] == [("ann", 1), ("bob", 1)]
+        assert [(row["name"], row["done"], row["accepted"]) for row in judged["people"]] == [
+            ("ann", 1, 0),
+            ("bob", 1, 1),
+        ]
         stale = {"slot": 1, "revision": 1, "verdict": "sent_back", "note": ""}
         assert lea.post(f"/api/lead/videos/{video_id}/review", json=stale).status_code == 409
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from typing import Any
 
 from starlette.requests import Request
@@ -14,8 +15,8 @@ from stabn.editor.curves import Curves, edit_json
 from stabn.editor.exchange import now
 from stabn.editor.frames import MAX_PIECE
 from stabn.editor.http import ApiError, read_json, run_in_threadpool
-from stabn.editor.overview import actions, counts
-from stabn.editor.queue import Place, state_of
+from stabn.editor.overview import actions, counts, curve_state
+from stabn.editor.queue import FINISHED, Place, state_of
 from stabn.editor.services import Services
 
 PAGE = 100
@@ -35,11 +36,12 @@ class Annotate:
     async def round(self, request: Request) -> Response:
         """Return the round's progress, and mine."""
         user: User = request.state.user
-        board, mine = self.board, dict.fromkeys(("edited", "skipped", "second_opinion", "draft", "sent_back"), 0)
+        board, mine = self.board, Counter(dict.fromkeys(("done", "second_opinion", "draft", "sent_back"), 0))
         for video_id in board.videos:
-            for edit in board.edits(video_id).values():
-                if edit.editor == user.name and (state := state_of(edit)) in mine:
-                    mine[state] += 1
+            own = [edit for _, edit in sorted(board.edits(video_id).items()) if edit.editor == user.name]
+            if own:  # the first: an accepted copy in slot 1 is no second curve
+                state = state_of(own[0])
+                mine["done" if state in FINISHED else state] += 1
         return JSONResponse(
             {
                 "round_id": board.round.round_id,
@@ -55,25 +57,41 @@ class Annotate:
         )
 
     async def videos(self, request: Request) -> Response:
-        """Return a page of the videos, the most wrongly recognised first, filtered by action, state and text."""
+        """Return a page of the videos, the most wrongly recognised first, filtered by action, state, person and text.
+
+        A lead is shown the curve that is learnt from; with a person, that person's own.
+        """
         user: User = request.state.user
         query = request.query_params
         state, text = query.get("state", ""), query.get("text", "").strip().lower()
-        action, offset = _number(query.get("action")), _number(query.get("offset")) or 0
+        action, offset = number(query.get("action")), number(query.get("offset")) or 0
+        person = query.get("person", "")
         rows, total = [], 0
         for video in self.queue.order:
             if action is not None and video.class_index != action:
                 continue
             if text and text not in video.video_id.lower() and text not in video.label.lower():
                 continue
-            place = self.queue.place(video.video_id, user.name)
-            mine = place.edit is not None and place.edit.editor == user.name
-            if state and not (mine if state == "mine" else place.state == state):
+            place = self._listed(video, user, user.name if state == "mine" else person)
+            if place is None or (state == "done" and place.state not in FINISHED):
+                continue
+            if state not in ("", "mine", "done") and place.state != state:
                 continue
             total += 1
             if offset < total <= offset + PAGE:
                 rows.append(self._row(place, user))
         return JSONResponse({"total": total, "offset": offset, "videos": rows})
+
+    def _listed(self, video: RoundVideo, user: User, person: str) -> Place | None:
+        """Return what the list shows of a video; None: nothing of that person that this one may know of."""
+        place = self.queue.place(video.video_id, user.name)
+        if user.is_lead and not person:
+            edit = self.board.edit(video.video_id)
+            return Place(video, 1, edit, state_of(edit), blind=False)
+        if user.is_lead:
+            found = [edit for edit in self.board.own_edits(video.video_id).values() if edit.editor == person]
+            return Place(video, found[0].slot, found[0], curve_state(self.board, found[0]), False) if found else None
+        return place if not person or (place.edit is not None and place.edit.editor == person) else None
 
     async def next(self, request: Request) -> Response:
         """Lease the next video to this person."""
@@ -88,7 +106,7 @@ class Annotate:
         user: User = request.state.user
         query = request.query_params
         passed = {query.get("current", "")}
-        candidates = self.queue.candidates(user.name, passed, _number(query.get("action")))
+        candidates = self.queue.candidates(user.name, passed, number(query.get("action")))
         video_id = next((name for name, _ in candidates if name not in passed), None)
         video = self.board.videos[video_id] if video_id else None
         return JSONResponse({"video_id": video_id, "num_frames": video.num_frames if video else 0})
@@ -123,7 +141,7 @@ class Annotate:
         """Return the saved revisions of a person's curve of a video, the newest first, without those of others."""
         user: User = request.state.user
         video = self._video(request)
-        slot = _number(request.query_params.get("slot")) or 1
+        slot = number(request.query_params.get("slot")) or 1
         await self.curves.check_slot(video, user, slot)
         found, left_out = await run_in_threadpool(self.board.revisions, video.video_id, slot, REVISIONS)
         shown = [edit for edit in found if user.is_lead or self.queue.may_see(edit, user.name)]
@@ -269,6 +287,6 @@ class Annotate:
         return {"state": self.services.what_if.state, "reason": self.services.what_if.reason}
 
 
-def _number(text: str | None) -> int | None:
+def number(text: str | None) -> int | None:
     """Return a whole number from a query, None if there is none."""
     return int(text) if text and re.fullmatch(r"[0-9]{1,9}", text) else None

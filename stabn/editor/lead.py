@@ -9,13 +9,16 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from stabn.attention.edit_document import Edit, Review
 from stabn.attention.edits import EditConflict, save_edit
-from stabn.editor.annotate import NUMBER
+from stabn.editor.agreement import agreement
+from stabn.editor.annotate import NUMBER, number
 from stabn.editor.auth import User
 from stabn.editor.board import RoundSettings
 from stabn.editor.curves import MAX_SLOT, edit_json
 from stabn.editor.exchange import MAX_ARRAY_BYTES, AlreadyCorrected, export_lines, import_array, import_lines, now
 from stabn.editor.http import MAX_IMPORT_BYTES, ApiError, read_body, read_json, run_in_threadpool
-from stabn.editor.overview import agreement, overview
+from stabn.editor.overview import overview
+from stabn.editor.queue import state_of
+from stabn.editor.review import ReviewQueue
 from stabn.editor.services import Services
 
 
@@ -25,6 +28,7 @@ class Lead:
     def __init__(self, services: Services) -> None:
         self.services = services
         self.board, self.queue = services.board, services.queue
+        self.review_queue = ReviewQueue(self.board, self.queue)
 
     async def overview(self, request: Request) -> Response:
         """Return progress, people, agreement and settings of the round."""
@@ -34,6 +38,14 @@ class Lead:
         content["finished"] = self.services.shown_finish()
         content["target"] = self.services.finish.target
         return JSONResponse(content)
+
+    async def next_review(self, request: Request) -> Response:
+        """Return the next video that waits for a lead's word, and how many do; its query may narrow them down."""
+        query = request.query_params
+        passed = set(query.get("passed", "").split(",")[-200:])
+        person, action = query.get("person", ""), number(query.get("action"))
+        video_id, waiting = await run_in_threadpool(self.review_queue.next, passed, person, action)
+        return JSONResponse({"video_id": video_id, "waiting": waiting})
 
     async def compare(self, request: Request) -> Response:
         """Return all curves of a video, with their agreement."""
@@ -56,7 +68,8 @@ class Lead:
                 "crop": info.crop,
                 "curve": info.curve,
                 "top": info.top,
-                "edits": [edit_json(edit) for edit in edits],
+                "edits": [{**(edit_json(edit) or {}), "state": state_of(edit)} for edit in edits],
+                "waits": self.review_queue.waits(video.video_id),
                 "agreement": rows,
             }
         )

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from stabn.attention.automatic import EDITOR as AUTOMATIC
-from stabn.attention.edit_document import Edit
+from stabn.attention.edit_document import DONE, Edit
 from stabn.attention.rounds import RoundError, RoundVideo
 from stabn.data.edit_table import EditError
 from stabn.editor.board import Board
@@ -14,7 +14,8 @@ from stabn.storage import ObjectNotFound
 
 CLOSED = 0  # in place of a slot
 SENT_BACK, MINE, SECOND_OPINION, NEW, CHECK, ABANDONED = range(6)  # in this order they are handed out
-STATES = ("todo", "automatic", "draft", "sent_back", "second_opinion", "edited", "skipped")
+STATES = ("todo", "automatic", "draft", "sent_back", "second_opinion", "edited", "skipped", "accepted")
+FINISHED = ("edited", "skipped", "accepted")  # the states of what people are done with
 
 
 @dataclass(frozen=True)
@@ -185,4 +186,6 @@ def state_of(edit: Edit | None) -> str:
         return "automatic"
     if edit.status == "draft" and edit.review is not None and edit.review.verdict == "sent_back":
         return "sent_back"
+    if edit.status in DONE and edit.review is not None and edit.review.verdict == "accepted":
+        return "accepted"
     return edit.status

@@ -119,6 +119,7 @@ class Doors:
             route("/frames/{round_id}/{video_id}/{index:int}.jpg", annotate.frame),
             route("/frames/{round_id}/{video_id}/{first:int}-{last:int}.mjpeg", annotate.piece),
             route("/api/lead/overview", lead.overview, leads_only=True),
+            route("/api/lead/review", lead.next_review, leads_only=True),
             route("/api/lead/settings", lead.settings, "PUT", leads_only=True),
             route("/api/lead/videos/{video_id}", lead.compare, leads_only=True),
             route("/api/lead/videos/{video_id}/review", lead.review, "POST", leads_only=True),

@@ -10,12 +10,12 @@ from itertools import pairwise
 from typing import Any
 
 from stabn.attention.automatic import EDITOR as AUTOMATIC
-from stabn.attention.edit_document import DONE, Edit, edit_key, parse_edit, parse_edit_key
+from stabn.attention.edit_document import Edit, edit_key, parse_edit, parse_edit_key
 from stabn.attention.rounds import load_round
 from stabn.attention.waiting import Waiting, read_waiting
 from stabn.data.edit_table import EditError
 from stabn.editor.finish import read_finished
-from stabn.editor.queue import state_of
+from stabn.editor.queue import FINISHED, state_of
 from stabn.storage import ObjectNotFound, Storage
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Tally:
         """Return what the list of rounds shows, to a person whose own share is told."""
         briefs = list(self._briefs.values())
         states = Counter(brief.state for brief in briefs)
-        done = [brief for brief in briefs if brief.state in DONE]
+        done = [brief for brief in briefs if brief.state in FINISHED]
         people = Counter(brief.editor for brief in done)
         left = len(self.ids) - len(done)
         rate = per_hour([brief.at for brief in done])

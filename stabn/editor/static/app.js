@@ -51,17 +51,17 @@ function toggleTheme() {
 function drawBar() {
   const { user, round } = context;
   if (!user) return top_.replaceChildren();
-  const done = round ? round.counts.edited + round.counts.skipped : 0;
+  const done = round?.counts.done ?? 0;
   const [view] = route();
   const link = (hash, text, name) => h("a", { href: hash, "aria-current": view === name ? "page" : null }, text);
   const status = document.getElementById("status");
   put(top_,
     h("a", { class: "brand", href: "#/" }, h("img", { src: "static/icon.svg", alt: "", width: 24, height: 24 }), "Attention editor"),
     h("nav", { "aria-label": "Pages" }, user.has_list ? h("a", { href: home(), "aria-current": user.place === "rounds" ? "page" : null }, "Rounds") : null,
-      round ? [link("#/", "Queue", view === "round" ? "round" : "queue"), user.role === "lead" ? link("#/overview", "Overview", "overview") : null] : null),
+      round ? [link("#/", "Queue", ["round", "list"].includes(view) ? view : "queue"), user.role === "lead" ? [link("#/overview", "Overview", "overview"), link("#/review", "Review", "review")] : null] : null),
     round ? h("p", { class: "bar-progress", title: "done in this round" },
       h("span", { class: "meter", vars: { "--part": round.total ? done / round.total : 0 } }), `${done} of ${round.total}`,
-      h("span", { class: "mine" }, ` · ${round.mine.edited + round.mine.skipped} by me`)) : null,
+      h("span", { class: "mine" }, ` · ${round.mine.done} by me`)) : null,
     h("span", { class: "grow" }),
     status ?? h("p", { id: "status", class: "save-status", role: "status", "aria-live": "polite" }),
     button("", { class: "quiet", "aria-label": "Keys", title: "Keys  ?", onclick: () => showKeys() }, icon("keys")),
@@ -106,9 +106,11 @@ async function show(options = {}) {
       made = await (await import("./overview.js")).overviewPage(context);
     } else if (name === "compare" && id && context.user.role === "lead") {
       made = await (await import("./compare.js")).comparePage(context, id);
+    } else if (name === "review" && context.user.role === "lead") {
+      made = await (await import("./review.js")).reviewPage(context, id);
     } else if (name === "round" && id && id !== context.round.round_id) {
       throw Object.assign(new Error(`The link names round ${id}; this editor has round ${context.round.round_id} open.`), { code: "round" });
-    } else made = await (await import("./queue.js")).queuePage(context);
+    } else made = await (await import("./queue.js")).queuePage(context, name === "list" ? id : "");
     if (mine !== turn) return made.close?.();
     page = made;
     main.replaceChildren(made.element);

@@ -1,16 +1,17 @@
-// Two people's curves of one video over its frames; a lead accepts one or sends it back.
+// People's curves of one video over its frames, and over the network's own; a lead accepts one or sends it back.
 
 import { get, post } from "./api.js";
 import { themed } from "./colors.js";
-import { REASON_NAMES, ask, button, clock, duration, h, percent, say, stateChip } from "./dom.js";
+import { REASON_NAMES, ask, button, clock, counted, duration, h, percent, say, stateChip } from "./dom.js";
 import { Frames } from "./frames.js";
-import { bind, showKeys } from "./keys.js";
+import { bind, keyCap, showKeys } from "./keys.js";
 import { Player } from "./player.js";
 import { Timeline } from "./timeline.js";
 
 const swatch = (i) => h("span", { class: "swatch", vars: { "--swatch": `var(--stripe-${i})` } });
 
-export async function comparePage(context, videoId) {
+/** Return the page of a video; with `review`, {waiting, after, later}, it is one of those that wait for a lead's word. */
+export async function comparePage(context, videoId, review = null) {
   const path = `api/lead/videos/${encodeURIComponent(videoId)}`;
   const video = await get(path);
   const frames = new Frames(context.round.round_id, video);
@@ -21,9 +22,9 @@ export async function comparePage(context, videoId) {
   frames.onframes = (first, last) => { timeline.arrived(first, last); if (!player.playing) player.draw(); };
   frames.load();
 
-  async function judge(edit, verdict) {
+  async function judge(edit, verdict, withNote = true) {
     const accepted = verdict === "accepted";
-    const note = await ask(accepted ? `Accept the curve of ${edit.editor}?` : `Send it back to ${edit.editor}`, (close) => {
+    const note = !withNote ? "" : await ask(accepted ? `Accept the curve of ${edit.editor}?` : `Send it back to ${edit.editor}`, (close) => {
       const text = h("textarea", { rows: 3, maxlength: 2000, id: "judge-note", placeholder: accepted ? "Optional" : "What should change?" });
       return [
         accepted && edit.slot > 1 ? h("p", {}, "It becomes the one that is learnt from; the other stays in the history.") : null,
@@ -35,14 +36,19 @@ export async function comparePage(context, videoId) {
     try {
       await post(`${path}/review`, { slot: edit.slot, revision: edit.revision, verdict, note });
       say(accepted ? "Accepted." : `Sent back to ${edit.editor}.`, { toast: true });
-    } catch (error) { say(error.message, { toast: true }); }
-    context.reopen();
+    } catch (error) {
+      say(error.message, { toast: true });
+      return context.reopen();
+    }
+    if (review) review.after(videoId);
+    else context.reopen();
   }
 
   const pairs = video.agreement.map((pair) => h("p", { class: "agreement" },
     `Curves ${pair.slots.join(" and ")}: mean absolute difference ${pair.difference.toFixed(2)}, overlap of segments ${pair.overlap.toFixed(2)}`));
   const element = h("article", { class: "page compare" },
-    h("header", { class: "page-head" }, h("p", { class: "eyebrow" }, "True action"), h("h1", {}, context.round.classes[video.class_index]),
+    h("header", { class: "page-head" }, h("p", { class: "eyebrow" }, review ? `${counted(review.waiting, "video waits", "videos wait")} for review · true action` : "True action"),
+      h("h1", {}, context.round.classes[video.class_index]),
       h("p", {}, `Video ${video.video_id} · ${video.num_frames} frames · the network said `,
         h("em", {}, context.round.classes[video.predicted]), ` ${percent(video.score)}`)),
     h("div", { class: "workplace" },
@@ -50,17 +56,18 @@ export async function comparePage(context, videoId) {
       h("aside", { class: "side" },
         video.edits.length ? null : h("p", { class: "empty" }, "Nobody has corrected this video yet."),
         video.edits.map((edit, i) => h("section", { class: "panel curve-card", tabIndex: -1, "aria-label": `Curve of ${edit.editor}` },
-          h("h2", {}, swatch(i), edit.editor, " ", stateChip(edit.status === "draft" && edit.review ? "sent_back" : edit.status)),
+          h("h2", {}, swatch(i), edit.editor, " ", stateChip(edit.state)),
           h("p", { class: "about" }, edit.slot === 1 ? "learnt from" : `independent curve ${edit.slot}`, ` · revision ${edit.revision} · ${clock(edit.edited_at)} · ${duration(edit.seconds)}`),
           edit.skip_reason ? h("p", {}, `Skipped: ${REASON_NAMES[edit.skip_reason]}`) : null,
           edit.note ? h("blockquote", {}, edit.note) : null,
           edit.review ? h("p", { class: "about" }, `${edit.review.verdict === "accepted" ? "Accepted" : "Sent back"} by ${edit.review.reviewer}`,
             edit.review.note ? [": ", h("q", {}, edit.review.note)] : "") : null,
           h("div", { class: "row" },
-            button("Accept", { class: "tool", disabled: edit.status === "draft", onclick: () => judge(edit, "accepted") }),
-            button("Send back …", { class: "tool", onclick: () => judge(edit, "sent_back") }),
+            button("", { class: "tool", disabled: edit.status === "draft", onclick: () => judge(edit, "accepted", !review) }, h("span", {}, "Accept"), review && i === 0 ? keyCap("Enter") : null),
+            button("", { class: "tool", onclick: () => judge(edit, "sent_back") }, h("span", {}, "Send back …"), review && i === 0 ? keyCap("b") : null),
             h("a", { class: "tool", href: `#/video/${encodeURIComponent(videoId)}/${edit.slot}` }, "Open")))),
-        pairs)),
+        pairs,
+        review ? button("", { class: "tool later", onclick: () => review.later(videoId) }, h("span", {}, "Later"), keyCap("n")) : null)),
     h("section", { class: "bench" }, timeline.element,
       h("p", { class: "legend" }, h("span", { class: "swatch own dashed" }), "the network’s own",
         video.edits.map((edit, i) => [swatch(i), edit.editor]))));
@@ -69,7 +76,11 @@ export async function comparePage(context, videoId) {
   const act = (run) => () => { if (video.edits[chosen]) run(video.edits[chosen]); };
   bind([
     ...video.edits.map((edit, i) => ({ group: "Curve", keys: [String(i + 1)], label: `choose that of ${edit.editor}`, run: () => choose(i) })),
-    { group: "Curve", keys: ["a"], label: "accept it", run: act((edit) => { if (edit.status !== "draft") judge(edit, "accepted"); }) },
+    ...(review ? [
+      { group: "Review", keys: ["Enter"], label: "accept it, next", once: true, run: act((edit) => { if (edit.status !== "draft") judge(edit, "accepted", false); }) },
+      { group: "Review", keys: ["n"], label: "later, next", once: true, run: () => review.later(videoId) },
+    ] : []),
+    { group: "Curve", keys: ["a"], label: review ? "accept it with a note" : "accept it", run: act((edit) => { if (edit.status !== "draft") judge(edit, "accepted"); }) },
     { group: "Curve", keys: ["b"], label: "send it back", run: act((edit) => judge(edit, "sent_back")) },
     { group: "Curve", keys: ["e"], label: "open it", run: act((edit) => context.go(`#/video/${encodeURIComponent(videoId)}/${edit.slot}`)) },
     { group: "Video", keys: [" "], label: "play or pause", run: () => player.toggle() },

@@ -111,8 +111,11 @@ export function clock(text) {
 
 export const STATE_NAMES = {
   todo: "to do", automatic: "automatic", draft: "begun", sent_back: "sent back", second_opinion: "second opinion wanted",
-  edited: "done", skipped: "skipped",
+  edited: "done", skipped: "skipped", accepted: "accepted",
 };
+
+/** Return the address of the queue's list with filters: person, action, state. */
+export const listLink = (filters) => `#/list/${encodeURIComponent(new URLSearchParams(filters))}`;
 
 export const REASON_NAMES = { wrong_label: "wrong label", action_not_visible: "action not visible", unsure: "unsure" };
 

@@ -1,45 +1,57 @@
 // The lead's overview: progress, people, agreement, settings, export and import, and finishing the round.
 
 import { call, get, post } from "./api.js";
-import { REASON_NAMES, STATE_NAMES, ask, button, clock, counted, duration, h, say } from "./dom.js";
+import { REASON_NAMES, STATE_NAMES, ask, button, clock, counted, duration, h, listLink, say } from "./dom.js";
 import { finishedLine } from "./finished.js";
 
-const NUMERIC = new Set(["Done", "Open", "Skipped", "Asked", "Begun", "Median", "Difference", "Overlap", "Last"]);
+const NUMERIC = new Set(["Done", "Open", "Accepted", "Skipped", "Asked", "Begun", "Sent back", "Median", "Difference", "Overlap", "Last"]);
 
 const SHOWN = 200; // of the videos given to several people
 const NAMED = 8; // of the files in a question
 
 const ratio = (value) => (value === null ? "–" : value.toFixed(2));
 
+/** Return a mean overlap with its interval and the number of pairs. */
+function overlap({ overlap: mean, interval, pairs }) {
+  if (mean === null) return "–";
+  return h("span", { title: interval ? `95% interval of ${pairs} pairs` : `${counted(pairs, "pair", "pairs")}: too few for an interval` }, ratio(mean),
+    h("span", { class: "said" }, interval ? ` ${ratio(interval[0])}–${ratio(interval[1])}` : ""));
+}
+
+/** Return a number that leads to the videos that it counts. */
+const listed = (number, filters) => (number ? h("a", { href: listLink(filters) }, String(number)) : "0");
+
 export async function overviewPage(context) {
   const { round } = context;
   const data = await get("api/lead/overview");
   const { counts } = data;
-  const done = counts.edited + counts.skipped;
   const element = h("div", { class: "page overview" },
     finishedLine(data),
-    h("header", { class: "page-head" }, h("h1", {}, "Overview"), h("p", {}, `Round ${round.round_id}, ${round.total} videos`)),
+    h("header", { class: "page-head" }, h("h1", {}, "Overview"), h("p", {}, `Round ${round.round_id}, ${round.total} videos`),
+      data.to_review ? h("a", { class: "tool primary", href: "#/review" }, `Review ${counted(data.to_review, "video", "videos")}`) : null),
     data.problems.length ? h("div", { class: "banner warn" }, h("strong", {}, "Documents that cannot be used:"),
       h("ul", {}, data.problems.map((text) => h("li", {}, text)))) : null,
     h("dl", { class: "tiles" },
-      tile("Done by people", done, `of ${round.total}`),
-      tile("Skipped", counts.skipped, Object.entries(data.reasons).map(([name, n]) => `${n} ${REASON_NAMES[name]}`).join(", ")),
-      tile("Second opinion", counts.second_opinion, "wanted"),
+      tile("Done by people", listed(counts.done, { state: "done" }), `of ${round.total}, skipped ones too`),
+      tile("Accepted", listed(counts.accepted, { state: "accepted" }), `${data.to_review} wait for review`),
+      tile("Skipped", Object.values(data.reasons).reduce((a, b) => a + b, 0), Object.entries(data.reasons).map(([name, n]) => `${n} ${REASON_NAMES[name]}`).join(", ")),
+      tile("Second opinion", listed(counts.second_opinion, { state: "second_opinion" }), "wanted"),
       tile("Time per video", duration(data.median_seconds), "median"),
       tile("Difference", ratio(data.agreement.difference), `mean absolute, ${counted(data.agreement.pairs, "pair", "pairs")} of curves`),
-      tile("Overlap", ratio(data.agreement.overlap), "of the action’s segments (IoU)")),
-    h("div", { class: "columns" },
-      section("Actions", table(["Action", "Progress", "Done", "Open"], data.actions.map((action) => {
-        const finished = (action.edited ?? 0) + (action.skipped ?? 0);
-        return [action.name, h("span", { class: "meter", vars: { "--part": finished / action.total } }), finished, action.total - finished];
-      }))),
-      section("People", data.people.length ? table(["Name", "Done", "Skipped", "Asked", "Begun", "Median", "Difference", "Overlap", "Last"],
-        data.people.map((p) => [p.name, p.edited + p.automatic, p.skipped, p.second_opinion, p.draft + p.sent_back, duration(p.median_seconds),
-          ratio(p.difference), ratio(p.overlap), clock(p.last)])) : h("p", { class: "empty" }, "Nobody has saved anything yet."))),
+      tile("Overlap", ratio(data.agreement.overlap), data.agreement.interval ? `${data.agreement.interval.map(ratio).join(" to ")}, of the segments (IoU)` : "of the action’s segments (IoU)")),
+      section("Actions", table(["Action", "Progress", "Done", "Open", "Overlap"], data.actions.map((action) => [
+        h("a", { href: listLink({ action: action.class_index }) }, action.name), h("span", { class: "meter", vars: { "--part": action.done / action.total } }),
+        listed(action.done, { action: action.class_index, state: "done" }), action.total - action.done, overlap(action)]))),
+      section("People", data.people.length ? table(["Name", "Done", "Accepted", "Skipped", "Asked", "Begun", "Sent back", "Median", "Overlap", "Last"],
+        data.people.map((p) => [
+          [h("a", { href: listLink({ person: p.name }) }, p.name), p.needs_training ? h("span", { class: "chip training", title: "Agrees less with others than they do among themselves, by more than chance" }, "needs training") : null],
+          listed(p.done + p.automatic, { person: p.name, state: p.automatic ? "automatic" : "done" }), listed(p.accepted, { person: p.name, state: "accepted" }),
+          p.skipped, listed(p.second_opinion, { person: p.name, state: "second_opinion" }), listed(p.draft, { person: p.name, state: "draft" }),
+          listed(p.sent_back, { person: p.name, state: "sent_back" }), duration(p.median_seconds), overlap(p), clock(p.last)])) : h("p", { class: "empty" }, "Nobody has saved anything yet.")),
     section("Videos given to several people", [
       settingsForm(data.settings),
       data.shared.length ? table(["Video", "Action", "People", "Difference", "Overlap", ""], data.shared.slice(0, SHOWN).map((video) => [
-        video.video_id, round.classes[video.class_index],
+        h("a", { href: `#/compare/${encodeURIComponent(video.video_id)}` }, video.video_id), round.classes[video.class_index],
         video.people.map((p) => `${p.name} (${STATE_NAMES[p.state]})`).join(", ") || `nobody yet, ${video.wanted} wanted`,
         ratio(video.difference), ratio(video.overlap),
         h("a", { href: `#/compare/${encodeURIComponent(video.video_id)}` }, "compare")])) : h("p", { class: "empty" }, "None: set a share above."),
@@ -51,7 +63,7 @@ export async function overviewPage(context) {
   return { element, title: "Overview" };
 }
 
-const tile = (name, value, more) => h("div", { class: "tile" }, h("dt", {}, name), h("dd", {}, h("strong", {}, String(value)), h("span", {}, more)));
+const tile = (name, value, more) => h("div", { class: "tile" }, h("dt", {}, name), h("dd", {}, h("strong", {}, value), h("span", {}, more)));
 
 const section = (title, ...content) => h("section", { class: "panel" }, h("h2", {}, title), ...content);
 
@@ -60,7 +72,7 @@ function table(heads, rows) {
   return h("div", { class: "scroll", tabIndex: 0 }, h("table", {},
     h("thead", {}, h("tr", {}, heads.map((text, i) => h("th", { scope: "col", class: numeric[i] ? "number" : "" }, text)))),
     h("tbody", {}, rows.map((cells) => h("tr", {}, cells.map((cell, i) =>
-      h(i ? "td" : "th", { class: numeric[i] ? "number nowrap" : "", scope: i ? null : "row" }, cell instanceof Node ? cell : String(cell))))))));
+      h(i ? "td" : "th", { class: numeric[i] ? "number nowrap" : "", scope: i ? null : "row" }, cell instanceof Node || Array.isArray(cell) ? cell : String(cell))))))));
 }
 
 function settingsForm(settings) {

@@ -6,12 +6,14 @@ import { finishedLine } from "./finished.js";
 import { bind, keyCap, showKeys } from "./keys.js";
 import { keepCopy, unsaved } from "./saver.js";
 
-const ORDER = ["edited", "skipped", "automatic", "second_opinion", "sent_back", "draft", "todo"];
-const FILTER = "stabn/filter";
+const ORDER = ["accepted", "edited", "skipped", "automatic", "second_opinion", "sent_back", "draft", "todo"];
 
-export async function queuePage(context) {
-  const { round, user } = context;
-  const filter = { action: "", state: "", text: "", ...JSON.parse(sessionStorage.getItem(FILTER) ?? "{}") };
+/** Return the page; `query` is that of a link to the list, such as person=ann&state=edited. */
+export async function queuePage(context, query = "") {
+  const FILTER = `stabn/filter:${context.round.round_id}`;
+  const { round, user } = context, none = { action: "", state: "", text: "", person: "" };
+  const kept = query ? Object.fromEntries(new URLSearchParams(query)) : JSON.parse(sessionStorage.getItem(FILTER) ?? "{}");
+  const filter = { ...none, ...kept };
   context.action = filter.action === "" ? null : Number(filter.action);
   const list = h("div", { class: "videos", role: "list", "aria-label": "Videos" });
   const count = h("p", { class: "count", role: "status" });
@@ -22,10 +24,10 @@ export async function queuePage(context) {
     const mine = asked += 1;
     sessionStorage.setItem(FILTER, JSON.stringify(filter));
     context.action = filter.action === "" ? null : Number(filter.action);
-    const query = new URLSearchParams({ ...filter, offset: append ? shown : 0 });
-    const { total, videos } = await get(`api/videos?${query}`);
+    const wanted = new URLSearchParams({ ...filter, offset: append ? shown : 0 });
+    const { total, videos } = await get(`api/videos?${wanted}`);
     if (mine !== asked) return;
-    const rows = videos.map((video) => row(round, video));
+    const rows = videos.map((video) => row(round, video, filter.person && user.role === "lead" ? "compare" : "video"));
     if (append) list.append(...rows); else list.replaceChildren(...rows);
     shown = list.childElementCount;
     more.hidden = shown >= total;
@@ -57,7 +59,7 @@ export async function queuePage(context) {
   ]);
 
   const { counts, mine, total } = round;
-  const people = counts.edited + counts.skipped;
+  const people = counts.done;
   const left = unsaved(round.round_id, user.name);
   const begun = mine.draft + mine.sent_back;
   const element = h("div", { class: "page queue" },
@@ -66,7 +68,7 @@ export async function queuePage(context) {
     h("section", { class: "hero", "aria-labelledby": "hero-title" },
       h("div", {},
         h("h1", { id: "hero-title" }, people ? `${people} of ${total} videos are done` : `${total} videos wait for you`),
-        h("p", {}, mine.edited + mine.skipped ? `${mine.edited + mine.skipped} of them by you. ` : "",
+        h("p", {}, mine.done ? `${mine.done} of them by you. ` : "",
           mine.sent_back ? `${mine.sent_back} sent back to you. ` : "", mine.draft ? `${mine.draft} begun by you. ` : "",
           "Those that the network got most wrong come first.")),
       h("button", { type: "button", class: "primary big", onclick: start }, begun ? "Go on" : "Next video", keyCap("Enter")),
@@ -77,10 +79,11 @@ export async function queuePage(context) {
     h("section", { class: "all", "aria-label": "All videos" },
       h("div", { class: "filters" },
         select("action", "Action", [["", "All actions"], ...round.actions.map((a) => {
-          const open = a.total - (a.edited ?? 0) - (a.skipped ?? 0);
-          return [a.class_index, `${a.name} (${open} open)`];
+          return [a.class_index, `${a.name} (${a.total - a.done} open)`];
         })]),
-        select("state", "Status", [["", "Any"], ["mine", "mine"], ...Object.entries(STATE_NAMES)]),
+        select("state", "Status", [["", "Any"], ["mine", "mine"], ["done", "done, skipped or accepted"], ...Object.entries(STATE_NAMES).filter(([name]) => name !== "edited"), ["edited", "done, not reviewed"]]),
+        filter.person ? h("p", { class: "filter" }, h("span", {}, "Person"), h("span", { class: "chip plain" }, filter.person, " ",
+          button("×", { class: "link", "aria-label": `Of everybody, not only ${filter.person}`, onclick: () => { filter.person = ""; sessionStorage.setItem(FILTER, JSON.stringify(filter)); context.go("#/"); } }))) : null,
         search, h("span", { class: "grow" }), count),
       list, more));
   await load();
@@ -104,10 +107,10 @@ function unsavedLine(context, left) {
     button("discard", { class: "link", "aria-label": `Discard video ${kept.video}`, onclick: () => drop(kept) })))));
 }
 
-function row(round, video) {
+function row(round, video, page) {
   const id = encodeURIComponent(video.video_id), middle = Math.floor(video.num_frames / 2);
   const who = video.busy ? `${video.busy} is editing it` : video.editor && video.state !== "automatic" ? video.editor : "";
-  return h("a", { class: "video", role: "listitem", href: `#/video/${id}` },
+  return h("a", { class: "video", role: "listitem", href: `#/${page}/${id}` },
     h("img", { src: `frames/${round.round_id}/${id}/${middle}.jpg`, alt: "", loading: "lazy", width: 128, height: 72 }),
     h("span", { class: "what" }, h("strong", {}, round.classes[video.class_index]),
       h("span", { class: "said" }, `${video.predicted === video.class_index ? "network agrees" : "network: "}`,
