@@ -15,6 +15,7 @@ from stabn.masking import masked
     argument("--dir", metavar="D", default="demo", help="folder that gets everything the demo makes"),
     argument("--size", type=int, default=0, help="videos of the mini dataset; 0: the size the demo is tuned for"),
     argument("--seed", type=int, default=0, help="seed of the mini dataset"),
+    argument("--by-hand", action="store_true", help="then correct three videos yourself, and fine-tune with them"),
     preset="mini",
 )
 def demo(args: Namespace, config: RunConfig) -> None:
@@ -25,7 +26,7 @@ def demo(args: Namespace, config: RunConfig) -> None:
     """
     from pipelines.demo import demo
 
-    demo(Path(args.dir), size=args.size, seed=args.seed)
+    demo(Path(args.dir), size=args.size, seed=args.seed, by_hand=args.by_hand)
 
 
 @command(

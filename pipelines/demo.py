@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from pipelines.by_hand import correct_by_hand
 from stabn.config import fingerprint
 from stabn.errors import StabnError
 from stabn.local_mlflow import prepare_mlflow
@@ -44,6 +46,10 @@ TASKS = {
     "promote": 8,
     "end-run": 3,
 }
+_AGAIN = ("import-edits", "finetune", "finetune-2", "report", "promote", "end-run")
+FINETUNE_TASKS = {"check-finetune": 4, **{name: TASKS[name] for name in _AGAIN}, "evaluate": 9} | {
+    f"evaluate-{number}": 9 for number in range(2, 7)
+}
 SETTINGS = {
     "preset": "mini",
     "select_max_classes": "4",
@@ -56,7 +62,7 @@ FINISHED = re.compile(r"INFO - Task \S*?'([\w-]+)'\S* (finished|outputs)")
 REUSED = re.compile(r"Task ([\w-]+) cache hit")
 
 
-def demo(folder: Path, size: int = 0, seed: int = 0, overrides: str = "") -> None:
+def demo(folder: Path, size: int = 0, seed: int = 0, overrides: str = "", by_hand: bool = False) -> None:
     """Make the mini dataset and run the pipeline `full` on it with KFP's local runner.
 
     Everything lies in one folder. Run again, it goes on where it was interrupted and reuses what is done.
@@ -66,6 +72,7 @@ def demo(folder: Path, size: int = 0, seed: int = 0, overrides: str = "") -> Non
         size: videos of the dataset; 0: the size the demo is tuned for.
         seed: seed of the dataset.
         overrides: settings that differ from the preset `mini`, section.name=value.
+        by_hand: then let a person correct three videos of the round in the editor, and fine-tune with them.
 
     Raises:
         StabnError: a stage failed; the end of its log is shown.
@@ -98,30 +105,37 @@ def demo(folder: Path, size: int = 0, seed: int = 0, overrides: str = "") -> Non
             "overrides": overrides,
             **SETTINGS,
         }
-        command = [sys.executable, "-m", "pipelines", "run", "full", "--dir", str(folder / "kfp")]
-        for name, value in parameters.items():
-            command += ["--param", f"{name}={value}"]
         environment = {
             **os.environ,
             "MLFLOW_TRACKING_URI": tracking_uri,
             "STABN_EXPERIMENT": "st-abn-mini",
-            "STABN_RUN_ID": f"demo-{fingerprint({name: str(value) for name, value in parameters.items()})}",
             "PYTHONUNBUFFERED": "1",
         }
-        _run(command, environment, folder / "demo.log")
         storage_uri = store.uri("data")
+        _run("full", parameters, environment, folder)
+        if by_hand and (round_uri := _round_uri(folder, storage_uri)):
+            correct_by_hand(round_uri)
+            same = ("data_storage_uri", "truth_uri", "overrides", "preset", "route", "model_name")
+            given = {name: parameters[name] for name in same}
+            _run("finetune", {"data_round_uri": round_uri, **given}, environment, folder)
     _finish(folder, storage_uri, time.monotonic() - started)
 
 
-def _run(command: list[str], environment: dict[str, str], log_path: Path) -> None:
-    """Run the pipeline as a process; show its stages and their progress, and keep the whole output in a log."""
+def _run(pipeline: str, parameters: dict[str, Any], environment: dict[str, str], folder: Path) -> None:
+    """Run a pipeline as a process; show its stages and their progress, and keep the whole output in a log."""
+    command = [sys.executable, "-m", "pipelines", "run", pipeline, "--dir", str(folder / "kfp")]
+    for name, value in parameters.items():
+        command += ["--param", f"{name}={value}"]
+    run_id = f"demo-{fingerprint({name: str(value) for name, value in parameters.items()})}"
+    environment, log_path = {**environment, "STABN_RUN_ID": run_id}, folder / "demo.log"
     with log_path.open("a") as log:
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
         assert process.stdout is not None
         try:
-            for line in readable(_logged(process.stdout, log)):
+            tasks = TASKS if pipeline == "full" else FINETUNE_TASKS
+            for line in readable(_logged(process.stdout, log), tasks):
                 print(line, flush=True)
             code = process.wait()
         except BaseException:
@@ -139,7 +153,7 @@ def _logged(lines: Iterable[str], log: object) -> Iterator[str]:
         yield line.rstrip("\n")
 
 
-def readable(lines: Iterable[str]) -> Iterator[str]:
+def readable(lines: Iterable[str], tasks: dict[str, int] = TASKS) -> Iterator[str]:
     """Turn the output of KFP's local runner into a heading per stage and the stage's own lines.
 
     KFP's own lines and the executor's input in JSON are left out.
@@ -150,12 +164,13 @@ def readable(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
         if match := STARTED.search(line):
             elapsed = time.monotonic() - started
-            yield f"\n[{len(done) + 1:2}/{len(TASKS)}] {match[1]}   ({_clock(elapsed)} so far{_left(done, elapsed)})"
+            passed = f"{_clock(elapsed)} so far{_left(done, elapsed, tasks)}"
+            yield f"\n[{len(done) + 1:2}/{len(tasks)}] {match[1]}   ({passed})"
             done.append(match[1])
             running = True
         elif match := REUSED.search(line):
             done.append(match[1])
-            yield f"[{len(done):2}/{len(TASKS)}] {match[1]}   reused: it ran before with the same inputs and code"
+            yield f"[{len(done):2}/{len(tasks)}] {match[1]}   reused: it ran before with the same inputs and code"
         elif FINISHED.search(line):
             running = False
         elif "Got executor_input" in line:
@@ -166,16 +181,31 @@ def readable(lines: Iterable[str]) -> Iterator[str]:
             yield line
 
 
-def _left(done: list[str], elapsed: float) -> str:
+def _left(done: list[str], elapsed: float, tasks: dict[str, int]) -> str:
     """Estimate the time left from the tasks done, by what tasks usually take."""
-    usual = sum(TASKS.get(name, 0) for name in done)
+    usual = sum(tasks.get(name, 0) for name in done)
     if elapsed < 5 or not usual:
         return ""
-    return f", about {_clock(elapsed / usual * (sum(TASKS.values()) - usual))} left"
+    return f", about {_clock(elapsed / usual * (sum(tasks.values()) - usual))} left"
 
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def _imported(folder: Path) -> Path:
+    """Return the folder of what the newest stage import-edits wrote."""
+    manifests = (folder / "kfp" / "artifacts").glob("*/import-edits/manifest")
+    return max(manifests, key=lambda path: path.stat().st_mtime).parent
+
+
+def _round_uri(folder: Path, storage_uri: str) -> str:
+    """Return the demo's round; empty: no action was below the threshold, so there is none."""
+    from stabn.data.edit_table import load_edit_table
+
+    if not any((folder / "kfp" / "artifacts").glob("*/report/page")):
+        return ""
+    return f"{storage_uri}/rounds/{load_edit_table(_imported(folder) / 'edits').round_id}"
 
 
 def _finish(folder: Path, storage_uri: str, seconds: float) -> None:
@@ -188,15 +218,12 @@ def _finish(folder: Path, storage_uri: str, seconds: float) -> None:
         )
         return
     from stabn.attention.rounds import CHECKPOINT_FILE
-    from stabn.data.edit_table import load_edit_table
 
     newest = pages[-1].parent
     shutil.copyfile(newest / "page", folder / "report.html")
     shutil.copytree(newest / "figures", folder / "figures", dirs_exist_ok=True)
     print("\n" + (newest / "tables").read_text().replace("```", "").strip())
-    manifests = sorted((folder / "kfp" / "artifacts").glob("*/import-edits/manifest"), key=lambda p: p.stat().st_mtime)
-    imported = os.path.relpath(manifests[-1].parent)
-    round_uri = f"{storage_uri}/rounds/{load_edit_table(Path(imported) / 'edits').round_id}"
+    imported, round_uri = os.path.relpath(_imported(folder)), _round_uri(folder, storage_uri)
     bin_dir = Path(sys.executable).parent
     where = bin_dir.relative_to(Path.cwd()) if bin_dir.is_relative_to(Path.cwd()) else bin_dir
     folder = Path(os.path.relpath(folder))
@@ -212,7 +239,7 @@ Done in {_clock(seconds)}.
   figures   {folder}/figures/
   log       {folder}/demo.log
 
-Correct the attention of the demo's videos yourself, in a web page:
+Correct the attention of the demo's videos yourself, in a web page (`stabn demo --by-hand` then learns from three):
   {stabn} local --dir {own} -- stabn editor --editor.auth open --round {shlex.quote(round_uri)}
 See whether the recognition depends on its attention, beside Grad-CAM:
   {stabn} local --dir {own} -- stabn faithfulness --preset mini --checkpoint {checkpoint} --manifest {manifest} \\
