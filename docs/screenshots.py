@@ -9,14 +9,17 @@ pictures are the demo's corrections, each shifted a little. Needs Chromium: an i
 
 import argparse
 import io
+import json
 import os
 import random
 import re
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,23 +30,23 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from stabn.attention.edit_document import Edit, Review
 from stabn.attention.edits import latest_edits, save_edit
 from stabn.attention.rounds import Round, load_round, model_attention
+from stabn.attention.waiting import Waiting
 from stabn.local_services import local_object_store
 from stabn.storage import open_storage
 
 HERE = Path(__file__).parent
 SIZE = {"width": 1280, "height": 800}
+STORAGE = "screenshots"  # beside the demo's own rounds
 
 
 def copy_round(folder_uri: str) -> tuple[Round, dict[str, tuple[float | None, ...]]]:
     """Copy the demo's round without corrections; return it and the demo's corrected curves by video id."""
     storage = open_storage(f"{folder_uri}/rounds")
-    found = [key for key in storage.list() if key.endswith("/round.json") and not key.startswith("screenshots")]
+    found = [key for key in storage.list() if key.endswith("/round.json")]
     if not found:
         raise SystemExit(f"{folder_uri}: no editing round; run `make demo` first")
     source = load_round(f"{folder_uri}/rounds/{found[0].rpartition('/')[0]}")
-    target = open_storage(f"{folder_uri}/rounds/screenshots")
-    for key in list(target.list()):
-        target.delete(key)
+    target = open_storage(f"{folder_uri}/{STORAGE}/rounds/{source.round_id}")
     for key in sorted(source.storage.list(), key=lambda name: name == "round.json"):
         if key.startswith("videos/") or "/" not in key:
             target.write(key, source.storage.read(key))
@@ -78,10 +81,44 @@ def people_work(item: Round, curves: dict[str, tuple[float | None, ...]]) -> lis
     return ids
 
 
+def other_rounds(item: Round, curves: dict[str, tuple[float | None, ...]]) -> None:
+    """Write what the list shows of other rounds: two that are finished, and a new one for which a run waits."""
+    content = json.loads(item.storage.read("round.json"))
+    for number, (weeks, count) in enumerate(((9, 38), (5, 44), (0, 52))):
+        round_id = f"{number + 5:x}c41d0be7a92f36{number}"
+        start = datetime.now(UTC).replace(microsecond=0) - timedelta(weeks=weeks, hours=1)
+        made = open_storage(item.uri.replace(item.round_id, round_id))
+        videos = content["videos"][:count]
+        changed = {"round_id": round_id, "created_at": start.isoformat(), "videos": videos}
+        made.write("round.json", json.dumps(content | changed).encode())
+        if weeks == 0:
+            made.write("waiting/waits.json", json.dumps(waiting(len(videos), start)).encode())
+            continue
+        for place, video in enumerate(videos):
+            curve = curves[video["video_id"]]
+            edit = Edit(
+                round_id=round_id, video_id=video["video_id"], revision=1, num_frames=len(curve),
+                model_attention=tuple(0.5 for _ in curve), edited_attention=curve, status="edited",
+                editor=("Kaito", "Mio", "Ren")[place % 3], edited_at=(start + timedelta(seconds=40 * place)).isoformat(),
+            )  # fmt: skip
+            made.write(edit.key, edit.to_json())
+        run = str(uuid.uuid5(uuid.NAMESPACE_URL, round_id))
+        finished = {"by": "Aoi", "at": (start + timedelta(days=2)).isoformat(), "target": "kfp", "started": run}
+        made.write("editor/finished.json", json.dumps(finished).encode())
+
+
+def waiting(needed: int, start: datetime) -> dict[str, Any]:
+    """Return the record of a run that waits for a round."""
+    run, since = str(uuid.uuid5(uuid.NAMESPACE_URL, "waits")), start.timestamp()
+    until = since + 7 * 86400
+    return asdict(Waiting(run, since, datetime.now(UTC).timestamp(), until, needed))
+
+
 @contextmanager
-def editor(item: Round) -> Iterator[str]:
-    """Serve the round and yield the address."""
-    command = [sys.executable, "-m", "stabn.cli", "editor", "--round", item.uri, "--editor.auth", "open"]
+def editor(storage_uri: str) -> Iterator[str]:
+    """Serve the rounds and yield the address."""
+    command = [sys.executable, "-m", "stabn.cli", "editor", "--storage", storage_uri, "--editor.auth", "open"]
+    command += ["--editor.kfp_public_url", "https://kfp.example.org"]
     process = subprocess.Popen([*command, "--editor.port", "0"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -94,13 +131,13 @@ def editor(item: Round) -> Iterator[str]:
         process.communicate(timeout=30)
 
 
-def sign_in(browser: Browser, address: str, name: str, scheme: Any, hash: str = "#/") -> Page:
+def sign_in(browser: Browser, address: str, name: str, scheme: Any, hash: str = "") -> Page:
     """Return a page of a person, in a browser of their own."""
     page = browser.new_context(viewport=SIZE, color_scheme=scheme).new_page()  # type: ignore[arg-type]
     page.goto(f"{address}/{hash}")
     page.get_by_label("Name").fill(name)
     page.keyboard.press("Enter")
-    page.locator(".hero, .editor, .overview, .compare").first.wait_for()
+    page.locator(".page, .editor").first.wait_for()
     return page
 
 
@@ -147,12 +184,22 @@ def main() -> None:
     names = ("chromium", "chromium-browser", "google-chrome")
     program = os.environ.get("STABN_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     with local_object_store(args.dir / "storage") as store, sync_playwright() as playwright:
+        storage = open_storage(f"{store.uri('data')}/{STORAGE}")
+        for key in list(storage.list()):
+            storage.delete(key)
         item, curves = copy_round(store.uri("data"))
         ids = people_work(item, curves)
-        shared, todo = ids[0], ids[len(ids) * 3 // 5 :]
+        todo = ids[len(ids) * 3 // 5 :]
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        with editor(item) as address:
-            page = sign_in(browser, address, "Sora", "light")
+        other_rounds(item, curves)
+        item.storage.write("waiting/waits.json", json.dumps(waiting(40, datetime.now(UTC))).encode())
+        with editor(storage.uri) as start:
+            page = sign_in(browser, start, "Sora", "light")
+            expect(page.get_by_text("counting")).to_have_count(0, timeout=60_000)
+            shoot(page, "rounds", 128)
+            address = f"{start}/rounds/{item.round_id}"
+            page.goto(f"{address}/")
+            page.locator(".hero").wait_for()
             shoot(page, "queue")
             first_convincing(page, address, todo, curves)
             shoot(page, "video")
@@ -165,12 +212,11 @@ def main() -> None:
             page.context.close()
             lead = sign_in(browser, address, "Aoi", "light", "#/overview")
             shoot(lead, "overview", 128)
-            lead.goto(f"{address}/#/compare/{shared}")
+            lead.goto(f"{address}/#/review")
             lead.locator(".compare").wait_for()
             lead.wait_for_timeout(2000)
             shoot(lead, "compare")
         browser.close()
-        storage = item.storage
         for key in list(storage.list()):
             storage.delete(key)
 
