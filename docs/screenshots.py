@@ -95,11 +95,11 @@ def other_rounds(item: Round, curves: dict[str, tuple[float | None, ...]]) -> No
             made.write("waiting/waits.json", json.dumps(waiting(len(videos), start)).encode())
             continue
         for place, video in enumerate(videos):
-            curve = curves[video["video_id"]]
+            curve, at = curves[video["video_id"]], start + timedelta(seconds=40 * place)
             edit = Edit(
                 round_id=round_id, video_id=video["video_id"], revision=1, num_frames=len(curve),
                 model_attention=tuple(0.5 for _ in curve), edited_attention=curve, status="edited",
-                editor=("Kaito", "Mio", "Ren")[place % 3], edited_at=(start + timedelta(seconds=40 * place)).isoformat(),
+                editor=("Kaito", "Mio", "Ren")[place % 3], edited_at=at.isoformat(),
             )  # fmt: skip
             made.write(edit.key, edit.to_json())
         run = str(uuid.uuid5(uuid.NAMESPACE_URL, round_id))

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,9 +46,18 @@ from stabn.editor.finish import FinishError
 from stabn.editor.frames import FrameStore
 from stabn.editor.leases import LeaseHeld, Leases
 from stabn.editor.services import Services
+from stabn.editor.whatif import CachedClips
 
 OPEN = EditorConfig(auth="open", shared_share=0.0, refresh_seconds=3600, what_if=False)
 ORIGIN = "http://127.0.0.1"
+
+
+def wait(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
 
 
 class Person(TestClient):
@@ -866,6 +875,22 @@ def test_what_if_is_the_whole_network_with_that_attention(editor_round: Round) -
             assert answer["true"]["score"] == pytest.approx(expected[truth], abs=0.02)
         assert ann.post("/api/videos/12/what-if", json={"edited_attention": [2] * 33}).status_code == 400
         assert ann.post("/api/videos/12/what-if", json={"edited_attention": [0.5] * 3}).status_code == 400
+
+
+def test_the_first_what_if_is_computed_when_the_video_is_opened(
+    editor_round: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    make = CachedClips.__init__
+    monkeypatch.setattr(CachedClips, "__init__", lambda self, *args: (made.append("once"), make(self, *args))[1])
+    with server(editor_round, dataclasses.replace(OPEN, what_if=True)) as person:
+        ann, services = person("ann"), person.services
+        wait(lambda: services.what_if.state == "ready")
+        assert ann.open("12").status_code == 200
+        wait(lambda: services.shared.features.size > 0)
+        for level in (0.0, 0.5, 1.0):
+            assert ann.post("/api/videos/12/what-if", json={"edited_attention": [level] * 33}).status_code == 200
+        assert made == ["once"], "later ones use what is kept"
 
 
 def test_without_a_network_the_page_says_so_and_works(editor_round: Round) -> None:
