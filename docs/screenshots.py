@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from stabn.attention.edit_document import Edit, Review
 from stabn.attention.edits import latest_edits, save_edit
@@ -152,11 +152,11 @@ def shoot(page: Page, name: str, colours: int = 0) -> None:
 
 
 def correct(page: Page, curve: tuple[float | None, ...]) -> bool:
-    """Correct the video that is open, from here to here; return whether the network then sees the true action."""
+    """Correct the video that is open, from here to here; tell whether the network then is right, and surer of it."""
     page.locator(".editor[data-ready]").wait_for(timeout=60_000)
     expect(page.locator(".panel > .note")).to_have_text("", timeout=60_000)
-    right = page.locator(".verdict li.right")
-    before = right.inner_text() if right.count() else ""
+    right = page.locator(".verdict li.right .score")
+    before = score(right)
     action = [frame for frame, value in enumerate(curve) if value == 1]
     for frame, key in ((action[0], "i"), (action[-1], "o")):
         page.keyboard.press("Home")
@@ -164,7 +164,14 @@ def correct(page: Page, curve: tuple[float | None, ...]) -> bool:
             page.keyboard.press("ArrowRight")
         page.keyboard.press(key)
     page.wait_for_timeout(1500)
-    return "right" in (page.locator(".verdict li").first.get_attribute("class") or "") and right.inner_text() != before
+    return score(right) > before and bool(
+        page.locator(".verdict li.right").evaluate("e => e.style.cssText.includes('--rank: 0')")
+    )
+
+
+def score(place: Locator) -> int:
+    """Return the percentage that a row of the network's answer shows; 0: it is not among the five."""
+    return int(place.inner_text().removesuffix("%")) if place.count() else 0
 
 
 def first_convincing(page: Page, address: str, todo: list[str], curves: dict[str, tuple[float | None, ...]]) -> None:

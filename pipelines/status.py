@@ -153,8 +153,9 @@ def _block(item: dict[str, Any], jobs: list[str], editor_url: str) -> str:
         if stage.status == "RUNNING" and (more := how_far(stage)):
             lines += [] if stage.key in told else [f"    {stage.key}: {more}"]
         if stage.status == "RUNNING" and stage.stage == "edits":
-            lines.append(f"    round {stage.params.get('round', '')}{_people(stage)}")
-            lines += [f"  editor  {editor_url}"] if editor_url else []
+            uri = stage.params.get("round", "")
+            lines.append(f"    round {uri}{_people(stage)}")
+            lines += [f"  editor  {editor_url.rstrip('/')}/rounds/{uri.rpartition('/')[2]}/"] if editor_url else []
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ export const single = () => localStorage.getItem(SWITCH) !== "off";
 export function bind(list) { bindings = list; }
 
 /** Return a key as it is shown. */
-export const keyName = (key) => key.split("+").map((part) => NAMES[part] ?? (part.length === 1 ? part.toUpperCase() : part)).join(" ");
+export const keyName = (key) => (key === "+" ? [key] : key.split("+")).map((part) => NAMES[part] ?? (part.length === 1 ? part.toUpperCase() : part)).join(" ");
 
 export const keyCap = (key) => h("kbd", { "aria-hidden": "true" }, keyName(key));
 

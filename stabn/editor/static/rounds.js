@@ -45,10 +45,11 @@ export async function roundsPage(context) {
 
 function row(round, user) {
   const kept = unsaved(round.round_id, user.name).length, href = `rounds/${encodeURIComponent(round.round_id)}/`;
-  return h("article", { class: "round", role: "listitem", "data-round": round.round_id },
+  return h("article", { class: "round-row", role: "listitem", "data-round": round.round_id },
     h("div", { class: "what" },
-      h("a", { class: "name", href }, `Round of ${clock(round.created_at)}`),
-      h("span", { class: "said" }, `${counted(round.total, "video", "videos")} of ${counted(round.num_actions, "action", "actions")} · ${round.round_id}`)),
+      h("a", { class: "name", href }, `Round of ${isToday(round.created_at) ? "today, " : ""}${clock(round.created_at)}`),
+      h("span", { class: "said" }, `${counted(round.total, "video", "videos")} of ${counted(round.num_actions, "action", "actions")}`),
+      h("span", { class: "said" }, round.round_id)),
     h("div", { class: "what far" }, progress(round)),
     h("div", { class: "what" }, round.is_counted ? people(round, user) : null),
     h("div", { class: "what" }, ends(round),
@@ -80,6 +81,8 @@ function ends(round) {
     link ? h("a", { href: link, target: "_blank", rel: "noopener" }, id) : id || "started by hand",
     h("span", { class: "said" }, ` waits for ${needed} done, until ${clock(new Date(1000 * until).toISOString())}`)));
 }
+
+const isToday = (text) => new Date(text).toDateString() === new Date().toDateString();
 
 /** Return a number of hours as people say it. */
 function hours(number) {
