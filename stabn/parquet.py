@@ -1,4 +1,7 @@
-"""Parquet tables from bytes, read in the calling thread."""
+"""Parquet tables from and to bytes, read in the calling thread."""
+
+import io
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,3 +17,10 @@ def parse_table(data: bytes, schema: pa.Schema | None = None) -> pa.Table:
         pyarrow.ArrowException: not a Parquet file, or truncated.
     """
     return pq.read_table(pa.BufferReader(data), schema=schema, use_threads=False)
+
+
+def table_bytes(table: pa.Table, **options: Any) -> bytes:
+    """Return the Parquet file of a table; the same content gives the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **options)
+    return buffer.getvalue()

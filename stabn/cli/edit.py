@@ -5,6 +5,7 @@ from pathlib import Path
 
 from stabn.commands import argument, stage_command
 from stabn.config import RunConfig
+from stabn.storage import open_storage, owned
 
 IMPORTED = ("edits.parquet", "manifest.parquet", "checkpoint.pt", "selection.json")
 
@@ -32,5 +33,6 @@ def import_edits(args: Namespace, config: RunConfig) -> None:
 
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    summary = import_round(args.round, *(folder / name for name in IMPORTED))
+    with owned(open_storage(folder), "import-edits", {"round": args.round}):
+        summary = import_round(args.round, *(folder / name for name in IMPORTED))
     print(", ".join(f"{name} {value}" for name, value in summary.counts().items()))

@@ -8,6 +8,7 @@ from pathlib import Path
 from stabn.commands import argument, command, stage_command
 from stabn.config import RunConfig
 from stabn.stages import COMPUTING, SPLIT
+from stabn.storage import open_storage, owned
 
 OUTPUT = argument("--output", metavar="PATH", help="file to write")
 
@@ -52,7 +53,8 @@ def report(args: Namespace, config: RunConfig) -> None:
     inputs = ReportInputs(**{field.name: getattr(args, field.name) for field in dataclasses.fields(ReportInputs)})
     folder = Path(args.output)
     places = (folder / "report.html", folder / "figures")
-    result = write_report(inputs, *places, promotion=config.promote, model_name=args.model_name)
+    with owned(open_storage(folder), "report", dataclasses.asdict(inputs)):
+        result = write_report(inputs, *places, promotion=config.promote, model_name=args.model_name)
     print(tables_text(result))
     print(f"report: {folder / 'report.html'}")
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stabn.errors import StabnError
 from stabn.identity import check_unique
-from stabn.parquet import parse_table
-from stabn.storage import ObjectNotFound, read_uri
+from stabn.parquet import parse_table, table_bytes
+from stabn.storage import ObjectNotFound, read_uri, write_uri
 
 FORMAT = 1
 EDIT_SCHEMA = pa.schema(
@@ -55,9 +54,7 @@ def save_edit_table(path: str | os.PathLike[str], rows: list[dict[str, Any]], he
     """
     _check_ids(rows, path)
     stamp = {b"stabn": json.dumps({"format": FORMAT, **header}).encode()}
-    partial = f"{path}.partial"
-    pq.write_table(pa.Table.from_pylist(rows, schema=EDIT_SCHEMA.with_metadata(stamp)), partial)
-    os.replace(partial, path)
+    write_uri(path, table_bytes(pa.Table.from_pylist(rows, schema=EDIT_SCHEMA.with_metadata(stamp))))
 
 
 def load_edit_table(path: str | os.PathLike[str]) -> EditTable:

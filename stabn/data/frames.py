@@ -4,7 +4,6 @@ The work is planned from the label files and the listing of the videos, and may 
 n-th video, and `merge_frames` makes one manifest of the parts. The result depends on neither n nor interruptions.
 """
 
-import io
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from stabn.config import ExtractConfig, fingerprint, to_dict
 from stabn.data.extraction import extract_videos
@@ -23,9 +21,9 @@ from stabn.data.presence import check_frames
 from stabn.data.sources import open_source
 from stabn.data.ssv2 import load_labels
 from stabn.errors import StabnError
-from stabn.parquet import parse_table
+from stabn.parquet import parse_table, table_bytes
 from stabn.stages import SPLITS
-from stabn.storage import ObjectNotFound, Storage, open_storage
+from stabn.storage import ObjectNotFound, Storage, open_storage, write_uri
 from stabn.tracking import stage_run
 
 FRAME_SETTINGS = ("short_side", "jpeg_quality", "decoder")  # what the stored bytes depend on
@@ -136,9 +134,7 @@ def extract_part(videos_uri: str, labels_uri: str, storage_uri: str, part: Part,
     settings = {**plan.settings, "videos": videos_uri, "part": str(part)}
     with stage_run(f"extract-frames/{part.number}-of-{part.total}", settings=settings, inputs={}) as run:
         table = _extract_part(plan, part)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        plan.target.write(plan.part_key(part), buffer.getvalue())
+        plan.target.write(plan.part_key(part), table_bytes(table, compression="zstd"))
         usable = pc.sum(pc.is_null(table["reason"])).as_py() or 0
         run.log_metrics({"videos": usable, "rejects": len(table) - usable})
         return plan.target.locate(plan.part_key(part))
@@ -212,7 +208,7 @@ def _finish(plan: _Plan, table: pa.Table, manifest_path: Path, rejects_path: Pat
     run.log_metrics({f"outside_{kind}": count for kind, count in outside.items()})
     order = {split: number for number, split in enumerate(SPLITS)}
     rejects.sort(key=lambda row: (order.get(row["split"], len(order)), row["video_id"], row["reason"]))
-    _write_whole(pa.Table.from_pylist(rejects, schema=REJECT_SCHEMA), rejects_path)
+    write_uri(rejects_path, table_bytes(pa.Table.from_pylist(rejects, schema=REJECT_SCHEMA)))
     kinds = Counter(reject["reason"].split(":")[0] for reject in rejects)
     summary = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
     if rejects:
@@ -233,9 +229,7 @@ def _finish(plan: _Plan, table: pa.Table, manifest_path: Path, rejects_path: Pat
     manifest = build_manifest(usable, plan.labels.classes, plan.target.uri, plan.settings)
     run.log_dataset(manifest.dataset, "extract-frames")
     check_frames(manifest)  # a part that KFP's cache calls done may have lost them
-    temporary = manifest_path.with_name(manifest_path.name + ".partial")
-    manifest.save(temporary)
-    temporary.replace(manifest_path)
+    manifest.save(manifest_path)
     run.set_tags({"stabn.dataset_fingerprint": manifest.fingerprint})
     return manifest
 
@@ -244,9 +238,3 @@ def _is_outside(row: dict[str, Any]) -> bool:
     """Tell what is no part of the dataset from its damage: files without a label, test videos that nobody has."""
     kind = str(row["reason"]).split(":")[0]
     return kind == UNLISTED or (kind == MISSING and row["split"] == "test")
-
-
-def _write_whole(table: pa.Table, path: Path) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    pq.write_table(table, temporary)
-    temporary.replace(path)

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from stabn.errors import StabnError
 from stabn.identity import check_unique
-from stabn.parquet import parse_table
-from stabn.storage import read_uri
+from stabn.parquet import parse_table, table_bytes
+from stabn.storage import read_uri, write_uri
 from stabn.tracking import Dataset
 
 FORMAT = 2
@@ -165,7 +164,7 @@ class Manifest:
         return digest.hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
-        """Write the manifest as Parquet; the same content gives the same bytes."""
+        """Write the manifest as Parquet, whole or not at all; the same content gives the same bytes."""
         header = {
             "format": FORMAT,
             "classes": self.classes,
@@ -174,7 +173,7 @@ class Manifest:
             "fingerprint": self.fingerprint,
         }
         table = self.table.replace_schema_metadata({b"stabn": json.dumps(header, sort_keys=True).encode()})
-        pq.write_table(table, path, compression="zstd")
+        write_uri(path, table_bytes(table, compression="zstd"))
 
     @classmethod
     def load(cls, uri: str | Path) -> "Manifest":

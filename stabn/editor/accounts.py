@@ -14,7 +14,7 @@ from typing import Any
 
 from stabn.errors import StabnError
 from stabn.identity import check_unique, unique_object
-from stabn.storage import ObjectNotFound, check_id, read_uri, write_uri
+from stabn.storage import ObjectNotFound, check_id, open_storage, owned, read_uri, write_uri
 
 ROLES = ("annotator", "lead")
 MIN_PASSWORD = 10
@@ -99,13 +99,13 @@ def add_accounts(uri: str, names: Sequence[str], role: str, passwords: Sequence[
     if role not in ROLES:
         raise AccountError(f"role {role!r}: choose one of {', '.join(ROLES)}")
     check_unique(names, "account", "the names given", "give each once", AccountError)
-    accounts = _existing(uri)
     for name, password in zip(names, passwords, strict=True):
         check_id(name, "account name")
         if len(password) < MIN_PASSWORD:
             raise AccountError(f"{name}: the password has {len(password)} characters; use at least {MIN_PASSWORD}")
-        accounts[name] = Account(name, role, _hasher().hash(password))
-    _save(uri, accounts)
+    added = {name: Account(name, role, _hasher().hash(password)) for name, password in zip(names, passwords)}
+    with _alone(uri):
+        _save(uri, _existing(uri) | added)
 
 
 def remove_accounts(uri: str, names: Sequence[str]) -> None:
@@ -114,16 +114,23 @@ def remove_accounts(uri: str, names: Sequence[str]) -> None:
     Raises:
         AccountError: one of them does not exist.
     """
-    accounts = _existing(uri)
-    for name in names:
-        if accounts.pop(name, None) is None:
-            raise AccountError(f"{uri}: no account {name!r}; `stabn editor-accounts list` shows all")
-    _save(uri, accounts)
+    with _alone(uri):
+        accounts = _existing(uri)
+        for name in names:
+            if accounts.pop(name, None) is None:
+                raise AccountError(f"{uri}: no account {name!r}; `stabn editor-accounts list` shows all")
+        _save(uri, accounts)
 
 
 def make_password() -> str:
     """Return a random password of 20 letters and digits that are not mistaken for each other."""
     return "-".join("".join(secrets.choice("abcdefghjkmnpqrstuvwxyz23456789") for _ in range(5)) for _ in range(4))
+
+
+def _alone(uri: str) -> contextlib.AbstractContextManager[None]:
+    """Let nobody else change the file meanwhile, whose changes would be lost: they wait."""
+    folder, _, name = str(uri).rpartition("/")
+    return owned(open_storage(f"{folder or '.'}/owners-of-{name}"), "editor-accounts", {})
 
 
 def _existing(uri: str) -> dict[str, Account]:

@@ -5,7 +5,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from stabn.evaluation.pages import MAP_NOTE, load_template
 from stabn.evaluation.prediction_table import MetricsError, Predictions, align
 from stabn.evaluation.significance import class_differences, exact_mcnemar, points
 from stabn.evaluation.tables import percent
-from stabn.storage import write_uri
+from stabn.storage import open_storage, owned
 from stabn.tracking import fetch_artifact, stage_run
 
 RUN = "runs:/"  # how MLflow names a run
@@ -160,8 +159,10 @@ def compare(
         run.log_text(text, "compare.txt")
         run.log_text(page, "compare.html")
         if output_dir:
-            write_uri(Path(output_dir) / "compare.html", page.encode())
-            write_uri(Path(output_dir) / "compare.json", json.dumps(_document(found, changed), indent=1).encode())
+            storage = open_storage(output_dir)
+            with owned(storage, "compare", inputs):
+                storage.write("compare.html", page.encode())
+                storage.write("compare.json", json.dumps(_document(found, changed), indent=1).encode())
     return found
 
 

@@ -15,7 +15,7 @@ from stabn.evaluation.crossed import crossed_bootstrap
 from stabn.evaluation.metrics import topk_hits
 from stabn.evaluation.pages import load_template
 from stabn.evaluation.prediction_table import Predictions
-from stabn.storage import open_storage
+from stabn.storage import open_storage, owned
 from stabn.training.checkpoint import Checkpoint, check_classes, load_model
 from stabn.training.exported import CONFIG_FILE, WEIGHTS_FILE, write_exported
 
@@ -50,11 +50,14 @@ def export_model(
     model, checkpoint = load_model(checkpoint_uri)
     card = model_card(checkpoint, model, manifest_uri, predictions, edits_path, program)
     storage = open_storage(output_uri)
-    storage.delete(CONFIG_FILE)  # of an earlier export: it comes last, and until then nothing here is whole
-    storage.write(CARD_FILE, card.encode())
-    if program:
-        storage.write(PROGRAM_FILE, export_program(model, checkpoint))
-    write_exported(storage, checkpoint, model.state_dict())
+    with owned(storage, "export-model", {"checkpoint": checkpoint.fingerprint}):
+        storage.delete(CONFIG_FILE)  # of an earlier export: it comes last, and until then nothing here is whole
+        storage.write(CARD_FILE, card.encode())
+        if program:
+            storage.write(PROGRAM_FILE, export_program(model, checkpoint))
+        else:
+            storage.delete(PROGRAM_FILE)  # of an earlier export, which may be of another network
+        write_exported(storage, checkpoint, model.state_dict())
     files = [WEIGHTS_FILE, *([PROGRAM_FILE] if program else []), CARD_FILE, CONFIG_FILE]
     print(f"export-model: {', '.join(files)} in {storage.uri}", flush=True)
     return storage.uri

@@ -33,7 +33,7 @@ from stabn.evaluation.faithfulness_numbers import FORMAT, Faithfulness, parse, p
 from stabn.evaluation.faithfulness_section import faithfulness_page
 from stabn.models import STABN
 from stabn.progress import Progress
-from stabn.storage import Storage, check_id, open_storage
+from stabn.storage import Storage, check_id, open_storage, owned
 from stabn.tracking import stage_run
 from stabn.training.checkpoint import check_classes, load_model, require_attention
 from stabn.training.device import autocast, choose_device, choose_precision, prepare
@@ -151,7 +151,10 @@ def measure_faithfulness(
     storage = open_storage(output_uri)
     inputs = {"dataset": manifest.fingerprint, "checkpoint": checkpoint.fingerprint}
     settings = {"split": split, "videos": num_videos, "steps": max_steps, "seed": seed}
-    with stage_run(f"faithfulness/{split}", settings=settings, inputs=inputs) as run:
+    with (
+        stage_run(f"faithfulness/{split}", settings=settings, inputs=inputs) as run,
+        owned(storage, "faithfulness", settings | inputs),
+    ):
         clips = _Clips(manifest, checkpoint.data_config)
         key = fingerprint(FORMAT, inputs, max_steps, seed)
         videos = list(_videos(network, clips, rows, storage.child(PARTS_DIR), key, max_steps, seed))

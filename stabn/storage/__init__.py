@@ -12,4 +12,4 @@ from stabn.storage.interface import (
 )
 from stabn.storage.local import FolderStorage
 from stabn.storage.opening import check_object_uri, fetch, open_storage, read_uri, uri_exists, write_uri
-from stabn.storage.promises import check_promises, sole_writer
+from stabn.storage.promises import check_promises, owned, sole_writer

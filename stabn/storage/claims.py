@@ -29,6 +29,7 @@ PREFIX = "owner."
 BEAT_SECONDS = 10.0  # between two signs of life
 SILENT_SECONDS = 45.0  # without one an owner has died
 LOOK_SECONDS = 1.0
+LISTINGS = 20  # that may name an owner which has gone when it is read
 SETTLE_SECONDS = 2.0  # where writes are not conditional: after which the last of several that came at once has won
 
 _KEY = re.compile(re.escape(PREFIX) + r"(\d{6})\.json")
@@ -126,7 +127,10 @@ class Claim:
             return False
         if not self.conditional:
             time.sleep(SETTLE_SECONDS)
-            if self._read(key).get("id") != self._record["id"]:
+            try:
+                if self._read(key).get("id") != self._record["id"]:
+                    return False
+            except ObjectNotFound:  # another has a higher number
                 return False
         self._number = number + 1
         self._delete_up_to(number)
@@ -189,17 +193,19 @@ class Claim:
 
     def _newest(self) -> tuple[int, dict[str, Any] | None]:
         """Return the owner that counts and its number; 0 and None: there is none."""
-        numbers = [int(match[1]) for key in self.storage.list(PREFIX) if (match := _KEY.fullmatch(key))]
-        if not numbers:
-            return 0, None
-        found = self._read(_key(max(numbers)))
-        return max(numbers), found or None
+        for _ in range(LISTINGS):
+            numbers = [int(match[1]) for key in self.storage.list(PREFIX) if (match := _KEY.fullmatch(key))]
+            if not numbers:
+                return 0, None
+            with contextlib.suppress(ObjectNotFound):  # gone since: its number may be somebody else's by now
+                return max(numbers), self._read(_key(max(numbers))) or None
+        return max(numbers), None
 
     def _read(self, key: str) -> dict[str, Any]:
-        """Return an owner's record; one that cannot be read, or has gone since, is empty."""
+        """Return an owner's record; one that is unreadable is empty."""
         try:
             found = json.loads(self.storage.read(key))
-        except (ObjectNotFound, ValueError):
+        except ValueError:
             return {}
         return found if isinstance(found, dict) else {}
 

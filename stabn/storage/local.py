@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ from stabn.storage.interface import (
     check_range,
     open_local,
 )
+
+LOOK_SECONDS = 0.02
+LEFT_SECONDS = 10.0  # after which who was about to give a name has died: it takes milliseconds
 
 _NO_LINKS_ERRNO = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _RETRYABLE_ERRNO = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN, errno.EBUSY}
@@ -139,5 +143,30 @@ def _give_new_name(partial: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS_ERRNO:
             raise
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # mounted buckets and memory cards have no links
-        os.replace(partial, path)
+        with _token(path):  # mounted buckets and memory cards have no links
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+            os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def _token(path: Path) -> Iterator[None]:
+    """Hold the file that says that somebody gives a name; one that a killed process has left is taken away."""
+    token, seen, since = path.with_name(f"{PARTIAL}new-{path.name}"), 0, time.monotonic()
+    while True:
+        try:
+            os.close(os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            break
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):  # given back meanwhile
+                now = token.stat().st_mtime_ns  # compared with itself: the clock of the disk may be another
+                if now != seen:
+                    seen, since = now, time.monotonic()
+                elif time.monotonic() - since > LEFT_SECONDS:
+                    os.replace(token, left := path.with_name(f"{PARTIAL}{uuid.uuid4().hex}"))  # of several, by one
+                    left.unlink()
+            time.sleep(LOOK_SECONDS)
+    try:
+        yield
+    finally:
+        token.unlink(missing_ok=True)

@@ -6,6 +6,8 @@ when asked to (If-None-Match); those that ignore it, or do not know it, can be u
 
 import contextlib
 import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from stabn.endpoint import CHECKSUMS
 from stabn.errors import StabnError
@@ -59,6 +61,23 @@ def _try_object(storage: Storage, key: str) -> bool:
             "store that lists at once"
         )
     return is_conditional
+
+
+@contextlib.contextmanager
+def owned(storage: Storage, name: str, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Own an output while the block runs, of which several files belong together.
+
+    Args:
+        storage: the output, tried first.
+        name: what writes there.
+        settings: what decides on the files: another run with the same waits, one with others is refused.
+
+    Raises:
+        OutputTaken: another run writes there.
+        StorageError: the store cannot be relied on.
+    """
+    with Claim(storage, name, settings, check_promises(storage)):
+        yield
 
 
 def sole_writer(storage: Storage, name: str) -> Claim | None:
