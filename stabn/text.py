@@ -1,4 +1,6 @@
-"""Whether text can be stored and sent at all."""
+"""Whether text can be stored and sent at all, and one form for what looks alike."""
+
+import unicodedata
 
 
 def is_unicode(text: str) -> bool:
@@ -8,3 +10,8 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def composed(text: str) -> str:
+    """Return a text with each letter and its accents as one character (NFC), as macOS's file names are not."""
+    return unicodedata.normalize("NFC", text)

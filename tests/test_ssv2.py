@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,33 @@ def test_paths_of_a_table_need_no_suffix_and_lie_below_the_videos(tmp_path: Path
     ]
     assert len(labels.rejects) == 2
     assert all("write it as it is below the videos' place" in reject.reason for reject in labels.rejects)
+
+
+@pytest.mark.parametrize(("table", "disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_count_alike_however_they_are_encoded(tmp_path: Path, table: str, disk: str) -> None:
+    rows = "path,label,split\nété/1.mp4,café,train\nête/1.mp4,caf\u00e9,val\nça.mp4,cafe\u0301,val\n"
+    (tmp_path / "labels.csv").write_text(unicodedata.normalize(table, rows))
+    labels = load_labels(tmp_path)
+    paths = [unicodedata.normalize(disk, path) for path in ("été/1.mp4", "ête/1.mp4", "ça.mp4")]
+    assert [labels.id_of(path) for path in paths] == [video.video_id for video in labels.videos]
+    assert labels.classes == ("café",)
+
+
+def test_templates_and_classes_may_encode_accents_differently(tmp_path: Path) -> None:
+    files = content()
+    files[LABELS_FILE]["Pouring caf\u00e9"] = str(len(files[LABELS_FILE]))
+    files[SPLIT_FILES["train"]].append({"id": "777", "label": "x", "template": "Pouring cafe\u0301"})
+    labels = load_labels(write(tmp_path, files))
+    assert "777" in [video.video_id for video in labels.videos]
+
+
+def test_paths_in_any_script_have_ids_of_their_own(tmp_path: Path) -> None:
+    paths = ["注ぐ/1.mp4", "混ぜる/1.mp4", "видео.mp4"]
+    rows = "".join(f"{path},注ぐ,{split}\n" for path, split in zip(paths, ("train", "train", "val")))
+    (tmp_path / "labels.csv").write_text("path,label,split\n" + rows)
+    labels = load_labels(tmp_path)
+    ids = [video.video_id for video in labels.videos]
+    assert not labels.rejects and len(set(ids)) == 3 and [labels.id_of(path) for path in paths] == ids
 
 
 def test_bad_rows_of_a_table_are_listed_and_its_splits_hold(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Read a lab's own labels: one table, labels.csv, with a row for each video."""
 
 import csv
+import hashlib
 import io
 import re
 from collections.abc import Iterable
@@ -8,6 +9,7 @@ from collections.abc import Iterable
 from stabn.data.labels import LabelsError, Reject, Video
 from stabn.data.sources import file_id, is_video
 from stabn.storage import Storage, StorageError, check_id
+from stabn.text import composed
 
 TABLE_FILE = "labels.csv"
 COLUMNS = {
@@ -29,7 +31,8 @@ def read_table(
     """Read labels.csv: a column `path` or `id`, a column `label`, a column `split`; others do not matter.
 
     UTF-8; comma, semicolon or tab; names of columns and splits in any case. The classes are the labels, in the order
-    of the alphabet. A path is one below the place of the videos; the id is made from it.
+    of the alphabet. A path is one below the place of the videos; the id is made from it. Accents count alike, however
+    they are encoded.
 
     Returns:
         The classes, the entries by id, those that cannot be used, and the id by path.
@@ -39,7 +42,7 @@ def read_table(
     """
     where = storage.locate(TABLE_FILE)
     try:
-        text = storage.read(TABLE_FILE).decode("utf-8-sig")
+        text = composed(storage.read(TABLE_FILE).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise LabelsError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     header = text.partition("\n")[0]
@@ -124,4 +127,7 @@ def _id_of(given: str, by_path: bool) -> str:
     if stem.startswith("/") or ".." in stem.split("/"):
         raise StorageError(f"path {given!r}: write it as it is below the videos' place, such as pour/1.mp4")
     stem = stem.rpartition(".")[0] if is_video(stem) else stem
-    return _UNSAFE.sub("_", stem.replace("/", "--"))
+    safe = _UNSAFE.sub("_", stem.replace("/", "--"))
+    if stem.isascii():
+        return safe
+    return f"{safe.lstrip('_.-')}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}".lstrip("-")  # what _ stands for

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from stabn.data.sources import file_id
 from stabn.errors import StabnError
+from stabn.text import composed
 
 
 class LabelsError(StabnError):
@@ -44,7 +45,7 @@ class Labels:
         classes: templates without brackets, ordered by index.
         videos: in the order of the files.
         rejects: entries that cannot be used.
-        paths: id by path below the videos' place, where the labels are by path; empty: a file's name is its id.
+        paths: id by composed path (see `composed`) below the videos' place, where the labels are by path; empty: a file's name is its id.
     """
 
     classes: tuple[str, ...]
@@ -56,4 +57,5 @@ class Labels:
         """Return the id of the video at a path; of one that no label names something that is no id of ours."""
         if not self.paths:
             return file_id(path)
+        path = composed(path)
         return self.paths.get(path) or self.paths.get(path.rpartition(".")[0]) or path

@@ -12,7 +12,7 @@ from stabn.data.labels import Labels, LabelsError, Reject, Video
 from stabn.identity import unique_object
 from stabn.stages import SPLITS
 from stabn.storage import ObjectNotFound, Storage, StorageError, check_id, open_storage
-from stabn.text import is_unicode
+from stabn.text import composed, is_unicode
 
 LABELS_FILE = "something-something-v2-labels.json"
 SPLIT_FILES = {split: f"something-something-v2-{split}.json" for split in SPLITS}
@@ -139,7 +139,7 @@ def _classes(where: str, content: Any) -> tuple[str, ...]:
             raise LabelsError(f'{where}: {name!r} has index {text!r}; expected "0" to "{len(content) - 1}" as a string')
         if int(text) in by_index:
             raise LabelsError(f"{where}: {name!r} and {by_index[int(text)]!r} both have index {text}")
-        by_index[int(text)] = name
+        by_index[int(text)] = composed(name)
     return tuple(by_index[index] for index in range(len(by_index)))
 
 
@@ -158,7 +158,7 @@ def _video(where: str, number: int, entry: Any, split: str, index_of: dict[str, 
     template, label = entry.get("template"), entry.get("label", "")
     if not isinstance(template, str) or not isinstance(label, str):
         return Reject(name, split, f"bad entry: template {template!r}, label {label!r} in {where}; both must be text")
-    class_name = template_to_class(template)
+    class_name = composed(template_to_class(template))
     if class_name not in index_of:
         return Reject(
             name,
