@@ -36,16 +36,31 @@ def prepare_mlflow(folder: str | os.PathLike[str]) -> str:
     """
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    database, marker = folder / "mlflow.db", folder / "mlflow.db.version"
-    uri, version = f"sqlite:///{database}", importlib.metadata.version("mlflow")
-    with locked(folder / "mlflow.db.lock"):
-        _upgrade(database, marker, uri, version)
-        _make_first_experiment(database)
+    database = folder / "mlflow.db"
+    prepare_database(database)
+    with locked(_lock_of(database)):
         _follow_move(database)
-    return uri
+    return f"sqlite:///{database}"
 
 
-def _upgrade(database: Path, marker: Path, uri: str, version: str) -> None:
+def prepare_database(database: Path) -> None:
+    """Make or upgrade a SQLite database of MLflow, in a folder of any name.
+
+    Raises:
+        LocalServiceError: MLflow could not upgrade it.
+    """
+    with locked(_lock_of(database)):
+        _upgrade(database)
+        _make_first_experiment(database)
+
+
+def _lock_of(database: Path) -> Path:
+    return database.with_name(f"{database.name}.lock")
+
+
+def _upgrade(database: Path) -> None:
+    marker = database.with_name(f"{database.name}.version")
+    uri, version = f"sqlite:///{database}", importlib.metadata.version("mlflow")
     if not database.exists() or not marker.exists() or marker.read_text() != version:
         command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

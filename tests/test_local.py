@@ -8,6 +8,7 @@ import pytest
 from kfp import dsl
 
 from pipelines.local import run_local
+from stabn import local_mlflow
 from stabn.errors import StabnError
 from stabn.local_mlflow import prepare_mlflow
 from stabn.tracking import stage_run
@@ -66,3 +67,15 @@ def test_a_database_beside_both_kinds_of_quotes(
         run.log_metrics({"top1": 0.5})
         run.log_artifact(tmp_path / "report.html")
     assert [path.parent.name for path in (tmp_path / ODD / "mlflow").rglob("report.html")] == ["artifacts"]
+
+
+def test_a_users_own_fresh_database_beside_both_kinds_of_quotes(
+    tmp_path: Path, _mlflow_template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ODD).mkdir()
+    monkeypatch.chdir(tmp_path / ODD)
+    monkeypatch.setattr(local_mlflow, "_upgrade", lambda path: shutil.copyfile(_mlflow_template / "mlflow.db", path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///own.db")
+    with stage_run("train", settings={"a": ODD}, inputs={}) as run:
+        run.log_metrics({"top1": 0.5})
+    assert run.run_id and (tmp_path / ODD / "own.db").exists()

@@ -45,7 +45,8 @@ class Labels:
         classes: templates without brackets, ordered by index.
         videos: in the order of the files.
         rejects: entries that cannot be used.
-        paths: id by composed path (see `composed`) below the videos' place, where the labels are by path; empty: a file's name is its id.
+        paths: id by path below the videos' place, see `composed`, where the labels are by path; empty: a file's name
+            is its id.
     """
 
     classes: tuple[str, ...]

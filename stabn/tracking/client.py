@@ -10,6 +10,7 @@ from typing import Any
 
 from stabn.endpoint import checksum_variables, own_endpoint
 from stabn.errors import RetryableError, StabnError
+from stabn.local_mlflow import prepare_database
 from stabn.machine import locked
 from stabn.masking import first_line, masked
 from stabn.tracking.names import EXPERIMENT, PARENT_RUN, ROLE, RUN_ID, TrackingError, check_name, common_tags, safe_name
@@ -90,9 +91,10 @@ def tracking_client() -> Any:
 
     if not root:
         return MlflowClient(uri)
-    with locked(
-        f"{uri.removeprefix('sqlite:///')}.lock"
-    ):  # several processes that make its tables would all but one die
+    database = Path(uri.removeprefix("sqlite:///")).absolute()
+    if {"'", '"'} <= set(os.getcwd()) and not database.exists():  # MLflow's SQL holds both as they are
+        prepare_database(database)
+    with locked(f"{database}.lock"):  # several processes that make its tables would all but one die
         return MlflowClient(uri)
 
 
