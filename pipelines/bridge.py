@@ -81,7 +81,9 @@ class _Bridge(BaseHTTPRequestHandler):
             raise _Refused(413, f"send a Content-Length of at most {MAX_BYTES}")
         body = self.rfile.read(int(length))
         if not check_signature(self.secret, self.headers.get("X-Stabn-Signature", ""), body, time.time()):
-            raise _Refused(401, "the signature is missing, wrong or older than five minutes")
+            raise _Refused(
+                401, "the signature is missing, wrong or not of these five minutes: check the secret and both clocks"
+            )
         try:
             content = json.loads(body)
         except ValueError:

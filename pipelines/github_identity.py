@@ -6,6 +6,7 @@ and a run is followed for hours.
 
 import base64
 import json
+import math
 import os
 import time
 import urllib.error
@@ -29,7 +30,7 @@ class GitHubIdentity(TokenCredentialsBase):
 
     def __init__(self, audience: str) -> None:
         self.audience = audience
-        self._token, self._end = "", 0.0
+        self._token, self._end = "", -math.inf
 
     def refresh_api_key_hook(self, config: Any) -> None:
         """Put a token that is still good into a request's configuration.
@@ -37,9 +38,10 @@ class GitHubIdentity(TokenCredentialsBase):
         Raises:
             ConnectionError: GitHub gives none.
         """
-        if time.time() > self._end - RENEW_SECONDS:
+        if time.monotonic() > self._end - RENEW_SECONDS:
+            asked = time.monotonic()
             self._token = self._ask()
-            self._end = _end(self._token)
+            self._end = asked + _lifetime(self._token)
         config.api_key["authorization"] = self._token
 
     def _ask(self) -> str:
@@ -54,10 +56,11 @@ class GitHubIdentity(TokenCredentialsBase):
             raise ConnectionError(f"GitHub gave no identity for {self.audience!r}: {error}") from None
 
 
-def _end(token: str) -> float:
-    """Return when a token ends, in seconds since 1970; one that does not say is asked for anew each time."""
+def _lifetime(token: str) -> float:
+    """Return for how many seconds a new token is good, by GitHub's own clock; 0: it does not say."""
     try:
         claims = token.split(".")[1]
-        return float(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"])
+        content = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))
+        return float(content["exp"]) - float(content.get("iat", time.time()))
     except (IndexError, ValueError, KeyError, TypeError):
         return 0.0

@@ -2,11 +2,13 @@
 
 import contextlib
 import datetime
+import email.utils
 import hashlib
 import http.server
 import ipaddress
 import ssl
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +18,8 @@ from xml.sax.saxutils import escape
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
+_time = time.time  # the store's own clock, whatever a test does to this machine's
 
 
 @dataclass
@@ -92,6 +96,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def reply(self, status: int, data: bytes, **headers: str) -> None:
         self.send_response_only(status)
+        headers.setdefault("Date", email.utils.formatdate(_time(), usegmt=True))
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))

@@ -2,8 +2,12 @@
 
 import argparse
 import dataclasses
+import hashlib
+import io
 import json
+import socket
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +16,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_other_servers import answering
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stabn.config import ConfigError, DataConfig, ModelConfig
+from stabn.config.backbones import resnet3d
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES
-from stabn.models import STABN, build_model
+from stabn.errors import RetryableError, StabnError
+from stabn.models import STABN, build_model, sources
 from stabn.models.released import convert_released
 from stabn.models.sources import fetch_initial_weights
 from stabn.models.weights import WeightsError, load_initial_weights, read_weights
@@ -574,14 +581,36 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_imagenet_weights_come_from_a_mirror_and_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = backbone(18, num_classes=3, num_frames=4)
     weights = {"conv1.weight": torch.full((64, 3, 7, 7), 0.5)}
-    mirror = cache / "mirror"
+    mirror, data = cache / "mirror", io.BytesIO()
     mirror.mkdir()
-    torch.save(weights, mirror / "resnet18-f37072fd.pth")
+    torch.save(weights, data)
+    name = f"resnet18-{hashlib.sha256(data.getvalue()).hexdigest()[:8]}.pth"
+    monkeypatch.setitem(resnet3d.TORCHVISION, 18, f"https://download.pytorch.org/models/{name}")
+    (mirror / name).write_bytes(b"<html>Sign in</html>")
     monkeypatch.setenv("STABN_WEIGHTS_MIRROR", f"file://{mirror}/")
+    with pytest.raises(WeightsError, match="cannot be had .*hash.*set STABN_WEIGHTS_MIRROR"):
+        fetch_initial_weights("imagenet", config)
+    (mirror / name).write_bytes(data.getvalue())
     found = fetch_initial_weights("imagenet", config)
     assert found is not None and torch.equal(found[0]["conv1.weight"], weights["conv1.weight"])
-    (mirror / "resnet18-f37072fd.pth").unlink()
+    (mirror / name).unlink()
     assert fetch_initial_weights("imagenet", config) is not None, "kept by PyTorch"
+
+
+@pytest.mark.parametrize(
+    ("status", "passes"), [(None, True), (503, True), (429, True), (404, False), (302, False)], ids=str
+)
+def test_a_mirror_that_fails_ends_soon_and_is_tried_again_if_it_may_pass(
+    status: int | None, passes: bool, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "QUIET_SECONDS", 0.2)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    silent = threading.Event() if status is None else None
+    with answering(status or 200, b"", silent, Location="/elsewhere") as address:
+        monkeypatch.setenv("STABN_WEIGHTS_MIRROR", address)
+        with pytest.raises(StabnError, match="resnet18-f37072fd.pth cannot be had") as caught:
+            fetch_initial_weights("imagenet", backbone(18, num_classes=3, num_frames=4))
+    assert isinstance(caught.value, RetryableError) == passes and socket.getdefaulttimeout() is None
 
 
 def test_the_hubs_weights_come_through_its_own_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import datetime
 import queue
 import re
 import threading
+import time
 from typing import Any
 
 from kubernetes.client.exceptions import ApiException
@@ -51,7 +52,7 @@ class LogFollower(threading.Thread):
         super().__init__(daemon=True, name=f"log of {pod.name}")
         self._api, self._pod, self._queue, self._poll = api, pod, lines, poll_seconds
         self._newest: tuple[str, str] = ("", "")
-        self._num_newest = 0
+        self._num_newest, self._taken = 0, 0.0
         self._zone = "Z"
         self.ended = threading.Event()  # set when the pod has: what is there is read once more, and no more
 
@@ -74,7 +75,8 @@ class LogFollower(threading.Thread):
         if not self._newest[0]:
             return None
         newest = datetime.datetime.fromisoformat(f"{self._newest[0]}{self._zone}")
-        return max(1, int((datetime.datetime.now(datetime.UTC) - newest).total_seconds()) + CLOCKS_DIFFER_SECONDS)
+        ago = (datetime.datetime.now(datetime.UTC) - newest).total_seconds()  # negative: this clock is behind
+        return int(max(ago, time.monotonic() - self._taken)) + CLOCKS_DIFFER_SECONDS
 
     def _take(self, line: str, skip: int) -> int:
         """Pass a line on unless it was passed on before; return how many of the newest time are to be skipped yet."""
@@ -90,7 +92,7 @@ class LogFollower(threading.Thread):
                 return skip - 1
             self._num_newest += 1
         else:
-            self._newest, self._num_newest, skip = at, 1, 0
+            self._newest, self._num_newest, skip, self._taken = at, 1, 0, time.monotonic()
         self._queue.put(("LINE", (self._pod.uid, text)))
         return skip
 

@@ -174,11 +174,12 @@ class Authenticator:
 
     async def _session_user(self, request: Request) -> User:
         try:
-            session = self._sessions.loads(
-                request.cookies.get(COOKIE, ""), max_age=int(self.config.session_hours * 3600)
-            )
+            session, signed = self._sessions.loads(request.cookies.get(COOKIE, ""), return_timestamp=True)
         except BadSignature:
             raise ApiError(401, "sign_in", "sign in to go on") from None
+        # Of another server the time may lie ahead of this one's, which `max_age` would refuse.
+        if time.time() - signed.timestamp() > self.config.session_hours * 3600:
+            raise ApiError(401, "sign_in", "sign in to go on")
         if self.accounts is None:
             return self._user(session["name"], "lead", session["id"])
         if self.accounts.is_stale():

@@ -5,6 +5,7 @@ A server that dies between the two leaves a second attempt possible: the webhook
 are the same then, so that a receiver, and we ourselves, recognise it.
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -285,5 +286,7 @@ def _authorization() -> dict[str, str]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return f"it answered {error.code}: {str(json.loads(error.read(10_000))['message'])[:200]}"
         return f"it answered {error.code}"
     return str(getattr(error, "reason", error))[:200]

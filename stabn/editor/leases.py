@@ -2,14 +2,13 @@
 
 A lease is `leases/<video id>/<slot>/<generation>.json`. The highest generation counts; a new one is made by a
 conditional write, so of several people or servers exactly one gets it. Only its holder writes to it again, to prolong
-or end it.
+or end it. Times are the store's: the clocks of two servers may differ.
 """
 
 import contextlib
 import json
 import re
 import threading
-import time
 from dataclasses import asdict, dataclass, replace
 
 from stabn.storage import ObjectExists, ObjectNotFound, Storage, StorageError, check_id
@@ -53,7 +52,7 @@ class Leases:
     def active(self, name: str, slot: int) -> Lease | None:
         """Return the lease that holds now, as far as this server knows; nothing is read."""
         lease = self._known.get((name, slot))
-        return lease if lease and lease.expires_at > time.time() else None
+        return lease if lease and lease.expires_at > self.storage.now() else None
 
     def look(self, name: str, slot: int) -> Lease | None:
         """Return the lease that holds now, as it is in storage."""
@@ -63,7 +62,11 @@ class Leases:
     def is_fresh(self, name: str, slot: int, holder: str) -> bool:
         """Tell whether a person holds a lease that need not be prolonged yet."""
         lease = self.active(name, slot)
-        return lease is not None and lease.holder == holder and lease.expires_at - time.time() > self.seconds * 2 / 3
+        return (
+            lease is not None
+            and lease.holder == holder
+            and lease.expires_at - self.storage.now() > self.seconds * 2 / 3
+        )
 
     def take(self, name: str, slot: int, holder: str, force: bool = False) -> Lease:
         """Take or prolong a lease.
@@ -79,7 +82,7 @@ class Leases:
         """
         for _ in range(ATTEMPTS):
             newest = self._newest(name, slot, holder)
-            now = time.time()
+            now = self.storage.now()
             if newest is not None and newest.expires_at > now:
                 if newest.holder == holder:
                     return self._write(replace(newest, expires_at=now + self.seconds))
@@ -101,7 +104,7 @@ class Leases:
     def release(self, name: str, slot: int, holder: str) -> None:
         """End a lease if this person still holds it."""
         lease = self._newest(name, slot, holder)
-        if lease is not None and lease.holder == holder and lease.expires_at > time.time():
+        if lease is not None and lease.holder == holder and lease.expires_at > self.storage.now():
             self._write(replace(lease, expires_at=0.0))
 
     def refresh(self) -> None:
@@ -111,7 +114,7 @@ class Leases:
             if match := _KEY.fullmatch(key):
                 place = match["name"], int(match["slot"])
                 found[place] = max(found.get(place, 0), int(match["generation"]))
-        now = time.time()
+        now = self.storage.now()
         for place, generation in found.items():
             known = self._known.get(place)
             ended = known is not None and known.expires_at == 0.0

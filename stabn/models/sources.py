@@ -1,6 +1,9 @@
 """Where initial weights come from: names that libraries know, a file, object storage, or chance, if one says so."""
 
+import http.client
 import os
+import socket
+import urllib.error
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,11 +12,13 @@ from torch import Tensor
 
 from stabn.config import ModelConfig, spec_of
 from stabn.config.weight_names import LIBRARIES
+from stabn.errors import RetryableError
 from stabn.masking import masked
 from stabn.models.weights import WeightsError, read_weights
 
 MIRROR = "STABN_WEIGHTS_MIRROR"  # an address that has torchvision's files under the same names
 HUB_MIRROR = "HF_ENDPOINT"
+QUIET_SECONDS = 60.0  # without a byte, after which a server is given up
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository, the first that there is
 REMEDY = (
     "copy the file where this machine can read it and give its path or s3:// URI as train.init_weights, or set {} to a "
@@ -42,7 +47,9 @@ def fetch_initial_weights(name: str, config: ModelConfig) -> tuple[Mapping[str, 
         if mirror := os.environ.get(MIRROR):
             url = f"{mirror.rstrip('/')}/{url.rpartition('/')[2]}"
         weights = _had(
-            lambda: torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True), url, MIRROR
+            lambda: torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, check_hash=True),
+            url,
+            MIRROR,
         )
         return weights, masked(url)
     library, colon, model = name.partition(":")
@@ -87,7 +94,8 @@ FETCHERS = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}
 
 
 def _had(get: Callable[[], Any], source: str, mirror: str) -> Any:
-    remedy = REMEDY.format(mirror)
+    remedy, before = REMEDY.format(mirror), socket.getdefaulttimeout()
+    socket.setdefaulttimeout(QUIET_SECONDS)  # torch.hub gives no limit of its own
     try:
         return get()
     except ModuleNotFoundError as error:
@@ -95,4 +103,15 @@ def _had(get: Callable[[], Any], source: str, mirror: str) -> Any:
     except WeightsError:
         raise
     except Exception as error:  # the network, the cache folder and the libraries raise many kinds
-        raise WeightsError(f"init_weights: {source} cannot be had ({str(error).splitlines()[0]}); {remedy}") from None
+        kind = RetryableError if _passes(error) else WeightsError
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise kind(f"init_weights: {masked(source)} cannot be had ({said}); {remedy}") from None
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _passes(error: Exception) -> bool:
+    """Tell whether somebody was there who may answer, or answer in full, another time."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code == 429 or error.code >= 500
+    return isinstance(error, ConnectionResetError | TimeoutError | http.client.IncompleteRead)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import IO, NamedTuple, Self
@@ -129,6 +130,10 @@ class Storage(ABC):
     @abstractmethod
     def upload(self, path: str | os.PathLike[str], key: str) -> None:
         """Copy a local file into an object, whole or not at all, without holding it in memory."""
+
+    def now(self) -> float:
+        """Return the time in seconds since 1970, by a clock that all who use this storage have in common."""
+        return time.time()
 
     @property
     def is_kept_apart(self) -> bool:

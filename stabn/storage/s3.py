@@ -32,7 +32,7 @@ from stabn.storage.interface import (
     open_local,
 )
 from stabn.storage.local import write_file
-from stabn.storage.s3_client import MAX_ATTEMPTS, forget_clients
+from stabn.storage.s3_client import MAX_ATTEMPTS, clock_offset, forget_clients
 from stabn.storage.s3_client import client as _client
 from stabn.storage.s3_errors import ExpiredCredentials, s3_errors, status_of
 
@@ -84,6 +84,10 @@ class S3Storage(Storage):
                 if self.exists(key):
                     raise ObjectExists(f"{self.locate(key)}: exists already")
                 _call(self.locate(key), put)
+
+    def now(self) -> float:
+        """Return the time by the store's clock, as its last answer told it."""
+        return time.time() + clock_offset()
 
     @property
     def is_kept_apart(self) -> bool:

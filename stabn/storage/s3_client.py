@@ -6,8 +6,11 @@ AWS_REQUEST_CHECKSUM_CALCULATION or AWS_RESPONSE_CHECKSUM_VALIDATION, or the sam
 otherwise.
 """
 
+import contextlib
+import email.utils
 import os
 import threading
+import time
 from typing import Any
 
 import boto3.session
@@ -21,6 +24,7 @@ CONNECT_TIMEOUT_SECONDS = 10
 READ_TIMEOUT_SECONDS = 60
 MAX_ATTEMPTS = 6  # of one request, over all retries; AWS_MAX_ATTEMPTS overrides it
 MAX_CONNECTIONS = 64  # per process
+CLOCK_SECONDS = 3.0  # that two clocks may differ by: answers tell whole seconds, and take their time
 
 _VARIABLES = (
     "AWS_ENDPOINT_URL",
@@ -35,6 +39,7 @@ _VARIABLES = (
     *CHECKSUMS,
 )
 
+_offset = 0.0
 _clients: dict[tuple[str | None, ...], Any] = {}
 _clients_lock = threading.Lock()
 
@@ -85,9 +90,23 @@ def _make_client() -> Any:
             made = session.client("s3", config=config.merge(Config(**_checksum_modes(session))))
     except ValueError as error:
         raise StorageError(f"AWS_ENDPOINT_URL = {endpoint!r}: {error}") from None
+    made.meta.events.register_last("after-call.s3", _learn_clock)
     if not is_aws(made.meta.endpoint_url):
         made.meta.events.register_first("needs-retry.s3", _refuse_redirect)
     return made
+
+
+def clock_offset() -> float:
+    """Return the seconds that the store's clock was ahead of this machine's at its last answer; 0: they agree."""
+    return _offset
+
+
+def _learn_clock(parsed: Any, **others: Any) -> None:
+    global _offset
+    headers = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        offset = email.utils.parsedate_to_datetime(headers["date"]).timestamp() - time.time()
+        _offset = offset if abs(offset) > CLOCK_SECONDS else 0.0
 
 
 def _refuse_redirect(response: Any, operation: Any, **others: Any) -> None:

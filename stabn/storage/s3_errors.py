@@ -16,6 +16,7 @@ from stabn.storage.interface import NotSupported, ObjectNotFound, StorageError
 OVERLOADED = ("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException")
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired")
 FULL = ("XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded", "InsufficientStorage", "StorageFull")
+SKEWED_SECONDS = 900  # from which S3 refuses a request for its time; to HEAD it answers 403 without saying why
 WRONG_REGION = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "InvalidRegion")
 
 
@@ -74,7 +75,7 @@ def _client_error(uri: str, endpoint: str, error: Any) -> StabnError:
         return StorageError(f"{said}: it is full, or the bucket's quota is used up; make room there")
     if code in OVERLOADED or status == 429 or status >= 500:
         return RetryableError(f"{said}; it is overloaded or restarting, try again")
-    if code == "RequestTimeTooSkewed":
+    if code == "RequestTimeTooSkewed" or (status == 403 and abs(_seconds_ahead(error)) > SKEWED_SECONDS):
         return StorageError(f"{said}; {_clocks(error)}set this machine's clock (NTP)")
     if code in EXPIRED:
         return ExpiredCredentials(f"{said}; renew AWS_SESSION_TOKEN and the keys that belong to it")
@@ -92,13 +93,19 @@ def _headers(error: Any) -> dict[str, str]:
     return error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})  # type: ignore[no-any-return]
 
 
+def _seconds_ahead(error: Any) -> float:
+    """Return by how much this machine's clock is ahead of the store's, as its answer tells; 0: it does not."""
+    try:
+        return time.time() - email.utils.parsedate_to_datetime(_headers(error)["date"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+
+
 def _clocks(error: Any) -> str:
     """Say how far this machine's clock is from the store's, if the answer tells."""
-    try:
-        store = email.utils.parsedate_to_datetime(_headers(error)["date"]).timestamp()
-    except (KeyError, TypeError, ValueError):
+    minutes = _seconds_ahead(error) / 60
+    if not minutes:
         return ""
-    minutes = (time.time() - store) / 60
     return f"this machine's clock is {abs(minutes):.0f} minutes {'ahead of' if minutes > 0 else 'behind'} the store's: "
 
 
