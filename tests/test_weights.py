@@ -588,7 +588,7 @@ def test_imagenet_weights_come_from_a_mirror_and_are_kept(cache: Path, monkeypat
     monkeypatch.setitem(resnet3d.TORCHVISION, 18, f"https://download.pytorch.org/models/{name}")
     (mirror / name).write_bytes(b"<html>Sign in</html>")
     monkeypatch.setenv("STABN_WEIGHTS_MIRROR", f"file://{mirror}/")
-    with pytest.raises(WeightsError, match="cannot be had .*hash.*set STABN_WEIGHTS_MIRROR"):
+    with pytest.raises(WeightsError, match=r"cannot be had .*hash.*set STABN_WEIGHTS_MIRROR"):
         fetch_initial_weights("imagenet", config)
     (mirror / name).write_bytes(data.getvalue())
     found = fetch_initial_weights("imagenet", config)
@@ -608,7 +608,7 @@ def test_a_mirror_that_fails_ends_soon_and_is_tried_again_if_it_may_pass(
     silent = threading.Event() if status is None else None
     with answering(status or 200, b"", silent, Location="/elsewhere") as address:
         monkeypatch.setenv("STABN_WEIGHTS_MIRROR", address)
-        with pytest.raises(StabnError, match="resnet18-f37072fd.pth cannot be had") as caught:
+        with pytest.raises(StabnError, match=r"resnet18-f37072fd\.pth cannot be had") as caught:
             fetch_initial_weights("imagenet", backbone(18, num_classes=3, num_frames=4))
     assert isinstance(caught.value, RetryableError) == passes and socket.getdefaulttimeout() is None
 
