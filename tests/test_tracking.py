@@ -273,6 +273,53 @@ def test_a_server_that_goes_away_does_not_end_the_stage(client, monkeypatch, cap
     assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
+def test_what_is_stored_while_the_server_is_away_is_sent_when_it_is_back(client, monkeypatch, caplog, tmp_path):
+    gone, real = [True], {name: getattr(type(client), name) for name in ("log_batch", "log_artifact", "log_text")}
+    for name, method in real.items():
+
+        def unsteady(self, *a, _method=method, **k):
+            if gone[0]:
+                raise OSError("server is gone")
+            return _method(self, *a, **k)
+
+        monkeypatch.setattr(type(client), name, unsteady)
+    with stage_run("train", settings={"epochs": 2}, inputs={}) as run:
+        run.set_tags({"checkpoint": "first"})
+        (tmp_path / "table.md").write_text("all of it")
+        run.log_artifact(tmp_path / "table.md", "report")
+        (tmp_path / "table.md").unlink()
+        run.log_text("page", "page.html")
+        run.set_tags({"checkpoint": "second"})
+        run.log_artifact(tmp_path / "never.md")
+        gone[0] = False
+    data = client.get_run(run.run_id)
+    assert (data.data.params["epochs"], data.data.tags["checkpoint"], data.info.status) == ("2", "second", "FINISHED")
+    files = {file.path for folder in (None, "report") for file in client.list_artifacts(run.run_id, folder)}
+    assert files == {"report", "report/table.md", "page.html"}
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("server is gone" in text for text in said) == 1
+    assert sum("never.md not recorded" in text for text in said) == 1
+
+
+def test_a_file_that_cannot_be_stored_holds_up_no_other_and_is_named(client, monkeypatch, caplog, tmp_path):
+    real = type(client).log_text
+
+    def refuse(self, run_id, text, name):
+        if name == "first.txt":
+            raise OSError("access denied")
+        real(self, run_id, text, name)
+
+    monkeypatch.setattr(type(client), "log_text", refuse)
+    with stage_run("train", settings={}, inputs={}) as run:
+        run.log_text("x", "first.txt")
+        run.log_text("x", "second.txt")
+        run.set_tags({"a": "b"})
+    data = client.get_run(run.run_id)
+    assert (data.data.tags["a"], data.info.status) == ("b", "FINISHED")
+    assert [file.path for file in client.list_artifacts(run.run_id)] == ["second.txt"]
+    assert "not recorded to the end: file first.txt" in caplog.text
+
+
 def test_only_a_better_model_becomes_the_champion(client):
     with stage_run("promote", settings={}, inputs={}) as run:
         first = register_if_better("st-abn", "s3://data/a.pt", {"top1": 0.5}, {"top1": 0.6}, True, "better", run.run_id)

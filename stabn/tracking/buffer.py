@@ -1,5 +1,8 @@
-"""Metrics on their way to the server: kept while it is away, sent when it is back, in pieces that it takes."""
+"""What is on its way to the server: kept while it is away, sent when it is back, metrics in pieces that it takes."""
 
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -54,3 +57,61 @@ class MetricBuffer:
                 self._retry_at = now + max(RETRY_SECONDS, (now - started) / WAITING_SHARE)
                 return
             del self._pending[: len(batch)]
+
+
+class Waiting:
+    """What a stage wants of the server besides metrics, in order; used for tags and the like, and again for files."""
+
+    def __init__(self) -> None:
+        self._is_busy = False
+        self._items: list[tuple[str, Callable[[], Any]]] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._retry_at = 0.0
+
+    def add(self, what: str, action: Callable[[], Any]) -> None:
+        """Put something to the end; `what` names it in messages."""
+        self._items.append((what, action))
+
+    def copy(self, path: str | os.PathLike[str]) -> str:
+        """Return a copy of a file, under its own name, that stays until `close`."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="stabn-mlflow-")
+        place = os.path.join(tempfile.mkdtemp(dir=self._folder.name), os.path.basename(path))
+        try:
+            return shutil.copyfile(path, place)
+        except OSError:  # said when it is sent
+            return place
+
+    def wake(self) -> None:
+        """Let `work_off` try at once."""
+        self._retry_at = 0.0
+
+    def work_off(self, attempt: Callable[[str, Callable[[], Any]], bool]) -> bool:
+        """Do what waits, unless the server was away a moment ago; return whether nothing is left.
+
+        Args:
+            attempt: does one thing, which may add others; tells whether it is done with.
+        """
+        if self._is_busy:
+            return False
+        self._is_busy = True
+        try:
+            while self._items and time.monotonic() >= self._retry_at:
+                if not attempt(*self._items[0]):
+                    self._retry_at = time.monotonic() + RETRY_SECONDS
+                    break
+                del self._items[0]
+        finally:
+            self._is_busy = False
+        return not self._items
+
+    def put_off(self) -> None:
+        """Let what comes first come last."""
+        self._items.append(self._items.pop(0))
+
+    def close(self) -> list[str]:
+        """Forget everything; return what was left."""
+        left, self._items = [what for what, _ in self._items], []
+        if self._folder is not None:
+            self._folder.cleanup()
+        return left

@@ -13,7 +13,7 @@ from typing import Any
 from stabn.errors import Preempted, RetryableError, StabnError
 from stabn.masking import first_line, masked
 from stabn.signals import Terminated, exit_on_signals
-from stabn.tracking.buffer import RETRY_SECONDS, MetricBuffer, Refused
+from stabn.tracking.buffer import RETRY_SECONDS, MetricBuffer, Refused, Waiting
 from stabn.tracking.client import (
     experiment_and_parent,
     find_experiment,
@@ -44,6 +44,7 @@ from stabn.tracking.names import (
 log = logging.getLogger(__name__)
 
 MAX_PARAMS = 100  # per request
+FILE_FAILURES = 3  # at the end of a stage
 
 
 class StageRun:
@@ -62,9 +63,8 @@ class StageRun:
         self._client: Any = None
         self._open_run = open_run
         self._open_again_at = 0.0
-        self._waiting: list[Callable[[], Any]] = []
+        self._waiting, self._files = Waiting(), Waiting()
         self._warned = False
-        self._away = False
         self._buffer = MetricBuffer(self._send, self._drop)
 
     @property
@@ -95,24 +95,26 @@ class StageRun:
 
     def log_params(self, settings: Mapping[str, Any]) -> None:
         """Record settings, nested ones under dotted names; MLflow keeps the first value of each."""
-        self._try(lambda: self._log_params(settings))
+        self._do("settings", lambda: self._log_params(settings))
 
     def log_artifact(self, path: str | os.PathLike[str], folder: str | None = None) -> None:
         """Store a small local file with the run; checkpoints are recorded by URI instead."""
-        self._try(lambda: self._client.log_artifact(self.run_id, os.fspath(path), folder))
+        place = [os.fspath(path)]
+        if not self._do(f"file {path}", lambda: self._client.log_artifact(self.run_id, place[0], folder), self._files):
+            place[0] = self._files.copy(path)  # the caller may delete it meanwhile
 
     def log_text(self, text: str, name: str) -> None:
         """Store text with the run as a file, `name` like `report/table2.md`."""
-        self._try(lambda: self._client.log_text(self.run_id, masked(text), name))
+        self._do(f"file {name}", lambda: self._client.log_text(self.run_id, masked(text), name), self._files)
 
     def log_dataset(self, dataset: Dataset, context: str) -> None:
         """Name a dataset that the stage read or made, `context` saying what for; older servers keep only the tags."""
-        self._try(lambda: self._log_dataset(dataset, context))
+        self._do("its dataset", lambda: self._log_dataset(dataset, context))
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags, replacing those of the same name."""
         values = {safe_name(name): masked(str(value)) for name, value in tags.items()}
-        self._try(lambda: self._log_batches(tags=values))
+        self._do(f"tags {', '.join(values)}", lambda: self._log_batches(tags=values))
 
     def end(self, status: str, error: BaseException | None = None) -> None:
         """Send what is pending and close the run as FINISHED, FAILED or KILLED."""
@@ -121,13 +123,25 @@ class StageRun:
         self._open_again_at = 0.0
         if not self._opened():
             log.warning("MLflow did not answer to the end: this stage is not in it (%s)", status)
+            self._close()
             return
+        self._waiting.wake()
         self._buffer.flush()
         if error is not None:
             self.set_tags({ERROR: f"{type(error).__name__}: {error}"[:500]})
         if len(self._buffer):
             log.warning("MLflow run %s: %d numbers not recorded, the server is away", self.run_id, len(self._buffer))
-        self._try(lambda: self._client.set_terminated(self.run_id, status))
+        for _ in range(FILE_FAILURES):  # one that cannot be stored holds up no other
+            self._files.wake()
+            if self._files.work_off(self._try):
+                break
+            self._files.put_off()
+        self._do(f"that it ended as {status}", lambda: self._client.set_terminated(self.run_id, status))
+        if left := self._close():
+            log.warning("MLflow run %s: not recorded to the end: %s", self.run_id, "; ".join(left))
+
+    def _close(self) -> list[str]:
+        return [*self._files.close(), *self._waiting.close()]
 
     def is_open(self) -> bool:
         """Open the run unless it is open or the server was away a moment ago; return whether it is.
@@ -149,9 +163,10 @@ class StageRun:
             # Many steps start together: they come back at different times.
             self._open_again_at = time.monotonic() + RETRY_SECONDS * random.uniform(0.5, 1.5)
             return False
-        self._warned, waiting, self._waiting = False, self._waiting, []
-        for action in waiting:
-            self._try(action)
+        self._warned = False
+        for waiting in (self._waiting, self._files):
+            waiting.wake()
+            waiting.work_off(self._try)
         return True
 
     def _send(self, metrics: list[Any]) -> bool:
@@ -163,7 +178,7 @@ class StageRun:
                     raise Refused(first_line(error)) from error
                 raise
 
-        return self._opened() and self._try(send)
+        return self._opened() and self._try("numbers", send)
 
     def _opened(self) -> bool:
         """Return whether the run is open, also if the server refuses it: the stage is under way by now."""
@@ -239,23 +254,30 @@ class StageRun:
                 self.log_text(value, file)
         return kind(name, value[:length])
 
-    def _try(self, action: Callable[[], Any]) -> bool:
+    def _do(self, what: str, action: Callable[[], Any], waiting: Waiting | None = None) -> bool:
+        """Do something with the run after all that waits, now or when the server answers; return whether it is done."""
         if self._open_run is None:
             return True
-        if not self._opened():
-            self._waiting.append(action)
-            return False
+        waiting = waiting or self._waiting
+        waiting.add(what, action)
+        return self._opened() and waiting.work_off(self._try)
+
+    def _try(self, what: str, action: Callable[[], Any]) -> bool:
+        """Return whether something is done, or never can be, which is said."""
         try:
-            with one_short_attempt() if self._away else contextlib.nullcontext():
+            with one_short_attempt() if self._warned else contextlib.nullcontext():
                 action()
-            self._away = False
+            self._warned = False
         except Refused:
             raise
         except Exception as error:  # MLflow, its HTTP client, the database and the artifact store raise many kinds
+            if is_refused(error) or isinstance(error, FileNotFoundError | NotADirectoryError):
+                log.warning("MLflow run %s: %s not recorded: %s", self.run_id, what, first_line(error))
+                return True
             if not self._warned:
-                log.warning("MLflow run %s: %s; the stage goes on without", self.run_id, first_line(error))
+                said = "the stage goes on, what it records is sent when the server answers"
+                log.warning("MLflow run %s: %s; %s", self.run_id, first_line(error), said)
                 self._warned = True
-            self._away = True
             return False
         return True
 
