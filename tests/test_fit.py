@@ -16,7 +16,7 @@ from stabn.config import ConfigError, FinetuneConfig, RunConfig, TrainConfig
 from stabn.errors import RetryableError, StabnError
 from stabn.models import STABN, build_model
 from stabn.storage import FolderStorage
-from stabn.training import loop
+from stabn.training import schedule
 from stabn.training import step as step_module
 from stabn.training.checkpoint import read_checkpoint
 from stabn.training.flops import forward_flops, training_flops
@@ -207,7 +207,7 @@ def test_the_best_network_is_written_with_the_next_state_if_it_could_not_be_befo
     manifest_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = 2
-    monkeypatch.setattr(loop, "score", lambda row: -abs(row["epoch"] - best))
+    monkeypatch.setattr(schedule, "score", lambda row: -abs(row["epoch"] - best))
     write, written = FolderStorage.write, []
 
     def fail_at_the_best(self: FolderStorage, key: str, data: bytes, **options: Any) -> None:

@@ -37,7 +37,7 @@ from stabn.evaluation.prediction_table import Predictions
 from stabn.models import STABN
 from stabn.storage import open_storage
 from stabn.tracking.client import tracking_client
-from stabn.training import loop
+from stabn.training import schedule
 from stabn.training.checkpoint import (
     CheckpointError,
     load_model,
@@ -547,7 +547,7 @@ def test_retraining_is_another_route_of_the_same_stage(manifest_path: str, train
 def test_the_last_epoch_is_kept_where_nothing_may_be_chosen(
     manifest_path: str, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "score", lambda row: -row["epoch"])  # the first epoch is the best
+    monkeypatch.setattr(schedule, "score", lambda row: -row["epoch"])  # the first epoch is the best
     for keep, epoch in (("best", 1), ("last", 3)):
         result = train(manifest_path, settings(train__keep=keep), str(tmp_path / keep))
         assert read_checkpoint(result.best_uri)["epoch"] == epoch

@@ -26,7 +26,7 @@ from stabn.training.losses import Losses
 from stabn.training.meter import Meter, line, profiler
 from stabn.training.recipes import Recipe
 from stabn.training.saving import Saving
-from stabn.training.schedule import Schedule, make_optimizer, plan_batches, score, set_rate
+from stabn.training.schedule import Schedule, best_epoch, make_optimizer, plan_batches, set_rate
 from stabn.training.states import load_part
 from stabn.training.step import COLUMNS, Measured, Stepper
 from stabn.training.validation import validate
@@ -149,9 +149,7 @@ class Loop:
 
     def _is_the_one(self, row: dict[str, float]) -> bool:
         """Tell whether the network of this epoch, the newest, is so far the one to use."""
-        if "validation_top1" not in row or self.settings.keep == "last":
-            return self.settings.keep == "last"
-        return score(row) == max(score(one) for one in self.history if "validation_top1" in one)
+        return best_epoch(self.history, self.settings.keep) == row["epoch"]
 
     def _train(self, epoch: int) -> dict[str, float]:
         """Take the epoch's steps that are still to take; return what they took."""
@@ -275,14 +273,14 @@ class Loop:
         self.optimizer.load_state_dict(load_part(state.parts["optimizer"]))
         self.schedule.load_state_dict(content["schedule"])
         changes = self.saving.changes(state)
+        if "learning_rate" in changes.changed:
+            former, now = changes.changed["learning_rate"]
+            self.schedule.rate *= now / former if former else 1.0
         if changes.changed and self.schedule.ended(content["history"]):
             raise CheckpointError(
                 f"{state.uri}: this training is complete, so {changes} would change nothing; raise epochs to go on "
                 f"with it (schedule = plateau, above min_learning_rate), or give another output to begin anew"
             )
-        if "learning_rate" in changes.changed:
-            former, now = changes.changed["learning_rate"]
-            self.schedule.rate *= now / former if former else 1.0
         self.stepper.load_totals(content["totals"])
         self.history, self._seen, self._divergence.skipped = content["history"], content["seen"], content["skipped"]
         where = f"in epoch {len(self.history) + 1} after {self._seen} videos" if self._seen else "after"

@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from stabn.storage import Storage
+from stabn.storage import ObjectNotFound, Storage
 from stabn.training.checkpoint import CheckpointError, dump_checkpoint, parse_checkpoint, read_checkpoint, serialize
 from stabn.training.divergence import is_finite
 from stabn.training.recipes import Recipe
 from stabn.training.resuming import MAY_CHANGE, Comparison, compare, run_identity
+from stabn.training.schedule import best_epoch
 from stabn.training.states import BackgroundWriter, State, StateStore, copy_to_memory, dump_part
 
 BEST = "best.pt"
@@ -45,12 +46,40 @@ class Saving:
         return minutes > 0 and time.monotonic() - self._saved_at >= minutes * 60 and not self._writer.busy
 
     def newest(self) -> State | None:
-        """Return the newest state that is whole; None if the output has none.
+        """Return the newest state that is whole, whose best network is there; None if the output has none.
 
         Raises:
-            CheckpointError: it belongs to a run with other settings or data, or none is whole.
+            CheckpointError: it belongs to a run with other settings or data, none is whole, or of state and best
+                network one is gone.
         """
-        return self._store.newest(self._check_identity, self._say, self._unusable)
+        state = self._store.newest(self._check_identity, self._say, self._unusable)
+        self._check_best(state)
+        return state
+
+    def _check_best(self, state: State | None) -> None:
+        """Look for the best network that belongs to a state; write it anew if the state holds it."""
+        uri, why = self.storage.locate(BEST), ""
+        try:
+            epochs = len(read_checkpoint(uri).get("history", ()))
+        except (ObjectNotFound, CheckpointError) as error:
+            epochs, why = 0, str(error)
+        if state is None:
+            if epochs > 1:  # of the first epoch: killed before the state
+                raise CheckpointError(
+                    f"{uri}: of a training of {epochs} epochs whose states are gone, so that it cannot go on; delete "
+                    "it to begin anew in its place, or give another output"
+                )
+            return
+        best = best_epoch(state.content["history"], self._recipe.settings.keep)
+        if not why or not best:
+            return
+        if (state.content["epoch"], state.content["seen"]) != (best, 0):
+            raise CheckpointError(
+                f"{why}; it was the network of epoch {best}, which the newest state no longer holds: put it back, or "
+                "give another output, where training begins anew"
+            )
+        self.storage.write(BEST, state.parts.get("average", state.parts["network"]))
+        self._say(f"{uri} was gone or damaged: written again from {state.uri}")
 
     def changes(self, state: State) -> Comparison:
         """Return what has changed since a state of this run was saved."""

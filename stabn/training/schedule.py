@@ -146,6 +146,14 @@ def score(row: dict[str, float]) -> tuple[float, float]:
     return row["validation_top1"], -loss if math.isfinite(loss) else -math.inf
 
 
+def best_epoch(history: list[dict[str, float]], keep: str) -> int:
+    """Return the epoch, counted from 1, whose network is the one to use; 0: none was validated yet."""
+    if keep == "last":
+        return len(history)
+    scores = {epoch: score(row) for epoch, row in enumerate(history, 1) if "validation_top1" in row}
+    return max((epoch for epoch in scores if scores[epoch] == max(scores.values())), default=0)
+
+
 def one_cycle(peak: float, progress: float) -> float:
     """Return the rate at a share of the training: up for 20% of it, then down to zero, both as half cosines."""
     warm = 0.2
