@@ -2,9 +2,11 @@
 
 import base64
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import cv2
@@ -16,6 +18,7 @@ from test_promote import network, replaced
 
 from stabn.attention.explain import frames_of_file
 from stabn.attention.export import attend
+from stabn.attention.serving import CODE
 from stabn.cli import main
 from stabn.config import PromoteConfig
 from stabn.errors import StabnError
@@ -55,6 +58,14 @@ def test_the_champion_recognises_videos_and_frames(champion: str, small_dataset:
         again = served.predict(pd.DataFrame({"frames": [given]})).iloc[0]
         assert np.allclose(again["temporal_attention"], expected.temporal)
     assert len(served.predict(served.input_example)["classes"][0]) == 3
+
+
+def test_mlflow_has_nothing_to_warn_of_when_a_champion_is_registered() -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model = runpy.run_path(str(CODE))["AttentionModel"]
+    assert not [str(item.message) for item in said if "type hint" in str(item.message)]
+    assert model().predict_type_hints.input is pd.DataFrame
 
 
 def test_input_that_holds_no_video_is_named(champion: str) -> None:

@@ -51,7 +51,7 @@ class AttentionModel(PythonModel):  # type: ignore[misc]
             )
         self.network = prepare(network, choose_device("auto"))
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # hints replace the signature
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Recognise the video of each row.
 
         Args:

@@ -13,7 +13,20 @@ from stabn.config import fingerprint
 from stabn.errors import StabnError
 from stabn.storage import ObjectInfo, Storage, open_storage
 
-SUFFIXES = (".webm", ".mp4", ".m4v", ".mov", ".mkv", ".avi", ".ts", ".flv", ".ogv")  # in any case
+SUFFIXES = (
+    ".webm",
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".3gp",
+    ".mkv",
+    ".avi",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".flv",
+    ".ogv",
+)  # in any case
 BLOCK_BYTES = 8 << 20  # of an archive, fetched at once
 
 _PART = re.compile(r"(?P<stem>[^/]+)-(?P<number>\d\d)")  # 20bn-something-something-v2-00
