@@ -70,5 +70,26 @@ def merge_frames(args: Namespace, config: RunConfig) -> None:
     _say_manifest(manifest, args.manifest)
 
 
+@command(
+    "croissant",
+    argument("--manifest", metavar="URI", help="manifest of extract-frames"),
+    argument("--edits", metavar="URI", default="", help="edit table of import-edits, to publish with it"),
+    argument("--name", metavar="TEXT", help="name of the dataset"),
+    argument("--license", metavar="TEXT", help="address or SPDX name of the licence, such as CC-BY-4.0"),
+    argument("--description", metavar="TEXT", default="", help="a few sentences; default: what the files tell"),
+    argument("--url", metavar="URL", default="", help="page of the dataset, if it has one"),
+    argument("--output", metavar="DIR", help="folder or s3:// prefix for the files, to be published"),
+)
+def croissant(args: Namespace, config: RunConfig) -> None:
+    """Describe a dataset and its corrections for others: both tables and Croissant metadata in one folder.
+
+    Croissant is what dataset search engines and ML libraries read (mlcroissant). The frames are named, not copied.
+    """
+    from stabn.data.croissant import export_dataset
+
+    told = {"name": args.name, "license": args.license, "description": args.description, "url": args.url}
+    print(f"croissant: {export_dataset(args.manifest, args.edits, args.output, **told)}")
+
+
 def _say_manifest(manifest: Any, path: str) -> None:
     print(f"{len(manifest)} videos, {len(manifest.classes)} classes, fingerprint {manifest.fingerprint}: {path}")
