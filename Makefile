@@ -88,5 +88,5 @@ constraints: setup
 	(head -n 1 constraints.txt; cat constraints.partial) > constraints.new && mv constraints.new constraints.txt && rm constraints.partial
 
 clean:
-	rm -rf .venv "$(DEMO_DIR)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv "$(DEMO_DIR)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -73,7 +73,7 @@ def prepare(folder: Path, count: int) -> None:
 def plan(folder: Path) -> str:
     """Read the label files, list the videos, and take a part."""
     made = _Plan(str(folder / "videos"), str(folder / "labels"), str(folder / "store"), ExtractConfig())
-    found = sum(1 for _ in open_source(made.videos_uri).videos(lambda video_id, stamp: False))
+    found = sum(1 for _ in open_source(made.videos_uri).videos(lambda video_id, stamp, size: False))
     share = len(Part(1, 8).of(made.labels.videos))
     return f"{len(made.labels.videos):,} labelled, {found:,} listed, {share:,} in part 1/8"
 

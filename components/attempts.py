@@ -15,6 +15,7 @@ from stabn.errors import RetryableError, StabnError
 from stabn.failures import as_error
 from stabn.memory import memory_limit, shared_memory
 from stabn.storage import open_storage
+from stabn.text import parse_json
 
 REMEMBERED_SECONDS = 3600.0  # longer than KFP waits between two tries of a step
 
@@ -33,7 +34,7 @@ def tried_once(storage_uri: str, name: str, kind: type[StabnError] = StabnError)
     """
     storage, key = open_storage(storage_uri), f"failed/{name}.json"
     if storage.exists(key):
-        failure = json.loads(storage.read(key))
+        failure = parse_json(storage.read(key))
         if time.time() - failure["time"] < REMEMBERED_SECONDS:
             uri = storage.locate(key)
             raise kind(f"{failure['reason']} (in the try before this one; to have it tried again, delete {uri})")

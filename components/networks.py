@@ -11,6 +11,7 @@ from typing import Any
 
 from stabn.errors import StabnError
 from stabn.storage import uri_exists
+from stabn.text import parse_json
 
 MAX_BYTES = 10_000  # of such a line; what is longer is something else
 
@@ -40,7 +41,7 @@ def network_uri(artifact: Any, stage: str) -> str:
     with open(artifact.path, "rb") as file:
         text = file.read(MAX_BYTES)
     try:
-        uri = str(json.loads(text)["uri"])
+        uri = str(parse_json(text)["uri"])
     except (ValueError, KeyError, TypeError):
         raise NetworkLost(f"{artifact.path}: it does not say where a network is; {_again(stage)}") from None
     if not uri_exists(uri):

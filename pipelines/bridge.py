@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from stabn.errors import StabnError
+from stabn.text import parse_json
 
 EVENT = "round-finished"
 SECRET_VARIABLE, TOKEN_VARIABLE = "STABN_WEBHOOK_SECRET", "STABN_GITHUB_TOKEN"
@@ -85,7 +86,7 @@ class _Bridge(BaseHTTPRequestHandler):
                 401, "the signature is missing, wrong or not of these five minutes: check the secret and both clocks"
             )
         try:
-            content = json.loads(body)
+            content = parse_json(body)
         except ValueError:
             content = None
         if not isinstance(content, dict) or content.get("event") != "round.finished":

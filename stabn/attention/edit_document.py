@@ -12,7 +12,7 @@ import jsonschema
 
 from stabn.data.edit_table import EditError
 from stabn.storage import check_id
-from stabn.text import is_unicode
+from stabn.text import parse_json
 
 FORMAT = 1
 STATUSES = ("edited", "skipped", "second_opinion", "draft")
@@ -97,11 +97,9 @@ def parse_edit(data: bytes, where: str) -> Edit:
         EditError: not JSON, against the schema, with curves of another length than the video, or contradicting itself.
     """
     try:
-        content = json.loads(data, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(data, parse_constant=_refuse_constant)
+    except ValueError as error:
         raise EditError(f"{where}: not JSON ({error}); save the edit again") from None
-    if not is_unicode(json.dumps(content, ensure_ascii=False)):
-        raise EditError(f"{where}: a text holds half a character (a lone surrogate); write that text anew")
     problem = next(iter(_validator().iter_errors(content)), None)
     if problem is not None:
         raise EditError(f"{where}: {problem.json_path[2:] or 'document'}: {problem.message[:200]}; save the edit again")

@@ -41,6 +41,7 @@ from stabn.data.transforms import Crop, crop_clip, evaluation_crop, to_input
 from stabn.data.video_encoding import encode
 from stabn.progress import Progress
 from stabn.storage import Storage, check_id, check_promises, open_storage, read_uri
+from stabn.text import parse_json
 from stabn.tracking import stage_run
 from stabn.training.checkpoint import check_classes, load_model, require_attention
 from stabn.training.device import choose_device, choose_precision, prepare
@@ -191,7 +192,7 @@ def _export_videos(
             frames = reader.packed(index)
             attention = attend(model, frames, data, precision)
             _write_video(folder, video_id, video.class_index, manifest.classes, frames, attention)
-        seen = json.loads(folder.read("attention.json"))
+        seen = parse_json(folder.read("attention.json"))
         best = seen["top5"][0]
         yield RoundVideo(
             video_id=video_id,

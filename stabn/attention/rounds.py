@@ -12,13 +12,15 @@ from stabn.config import fingerprint
 from stabn.endpoint import without_user
 from stabn.errors import StabnError
 from stabn.identity import check_unique
-from stabn.storage import ObjectNotFound, Storage, check_id, open_storage
+from stabn.storage import ObjectNotFound, Storage, StorageError, check_id, open_storage
+from stabn.text import parse_json
 from stabn.tracking import StageRun
 
 EDITOR_VARIABLE = "STABN_EDITOR_PUBLIC_URL"  # the editor's address as browsers see it
 FORMAT = 1
 ROUND_FILE = "round.json"
 MANIFEST_FILE, CHECKPOINT_FILE, SELECTION_FILE = "manifest.parquet", "checkpoint.pt", "selection.json"
+MAX_SIZE = 1 << 20  # frames of a video, or pixels of its side, above any that extraction keeps
 SAMPLE = 16  # videos looked at
 REMEDY = (
     "run export-attention again with the same inputs; on a KFP server add `--no-cache export` to `python -m pipelines "
@@ -127,7 +129,7 @@ def load_round(uri: str) -> Round:
         RoundError: there is no finished round, its description cannot be read, or a video comes twice.
     """
     try:
-        content = json.loads(open_storage(uri).read(ROUND_FILE))
+        content = parse_json(open_storage(uri).read(ROUND_FILE))
     except ObjectNotFound:
         raise RoundError(
             f"{uri}: no {ROUND_FILE} there: no finished round, or one that was deleted; {REMEDY}"
@@ -137,22 +139,47 @@ def load_round(uri: str) -> Round:
     try:
         if content["format"] != FORMAT:
             raise RoundError(f"{uri}: round format {content['format']}, this version reads {FORMAT}")
-        videos = tuple(RoundVideo(**video) for video in content["videos"])
-        for video in videos:
-            check_id(video.video_id, "video id")
+        videos = tuple(_video(video, len(content["classes"])) for video in content["videos"])
         _check_ids(videos, uri)
         return Round(
             uri=uri,
-            round_id=content["round_id"],
-            created_at=content["created_at"],
-            manifest_fingerprint=content["manifest_fingerprint"],
-            checkpoint_fingerprint=content["checkpoint_fingerprint"],
-            classes=tuple(content["classes"]),
-            selected_classes=tuple(content["selected_classes"]),
+            round_id=check_id(content["round_id"], "round id"),
+            created_at=_text(content["created_at"]),
+            manifest_fingerprint=_text(content["manifest_fingerprint"]),
+            checkpoint_fingerprint=_text(content["checkpoint_fingerprint"]),
+            classes=tuple(map(_text, content["classes"])),
+            selected_classes=tuple(_index(number, len(content["classes"])) for number in content["selected_classes"]),
             videos=videos,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, StorageError) as error:
         raise RoundError(f"{uri}/{ROUND_FILE}: incomplete ({error}); export the round again") from None
+
+
+def _video(content: dict[str, Any], num_classes: int) -> RoundVideo:
+    """Return a video of a round's description, each of its values checked."""
+    video = RoundVideo(**content)
+    check_id(video.video_id, "video id")
+    _text(video.label)
+    for number in (video.class_index, video.predicted):
+        _index(number, num_classes)
+    for size in (video.num_frames, video.width, video.height):
+        _index(size, MAX_SIZE)
+    for score in (video.score, 0.0 if video.true_score is None else video.true_score):
+        if not isinstance(score, int | float) or not 0 <= score <= 1:
+            raise ValueError(f"a probability of {score!r:.100}")
+    return video
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.100} where a text is expected")
+    return value
+
+
+def _index(value: Any, end: int) -> int:
+    if type(value) is not int or not 0 <= value < end:
+        raise ValueError(f"{value!r:.100} where a whole number below {end} is expected")
+    return value
 
 
 def check_round(item: Round) -> None:
@@ -181,7 +208,9 @@ def model_attention(item: Round, video_id: str) -> list[float]:
     """
     key = f"videos/{check_id(video_id, 'video id')}/attention.json"
     try:
-        values = [float(value) for value in json.loads(item.storage.read(key))["temporal_attention"]]
+        values = [float(value) for value in parse_json(item.storage.read(key))["temporal_attention"]]
+        if not all(0 <= value <= 1 for value in values):
+            raise ValueError("values outside 0 to 1")
     except (ValueError, KeyError, TypeError) as error:
         raise RoundError(f"{item.storage.locate(key)}: unreadable ({error}); export the round again") from None
     if len(values) != item.video(video_id).num_frames:

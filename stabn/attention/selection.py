@@ -10,7 +10,8 @@ from typing import Any
 from stabn.config import SelectConfig, fingerprint, from_dict, to_dict
 from stabn.errors import StabnError
 from stabn.identity import check_unique
-from stabn.storage import ObjectNotFound, read_uri, write_uri
+from stabn.storage import ObjectNotFound, check_id, read_uri, write_uri
+from stabn.text import parse_json
 
 FORMAT = 1
 
@@ -87,7 +88,7 @@ def load_selection(path: str | os.PathLike[str]) -> Selection:
         SelectionError: the file is absent, not a selection of this format, or an action or a video comes twice.
     """
     try:
-        document = json.loads(read_uri(path))
+        document = parse_json(read_uri(path))
     except ObjectNotFound:
         raise SelectionError(f"{path}: no such selection; run select-classes first") from None
     except ValueError as error:
@@ -97,17 +98,23 @@ def load_selection(path: str | os.PathLike[str]) -> Selection:
     try:
         selection = Selection(
             classes=[SelectedClass(**item) for item in document["classes"]],
-            video_ids=document["video_ids"],
-            validation_video_ids=document["validation_video_ids"],
-            num_misclassified=document["num_misclassified"],
-            reason=document["reason"],
+            video_ids=_ids(document["video_ids"]),
+            validation_video_ids=_ids(document["validation_video_ids"]),
+            num_misclassified=int(document["num_misclassified"]),
+            reason=str(document["reason"]),
             settings=from_dict(SelectConfig, document["settings"]),
-            inputs=document["inputs"],
+            inputs=dict(document["inputs"]),
         )
-    except (KeyError, TypeError) as error:
+        if not all(type(index) is int and index >= 0 for index in selection.class_indices):
+            raise ValueError(f"actions {selection.class_indices}")
+    except (KeyError, TypeError, ValueError, OverflowError, StabnError) as error:
         raise SelectionError(f"{path}: incomplete selection ({error}); run select-classes again") from None
     _check_ids(selection, path)
     return selection
+
+
+def _ids(names: Any) -> list[str]:
+    return [check_id(name, "video id") for name in names]
 
 
 def _check_ids(selection: Selection, path: str | os.PathLike[str]) -> None:

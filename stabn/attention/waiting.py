@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from stabn.storage import ObjectNotFound, Storage
+from stabn.text import parse_json
 
 FOLDER = "waiting/"
 TELL_SECONDS = 120.0
@@ -67,7 +68,7 @@ def read_waiting(storage: Storage) -> list[Waiting]:
     found = []
     for key in storage.list(FOLDER):
         try:
-            record = Waiting(**json.loads(storage.read(key)))
+            record = Waiting(**parse_json(storage.read(key)))
         except (ObjectNotFound, ValueError, TypeError):
             continue  # it ended just now, or is no record
         if time.time() - record.seen_at < STALE_SECONDS:

@@ -21,11 +21,13 @@ class ModelConfig(Settings):
         later=True,
     )
     block: str = setting("bottleneck", "resnet3d: residual block", choices=("bottleneck", "basic"))
-    num_blocks: tuple[int, ...] = setting((3, 4, 6, 3), "resnet3d: residual blocks in layer1 to layer4", low=1)
+    num_blocks: tuple[int, ...] = setting(
+        (3, 4, 6, 3), "resnet3d: residual blocks in layer1 to layer4", low=1, high=200
+    )
     width: int = setting(
         64, "channels of the first layer, which resnet3d and c3d double in later ones; vit: of every token", low=1
     )
-    depth: int = setting(12, "vit: transformer blocks", low=1, later=True)
+    depth: int = setting(12, "vit: transformer blocks", low=1, high=200, later=True)
     num_heads: int = setting(12, "vit: heads of the self-attention", low=1, later=True)
     mlp_ratio: float = setting(4.0, "vit: hidden over outer channels of a block's MLP", low=0.01, later=True)
     tubelet: int = setting(2, "vit: frames of a token, the temporal stride", low=1, later=True)

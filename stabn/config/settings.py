@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,15 +78,29 @@ def from_dict(kind: type[Any], values: Mapping[str, Any]) -> Any:
     """Rebuild a settings dataclass from `to_dict`'s values.
 
     Raises:
-        ConfigError: a name that this version does not know.
+        ConfigError: a name that this version does not know, or a value of another type.
     """
-    known = {item.name for item in dataclasses.fields(kind)}
-    unknown = set(values) - known
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{kind.__name__}: settings are expected, not {reprlib.repr(values)}")
+    defaults = {item.name: item.default for item in dataclasses.fields(kind)}
+    unknown = set(values) - set(defaults)
     if unknown:
         raise ConfigError(
             f"{kind.__name__}: unknown settings {', '.join(sorted(unknown))}; was it written by a newer version?"
         )
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    for key, value in values.items():
+        if not _is_like(value, defaults[key]):
+            raise ConfigError(f"{kind.__name__}: {key} = {reprlib.repr(value)}: it must be like {defaults[key]!r}")
+    return kind(**values)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Tell whether a value is of a default's type; a whole number serves as a float."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(_is_like(item, default[0]) for item in value if default)
+    types = (int, float) if isinstance(default, float) else type(default)
+    return isinstance(value, types) and isinstance(value, bool) == isinstance(default, bool)
 
 
 def fingerprint(*parts: Any) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from stabn.errors import StabnError
 from stabn.identity import check_unique
-from stabn.parquet import parse_table, table_bytes
+from stabn.parquet import parse_header, parse_table, table_bytes
 from stabn.storage import ObjectNotFound, read_uri, write_uri
 
 FORMAT = 1
@@ -65,8 +65,8 @@ def load_edit_table(path: str | os.PathLike[str]) -> EditTable:
     """
     try:
         table = parse_table(read_uri(path))
-        header = json.loads((table.schema.metadata or {})[b"stabn"])
-        rows = table.select(["video_id", "edited_attention", "status"]).to_pylist()
+        header = parse_header(table)
+        rows = table.cast(EDIT_SCHEMA).select(["video_id", "edited_attention", "status"]).to_pylist()
         _check_ids(rows, path)
         result = EditTable(
             {
@@ -75,10 +75,19 @@ def load_edit_table(path: str | os.PathLike[str]) -> EditTable:
                 if row["status"] == "edited"
             }
         )
-        result.fingerprint, result.round_id = header["fingerprint"], header["round_id"]
+        result.fingerprint, result.round_id = str(header["fingerprint"]), str(header["round_id"])
+        _check_curves(result)
     except (pa.ArrowException, ObjectNotFound, OSError, KeyError, ValueError) as error:
         raise EditError(f"{path}: not an edit table of import-edits ({error}); import the round again") from None
     return result
+
+
+def _check_curves(edits: EditTable) -> None:
+    """Refuse a curve without values, or with one outside [0, 1] that is not NaN."""
+    for video_id, curve in edits.items():
+        known = curve[~np.isnan(curve)]
+        if curve.ndim != 1 or not len(known) or known.min() < 0 or known.max() > 1:
+            raise ValueError(f"the curve of video {video_id} is empty, or has values outside 0 to 1")
 
 
 def _check_ids(rows: list[dict[str, Any]], path: str | os.PathLike[str]) -> None:

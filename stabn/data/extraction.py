@@ -135,13 +135,16 @@ class _Extraction:
             print(f"{self.what}: {reused} of {len(self.result.records)} videos were there already", flush=True)
         return self.result
 
-    def _is_needed(self, video_id: str, stamp: str) -> bool:
-        if video_id not in self.video_ids:
+    def _is_needed(self, video_id: str, stamp: str, size: int) -> bool:
+        if video_id not in self.video_ids or self._is_too_large(size):
             return False
         if video_id in self.result.seen:  # another file of that id: is it the same?
             return True
         record = self.records.get(video_id)
         return record is None or not self._is_settled(video_id, record, stamp)
+
+    def _is_too_large(self, size: int) -> bool:
+        return size > self.config.max_mb << 20
 
     def _is_settled(self, video_id: str, record: dict[str, Any], stamp: str) -> bool:
         """Tell whether a record of an earlier run still holds."""
@@ -155,8 +158,11 @@ class _Extraction:
         if video.video_id not in self.result.seen:
             self._take(video, pool)
             return
-        data = self.source.read(video.path) if video.data is None else video.data
-        self.namesakes.setdefault(video.video_id, {})[video.path] = hashlib.sha256(data).hexdigest()
+        digest = f"too large: {video.size}"
+        if not self._is_too_large(video.size):
+            data = self.source.read(video.path) if video.data is None else video.data
+            digest = hashlib.sha256(data).hexdigest()
+        self.namesakes.setdefault(video.video_id, {})[video.path] = digest
 
     def _settle_namesakes(self) -> None:
         """Reject videos whose id several different files have; of copies of one file the first is used."""
@@ -175,7 +181,7 @@ class _Extraction:
         known = self.records.get(video.video_id)
         if video.size == 0:
             self._reject(video.video_id, "empty: the file has no bytes")
-        elif video.size > self.config.max_mb << 20:
+        elif self._is_too_large(video.size):
             self._reject(video.video_id, f"too large: {video.size >> 20} MB, more than {self.config.max_mb} MB")
         elif known and self._is_settled(video.video_id, known, video.stamp):
             self._accept(Done(known, False, 0))  # its record is there already

@@ -7,6 +7,7 @@ from stabn.config import fingerprint
 from stabn.data.mjpeg import unpack
 from stabn.errors import StabnError
 from stabn.storage import ObjectExists, Storage, check_promises
+from stabn.text import parse_json
 
 SOURCES = "sources/"  # <fingerprint>.json: whose frames are there
 
@@ -33,7 +34,7 @@ class FrameTarget:
         keys = list(storage.list(SOURCES))
         if mine not in keys:
             storage.write(mine, json.dumps({"videos": source_uri}).encode())
-        self._others = [json.loads(storage.read(key))["videos"] for key in keys if key != mine]
+        self._others = [parse_json(storage.read(key))["videos"] for key in keys if key != mine]
 
     def store(self, key: str, packed: bytes, sha256: str, stored: bool) -> dict[str, Any]:
         """Write the packed frames of a video; replace those that are there only if no other source has any here.

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from stabn.errors import StabnError
 from stabn.identity import check_unique
-from stabn.parquet import parse_table, table_bytes
+from stabn.parquet import parse_header, parse_table, table_bytes
 from stabn.storage import read_uri, write_uri
 from stabn.tracking import Dataset
 
@@ -74,8 +74,9 @@ class Manifest:
 
     def __init__(self, table: pa.Table, classes: Iterable[str], storage_uri: str, settings: Mapping[str, Any]) -> None:
         self.table = table.combine_chunks()
-        _check_ids(self.table, storage_uri)  # when made, when read, and so when written
         self.classes = tuple(classes)
+        _check_ids(self.table, storage_uri)  # when made, when read, and so when written
+        _check_rows(self.table, storage_uri, len(self.classes))
         self.storage_uri = storage_uri
         self.settings = dict(settings)
         self._numbers = {name: _array(self.table, name) for name in NUMBERS}
@@ -83,8 +84,6 @@ class Manifest:
         self._sizes = _chunk(self.table, "frame_sizes").flatten().to_numpy(zero_copy_only=False)
         self._ends = np.cumsum(self._numbers["num_frames"], dtype=np.int64)
         self._order: np.ndarray | None = None
-        if self._ends[-1:].sum() != len(self._sizes):
-            raise ManifestError(f"{storage_uri}: frame sizes and frame counts do not agree; run extract-frames again")
         self.fingerprint = self._fingerprint()
 
     def __len__(self) -> int:
@@ -184,9 +183,7 @@ class Manifest:
         """
         try:
             table = parse_table(read_uri(str(uri)))
-            header = json.loads((table.schema.metadata or {})[b"stabn"])
-            if header["format"] != FORMAT:
-                raise ManifestError(f"manifest format {header['format']}, this version reads {FORMAT}")
+            header = _checked(parse_header(table))
             table = table.replace_schema_metadata(None).cast(SCHEMA)
             manifest = cls(table, header["classes"], header["storage_uri"], header["settings"])
         except ManifestError as error:
@@ -213,6 +210,39 @@ def _check_ids(table: pa.Table, storage_uri: str) -> None:
     if pc.count_distinct(table["video_id"], mode="all").as_py() < len(table):
         remedy = "one object cannot be two videos: run extract-frames again"
         check_unique(table["video_id"].to_pylist(), "video", f"manifest of {storage_uri}", remedy, ManifestError)
+
+
+def _check_rows(table: pa.Table, storage_uri: str, num_classes: int) -> None:
+    """Refuse what no extraction writes: gaps, frames without bytes, numbers that are out of their range."""
+    sizes = _chunk(table, "frame_sizes")
+    wrong = [name for name in SCHEMA.names if table[name].null_count]
+    if not wrong:
+        lengths, frames, classes = pc.list_value_length(sizes), table["num_frames"], table["class_index"]
+        bounds = pc.min_max(classes).as_py()
+        right = {
+            "num_frames": pc.all(pc.equal(lengths, frames)).as_py() in (True, None),
+            "frame_sizes": not sizes.flatten().null_count and (pc.min(sizes.flatten()).as_py() or 0) >= 0,
+            "class_index": not len(table) or -1 <= bounds["min"] <= bounds["max"] < num_classes,
+        }
+        wrong = [name for name, is_right in right.items() if not is_right]
+    if wrong:
+        raise ManifestError(
+            f"{storage_uri}: {wrong[0]} does not fit the other columns, or has gaps; run extract-frames again"
+        )
+
+
+def _checked(header: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest's header if it is of this format."""
+    if header["format"] != FORMAT:
+        raise ManifestError(f"manifest format {header['format']}, this version reads {FORMAT}")
+    classes = header["classes"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are no list of names")
+    if not isinstance(header["storage_uri"], str) or not isinstance(header["settings"], dict):
+        raise ValueError("its storage_uri is no text, or its settings are none")
+    if not isinstance(header["fingerprint"], str):
+        raise ValueError("its fingerprint is no text")
+    return header
 
 
 def _chunk(table: pa.Table, name: str) -> pa.Array:

@@ -1,11 +1,11 @@
 """Known segments of actions: by video, from which frame to which the action goes."""
 
-import json
 from operator import index
 
 from stabn.errors import StabnError
 from stabn.identity import unique_object
 from stabn.storage import read_uri
+from stabn.text import parse_json
 
 
 class SegmentsError(StabnError):
@@ -19,7 +19,7 @@ def load_segments(uri: str) -> dict[str, tuple[int, int]]:
         SegmentsError: the file is not JSON of [first, last) segments.
     """
     try:
-        known = json.loads(read_uri(uri), object_pairs_hook=unique_object)
+        known = parse_json(read_uri(uri), object_pairs_hook=unique_object)
         return {key: (index(first), index(last)) for key, (first, last) in known.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise SegmentsError(f'{uri}: expected {{"video id": [first, last], …}} ({error})') from None

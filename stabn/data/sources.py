@@ -27,6 +27,10 @@ SUFFIXES = (
     ".flv",
     ".ogv",
 )  # in any case
+MAX_HEADER_BYTES = 1 << 20  # of a file's name and attributes in an archive
+HEADERS = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
 BLOCK_BYTES = 8 << 20  # of an archive, fetched at once
 
 _PART = re.compile(r"(?P<stem>[^/]+)-(?P<number>\d\d)")  # 20bn-something-something-v2-00
@@ -61,8 +65,8 @@ class VideoSource(ABC):
     uri: str
 
     @abstractmethod
-    def videos(self, wanted: Callable[[str, str], bool]) -> Iterator[SourceVideo]:
-        """Yield every file once; `wanted(video_id, stamp)` tells whether its bytes are needed."""
+    def videos(self, wanted: Callable[[str, str, int], bool]) -> Iterator[SourceVideo]:
+        """Yield every file once; `wanted(video_id, stamp, size)` tells whether its bytes are needed."""
 
     @abstractmethod
     def read(self, path: str) -> bytes:
@@ -131,7 +135,7 @@ class FileSource(VideoSource):
         self.storage, self.uri, self.id_of = storage, storage.uri, id_of
         self._files = sorted(files)
 
-    def videos(self, wanted: Callable[[str, str], bool]) -> Iterator[SourceVideo]:
+    def videos(self, wanted: Callable[[str, str, int], bool]) -> Iterator[SourceVideo]:
         for info in self._files:
             yield SourceVideo(self.id_of(info.key), info.key, info.size, info.stamp, None)
 
@@ -141,6 +145,15 @@ class FileSource(VideoSource):
     def __getstate__(self) -> dict[str, object]:
         # Worker processes read by path; the listing, and what gives ids, stay where they are.
         return {**self.__dict__, "_files": [], "id_of": file_id}
+
+
+class _Member(tarfile.TarInfo):
+    """A file of an archive whose name does not fill the memory."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in HEADERS and self.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a name or header of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
 
 
 class ArchiveSource(VideoSource):
@@ -154,12 +167,12 @@ class ArchiveSource(VideoSource):
         self._parts = list(parts)
         self._stamp = fingerprint({info.key: f"{info.size} {info.stamp}" for info in parts})
 
-    def videos(self, wanted: Callable[[str, str], bool]) -> Iterator[SourceVideo]:
+    def videos(self, wanted: Callable[[str, str, int], bool]) -> Iterator[SourceVideo]:
         raw = io.BufferedReader(_Joined(self.storage, self._parts), BLOCK_BYTES)
         stream = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
         count = 0
         try:
-            with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as archive:
+            with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20, tarinfo=_Member) as archive:
                 for member in archive:
                     archive.members = []  # type: ignore[attr-defined]  # tarfile would remember every header
                     path = member.name.removeprefix("./")
@@ -167,12 +180,13 @@ class ArchiveSource(VideoSource):
                         continue
                     video_id, stamp = self.id_of(path), f"{self._stamp}/{member.size}"
                     data = None
-                    if wanted(video_id, stamp):
+                    if wanted(video_id, stamp, member.size):
                         file = archive.extractfile(member)
                         data = file.read() if file else b""
                     yield SourceVideo(video_id, path, member.size, stamp, data)
                     count += 1
-            stream.read()  # to the end, so that a missing tail is noticed
+            while stream.read(BLOCK_BYTES):  # to the end, so that a missing tail is noticed
+                pass
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise SourceError(
                 f"{self.uri}: the archive {self._parts[0].key} … is damaged or cut off after {count} videos ({error}); "

@@ -1,7 +1,6 @@
 """Read and check the label files of Something-Something v2, or a labels.csv; say what a flip does to a class."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from stabn.data.labels import Labels, LabelsError, Reject, Video
 from stabn.identity import unique_object
 from stabn.stages import SPLITS
 from stabn.storage import ObjectNotFound, Storage, StorageError, check_id, open_storage
-from stabn.text import composed, is_unicode
+from stabn.text import composed, parse_json
 
 LABELS_FILE = "something-something-v2-labels.json"
 SPLIT_FILES = {split: f"something-something-v2-{split}.json" for split in SPLITS}
@@ -118,13 +117,10 @@ def _read(storage: Storage, name: str) -> tuple[str, Any]:
     for key in (name, name.removeprefix(FILE_PREFIX)):
         where = storage.locate(key)
         try:
-            content = json.loads(storage.read(key), object_pairs_hook=unique_object)
-            if not is_unicode(json.dumps(content, ensure_ascii=False)):
-                raise ValueError("a text holds half a character, a lone surrogate")
-            return where, content
+            return where, parse_json(storage.read(key), object_pairs_hook=unique_object)
         except ObjectNotFound:
             continue
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise LabelsError(f"{where}: not valid JSON ({error}); get the file again") from None
     raise LabelsError(f"{storage.locate(name)}: no such file; give the folder with the label files of the dataset")
 

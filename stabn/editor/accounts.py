@@ -15,6 +15,7 @@ from typing import Any
 from stabn.errors import StabnError
 from stabn.identity import check_unique, unique_object
 from stabn.storage import ObjectNotFound, check_id, open_storage, owned, read_uri, write_uri
+from stabn.text import parse_json
 
 ROLES = ("annotator", "lead")
 MIN_PASSWORD = 10
@@ -76,7 +77,7 @@ def load_accounts(uri: str) -> dict[str, Account]:
         AccountError: no such file, or not made by `stabn editor-accounts`.
     """
     try:
-        entries = json.loads(read_uri(uri), object_pairs_hook=unique_object)["accounts"]
+        entries = parse_json(read_uri(uri), object_pairs_hook=unique_object)["accounts"]
         accounts = {name: Account(name, entry["role"], entry["password_hash"]) for name, entry in entries.items()}
         if any(account.role not in ROLES for account in accounts.values()):
             raise ValueError("an unknown role")

@@ -13,6 +13,7 @@ from stabn.attention.rounds import Round, RoundError, RoundVideo, model_attentio
 from stabn.config import EditorConfig
 from stabn.data.edit_table import EditError
 from stabn.storage import ObjectNotFound, check_id
+from stabn.text import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ class Board:
             key = f"videos/{check_id(video_id, 'video id')}/attention.json"
             curve = tuple(model_attention(self.round, video_id))
             try:
-                content = json.loads(self.storage.read(key))
+                content = parse_json(self.storage.read(key))
                 self._info[video_id] = VideoInfo(curve, content["top5"], content["crop"])
             except (ValueError, KeyError) as error:
                 raise RoundError(f"{key}: unreadable ({error}); export the round again") from None
@@ -187,7 +188,7 @@ class Board:
 
     def _refresh_settings(self) -> None:
         try:
-            self.settings = RoundSettings(**json.loads(self.storage.read(SETTINGS_FILE)))
+            self.settings = RoundSettings(**parse_json(self.storage.read(SETTINGS_FILE)))
         except ObjectNotFound:
             pass
         except (ValueError, TypeError) as error:

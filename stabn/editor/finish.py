@@ -30,6 +30,7 @@ from stabn.errors import StabnError
 from stabn.forms import parse_form
 from stabn.masking import masked
 from stabn.storage import ObjectNotFound, Storage
+from stabn.text import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +218,7 @@ def describe(config: EditorConfig) -> str:
 def read_finished(round_storage: Storage) -> dict[str, Any] | None:
     """Return who finished a round, when, and what was started; None: it is not finished."""
     try:
-        return json.loads(round_storage.read(FINISHED_KEY))
+        return parse_json(round_storage.read(FINISHED_KEY))
     except ObjectNotFound:
         return None
 
@@ -263,7 +264,7 @@ def _request(method: str, url: str, body: bytes | None, headers: dict[str, str])
     if "/apis/v2beta1/" in url and text.lstrip()[:1] == b"<":
         raise ValueError("it answers with a web page, as a sign-in does; its token or address is not right")
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return {}
 

@@ -2,6 +2,8 @@
 
 import io
 import threading
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ from stabn.editor.cache import Cache, Key
 from stabn.storage import check_id, open_storage
 
 BLOCK = 64  # frames that are read at once: a common video is one block, a long one is read where it is looked at
+MAX_MAP_BYTES = 1 << 16  # of a frame's spatial attention, and a header
 MAX_PIECE = 64  # frames of one answer
 
 
@@ -90,8 +93,19 @@ class FrameStore:
     def spatial(self, video_id: str) -> np.ndarray:
         """Return the network's spatial attention, uint8 (num_frames, h, w)."""
         self._find(video_id)
-        data = self.round.storage.read(f"videos/{check_id(video_id, 'video id')}/spatial.npz")
-        return np.load(io.BytesIO(data), allow_pickle=False)["spatial_attention"]
+        key = f"videos/{check_id(video_id, 'video id')}/spatial.npz"
+        try:
+            with zipfile.ZipFile(io.BytesIO(self.round.storage.read(key))) as archive:
+                name = "spatial_attention.npy"
+                if archive.getinfo(name).file_size > self.num_frames(video_id) * MAX_MAP_BYTES:
+                    raise ValueError("too large")
+                maps = np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+            if maps.dtype != np.uint8 or maps.ndim != 3 or len(maps) != self.num_frames(video_id):
+                raise ValueError(f"{maps.dtype} of shape {maps.shape}")
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            where = self.round.storage.locate(key)
+            raise RoundError(f"{where}: unreadable ({error}); export the round again") from None
+        return maps
 
     def _find(self, video_id: str) -> Packed:
         if video_id not in self._packed:

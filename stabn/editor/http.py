@@ -1,6 +1,5 @@
 """What every request meets: limits, errors as JSON, and the headers that keep the page to itself."""
 
-import json
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stabn.attention.rounds import RoundError
 from stabn.data.edit_table import EditError
 from stabn.errors import RetryableError, StabnError
-from stabn.text import is_unicode
+from stabn.text import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +68,11 @@ async def read_json(request: Request, **fields: type | tuple[type, ...]) -> dict
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise ApiError(415, "not_json", "send the request as application/json")
     try:
-        content = json.loads(await read_body(request, MAX_JSON_BYTES))
-    except (ValueError, RecursionError):
-        raise ApiError(400, "not_json", "the request is not JSON") from None
+        content = parse_json(await read_body(request, MAX_JSON_BYTES))
+    except ValueError as error:
+        raise ApiError(400, "not_json", f"the request is not JSON ({str(error)[:100]})") from None
     if not isinstance(content, dict):
         raise ApiError(400, "bad_request", "the request is not a JSON object")
-    if not is_unicode(json.dumps(content, ensure_ascii=False)):
-        raise ApiError(400, "bad_request", "the request holds half a character; write the text anew")
     for name, kind in fields.items():
         value = content.get(name)
         wrong = isinstance(value, bool) and bool not in (kind if isinstance(kind, tuple) else (kind,))

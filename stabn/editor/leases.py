@@ -12,6 +12,7 @@ import threading
 from dataclasses import asdict, dataclass, replace
 
 from stabn.storage import ObjectExists, ObjectNotFound, Storage, StorageError, check_id
+from stabn.text import parse_json
 
 _KEY = re.compile(r"leases/(?P<name>[^/]+)/(?P<slot>\d)/(?P<generation>\d{6})\.json")
 ATTEMPTS = 5
@@ -135,7 +136,7 @@ class Leases:
     def _read(self, name: str, slot: int, generation: int) -> Lease:
         lease = Lease(name, slot, generation, "", 0.0)
         with contextlib.suppress(ObjectNotFound, ValueError, TypeError):
-            lease = Lease(**json.loads(self.storage.read(lease.key)))
+            lease = Lease(**parse_json(self.storage.read(lease.key)))
         with self._lock:
             self._known[name, slot] = lease
         return lease

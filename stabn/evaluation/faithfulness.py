@@ -34,6 +34,7 @@ from stabn.evaluation.faithfulness_section import faithfulness_page
 from stabn.models import STABN
 from stabn.progress import Progress
 from stabn.storage import Storage, check_id, open_storage, owned
+from stabn.text import parse_json
 from stabn.tracking import stage_run
 from stabn.training.checkpoint import check_classes, load_model, require_attention
 from stabn.training.device import autocast, choose_device, choose_precision, prepare
@@ -220,7 +221,7 @@ def _former(storage: Storage, part: str, key: str) -> dict[str, Any] | None:
     if not storage.exists(part):
         return None
     try:
-        found = json.loads(storage.read(part))
+        found = parse_json(storage.read(part))
         return found if found["key"] == key else None
     except (ValueError, KeyError, TypeError):
         return None

@@ -1,6 +1,5 @@
 """What `stabn faithfulness` has written: curves by video, and from them areas, differences and their intervals."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from stabn.attention.perturbation import FILLS, KINDS
 from stabn.errors import StabnError
 from stabn.evaluation.crossed import Interval, bootstrap_columns
 from stabn.storage import read_uri
+from stabn.text import parse_json
 
 FORMAT = 1
 MAPS = ("attention", "grad_cam", "motion", "centre", "uniform", "random")
@@ -91,7 +91,7 @@ def load_faithfulness(uri: str | os.PathLike[str]) -> Faithfulness:
         FaithfulnessError: it is no such file.
     """
     try:
-        document = json.loads(read_uri(uri))
+        document = parse_json(read_uri(uri))
     except ValueError as error:
         raise FaithfulnessError(f"{os.fspath(uri)}: not JSON ({error}); give faithfulness.json") from None
     return parse(document, os.fspath(uri))

@@ -14,11 +14,10 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from stabn.errors import StabnError
 from stabn.identity import check_unique
-from stabn.parquet import parse_table
+from stabn.parquet import HEADER, parse_header, parse_table
 from stabn.stages import ATTENTION_MODES
 from stabn.storage import ObjectNotFound, read_uri, write_uri
 
-METADATA_KEY = b"stabn"
 UNDER = "under_"  # how the columns of other attention begin
 TOP = 5
 OPTIONAL = (("attention_top5", "attention_scores"), ("frames", "temporal"))  # pairs of columns, whole numbers first
@@ -172,7 +171,7 @@ class Predictions:
         columns |= {name: _lists(values) for name, values in optional.items() if values is not None}
         columns["loss"] = pa.array(self.loss)
         columns |= {f"{UNDER}{name}": pa.array(best.astype(np.int32)) for name, best in self.under.items()}
-        table = pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(self.metadata).encode()})
+        table = pa.table(columns).replace_schema_metadata({HEADER: json.dumps(self.metadata).encode()})
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         write_uri(path, buffer.getvalue())
@@ -190,9 +189,8 @@ class Predictions:
             raise MetricsError(f"{path}: no such prediction table; run the evaluation first") from None
         except pa.ArrowException as error:
             raise MetricsError(f"{path}: not a readable Parquet file ({error}); run the evaluation again") from None
-        metadata = (table.schema.metadata or {}).get(METADATA_KEY)
         needed = {"video_id", "class_index", "top5", "scores", "loss"}
-        if metadata is None or not needed <= set(table.column_names):
+        if HEADER not in (table.schema.metadata or {}) or not needed <= set(table.column_names):
             raise MetricsError(f"{path}: not a prediction table (columns {', '.join(table.column_names)})")
         if not table.num_rows:
             raise MetricsError(
@@ -212,9 +210,9 @@ class Predictions:
                     for name in table.column_names
                     if name.startswith(UNDER)
                 },
-                metadata=json.loads(metadata),
+                metadata=parse_header(table),
             )
-        except (MetricsError, ValueError) as error:
+        except (MetricsError, pa.ArrowException, ValueError, TypeError) as error:
             raise MetricsError(f"{path}: {error}") from None
 
 

@@ -1,6 +1,5 @@
 """What the report's sections on actions, confusion and training show."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from stabn.evaluation.charts import ClassChange, Series
 from stabn.evaluation.metrics import confusion_matrix, per_class_accuracy
 from stabn.evaluation.tables import Comparison
 from stabn.storage import read_uri
+from stabn.text import parse_json
 from stabn.training.checkpoint import describe, read_checkpoint
 
 JSON_LINES = (".jsonl", ".json")
@@ -155,7 +155,7 @@ def read_history(path: str | os.PathLike[str]) -> History:
         rows = []
         for number, line in enumerate(read_uri(path).decode().splitlines(), start=1):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 rows.append({**row, "epoch": int(row["epoch"])})
             except (ValueError, KeyError, TypeError):
                 raise ReportError(f"{path}, line {number}: not the metrics of an epoch; train again") from None

@@ -2,7 +2,8 @@
 
 import io
 import re
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import safetensors.torch
@@ -20,6 +21,41 @@ RELEASED_MARKS = ("layer_att_common.", "backbone.att_layer4.")
 # Where training code keeps its weights; V-JEPA has an averaged encoder, which is the one to use, beside the encoder.
 STATE_DICTS = ("model_state_dict", "state_dict", "model", "module", "target_encoder", "encoder")
 PREFIXES = re.compile(r"(module\.|_orig_mod\.)+")  # of DistributedDataParallel and torch.compile
+
+
+def load_tensors(data: bytes) -> Any:
+    """Return what `torch.save` wrote, on the CPU: tensors and plain values, and nothing that needs code to run.
+
+    Raises:
+        ValueError: it would take more memory than the file has bytes: compressed, or tensors that repeat theirs.
+        Exception: of many types, for other files and for those that hold code.
+    """
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > len(data):
+                raise ValueError("it is compressed, which PyTorch's own files are not")
+    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    for tensor in tensors_of(content):
+        if tensor.numel() * tensor.element_size() > len(data):
+            raise ValueError(f"it has a tensor of shape {tuple(tensor.shape)}, larger than the file")
+    return content
+
+
+def tensors_of(content: Any) -> Iterator[Tensor]:
+    """Yield each tensor in nested containers once."""
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, Mapping):
+            waiting += item.values()
+        elif isinstance(item, list | tuple):
+            waiting += item
 
 
 def read_weights(uri: str) -> dict[str, Tensor]:
@@ -42,7 +78,7 @@ def read_weights_file(uri: str) -> tuple[dict[str, Tensor], list[str]]:
         if _is_safetensors(data):
             content: Any = safetensors.torch.load(data)
         else:
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            content = load_tensors(data)
     except Exception as error:  # torch raises many types for files that are not its own, or that hold code
         if isinstance(error, StabnError):
             raise

@@ -24,6 +24,7 @@ import psutil
 from stabn.errors import StabnError
 from stabn.machine import process_space
 from stabn.storage.interface import ObjectExists, ObjectNotFound, Storage, StorageError
+from stabn.text import parse_json
 
 PREFIX = "owner."
 BEAT_SECONDS = 10.0  # between two signs of life
@@ -204,7 +205,7 @@ class Claim:
     def _read(self, key: str) -> dict[str, Any]:
         """Return an owner's record; one that is unreadable is empty."""
         try:
-            found = json.loads(self.storage.read(key))
+            found = parse_json(self.storage.read(key))
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}

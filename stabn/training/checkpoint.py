@@ -12,17 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stabn.config import DataConfig, ModelConfig, from_dict, to_dict
+from stabn.config import ConfigError, DataConfig, ModelConfig, from_dict, to_dict
 from stabn.data.label_table import TABLE_FILE
 from stabn.data.ssv2 import load_labels
 from stabn.errors import StabnError
 from stabn.models import build_model
 from stabn.models.released import convert_released
-from stabn.models.weights import read_weights_file
+from stabn.models.weights import load_tensors, read_weights_file
 from stabn.storage import open_storage, read_uri, write_uri
 from stabn.tracking import find_checkpoint
 
 FORMAT = 1
+DESCRIPTION: dict[str, type] = {
+    "model_config": dict, "data_config": dict, "classes": list, "manifest_fingerprint": str, "fingerprint": str,
+    "stage": str, "epoch": int,
+}  # fmt: skip
 
 
 class CheckpointError(StabnError):
@@ -116,7 +120,7 @@ def read_checkpoint(uri: str) -> dict[str, Any]:
 def parse_checkpoint(data: bytes, uri: str) -> dict[str, Any]:
     """Return the content of a checkpoint's bytes, like `read_checkpoint`; `uri` names them in messages."""
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        content = load_tensors(data)
     except Exception as error:  # torch raises many types for files that are truncated, not its own, or hold code
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(io.BytesIO(data)):
             raise CheckpointError(f"{uri}: refused, it holds more than weights; use a file written by stabn") from None
@@ -127,13 +131,40 @@ def parse_checkpoint(data: bytes, uri: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{uri}: not a checkpoint of stabn; convert released weights with `stabn import-checkpoint`"
         )
-    if content["format"] != FORMAT:
-        raise CheckpointError(f"{uri}: checkpoint format {content['format']}, this version reads {FORMAT}")
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"{uri}: checkpoint format {content.get('format')}, this version reads {FORMAT}")
+    try:
+        check_description(content)
+        _check_weights(content.get("model"))
+    except ValueError as error:
+        raise CheckpointError(f"{uri}: {error}; the file is damaged, use another one") from None
     if weights_fingerprint(content["model"]) != content["fingerprint"]:
         raise CheckpointError(
             f"{uri}: the weights do not match their fingerprint, the file is damaged; use another one"
         )
     return content
+
+
+def check_description(content: Mapping[str, Any]) -> None:
+    """Refuse a description that lacks something, or whose values are of other types.
+
+    Raises:
+        ValueError: names what.
+    """
+    if wrong := [name for name, kind in DESCRIPTION.items() if not isinstance(content.get(name), kind)]:
+        raise ValueError(f"no usable {wrong[0]}")
+    if not all(isinstance(name, str) for name in content["classes"]):
+        raise ValueError("class names that are no text")
+    history = content.get("history", [])
+    if not isinstance(history, list | tuple) or not all(isinstance(row, dict) for row in history):
+        raise ValueError("no usable history")
+
+
+def _check_weights(weights: Any) -> None:
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    ):
+        raise ValueError("no usable weights")
 
 
 def describe(content: Mapping[str, Any]) -> Checkpoint:
@@ -159,9 +190,18 @@ def load_model(uri: str, device: torch.device | str = "cpu") -> tuple[nn.Module,
 
     Returns:
         The network in evaluation mode, and the checkpoint's description.
+
+    Raises:
+        CheckpointError: see `read_checkpoint`; or the settings in it are not those of its weights.
     """
     content = read_checkpoint(uri)
-    checkpoint = describe(content)
+    try:
+        checkpoint = describe(content)
+        with torch.device("meta"):  # without memory: whatever size the settings ask for
+            build_model(checkpoint.model_config).load_state_dict(content["model"], assign=True)
+    except (ConfigError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{uri}: its settings are not those of its weights ({reason:.300})") from None
     model = build_model(checkpoint.model_config)
     model.load_state_dict(content["model"])
     return model.to(device).eval(), checkpoint

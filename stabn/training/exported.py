@@ -5,13 +5,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from stabn.config import to_dict
 from stabn.models import build_model
 from stabn.models.weights import read_weights
 from stabn.storage import Storage, open_storage, read_uri, uri_exists, write_uri
-from stabn.training.checkpoint import Checkpoint, CheckpointError, describe, dump_checkpoint, weights_fingerprint
+from stabn.text import parse_json
+from stabn.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    check_description,
+    describe,
+    dump_checkpoint,
+    weights_fingerprint,
+)
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 FORMAT = 1
@@ -64,8 +73,8 @@ def import_exported(folder: str, output_uri: str) -> str:
     if weights_fingerprint(weights) != content["fingerprint"]:
         raise CheckpointError(f"{weights_uri}: not the weights that {CONFIG_FILE} is of, or damaged; export again")
     checkpoint = describe(content)
-    model = build_model(checkpoint.model_config)
-    own = model.state_dict()
+    with torch.device("meta"):  # without memory: whatever size the settings ask for
+        own = build_model(checkpoint.model_config).state_dict()
     shapes = [{name: tuple(value.shape) for name, value in tensors.items()} for tensors in (own, weights)]
     for name in sorted({*own, *weights}):
         if shapes[0].get(name) != shapes[1].get(name):
@@ -74,6 +83,7 @@ def import_exported(folder: str, output_uri: str) -> str:
         raise CheckpointError(
             f"{where}: {len(checkpoint.classes)} class names for {checkpoint.model_config.num_classes} classes"
         )
+    model = build_model(checkpoint.model_config)
     model.load_state_dict(weights)
     data = dump_checkpoint(
         model,
@@ -91,20 +101,10 @@ def import_exported(folder: str, output_uri: str) -> str:
 def _parse(data: bytes, where: str) -> dict[str, Any]:
     """Return the settings' document, checked as far as `describe` needs it."""
     try:
-        content = json.loads(data)
-        wanted: dict[str, type] = {
-            "model_config": dict,
-            "data_config": dict,
-            "classes": list,
-            "manifest_fingerprint": str,
-        }
-        wanted |= {"fingerprint": str, "stage": str, "epoch": int}
+        content = parse_json(data)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"no document of format {FORMAT}")
-        if wrong := [name for name, kind in wanted.items() if not isinstance(content.get(name), kind)]:
-            raise ValueError(f"no usable {wrong[0]}")
-        if not all(isinstance(name, str) for name in content["classes"]):
-            raise ValueError("class names that are no text")
+        check_description(content)
     except ValueError as error:
         raise CheckpointError(f"{where}: not what `stabn export-model` writes ({error})") from None
     return content

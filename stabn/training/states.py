@@ -19,7 +19,9 @@ from typing import Any, Self
 import torch
 
 from stabn.errors import StabnError
+from stabn.models.weights import load_tensors
 from stabn.storage import ClaimLost, ObjectNotFound, Storage
+from stabn.text import parse_json
 from stabn.training.checkpoint import CheckpointError
 
 FORMAT = 1
@@ -110,7 +112,7 @@ class StateStore:
         key = f"{FOLDER}/{name}.json"
         uri = self.storage.locate(key)
         try:
-            file = json.loads(self.storage.read(key))
+            file = parse_json(self.storage.read(key))
             state: dict[str, Any] = file["state"]
             whole = _checksum(state) == file["sha256"]
         except (ValueError, KeyError, TypeError):
@@ -235,7 +237,7 @@ def dump_part(content: Any) -> bytes:
 
 def load_part(data: bytes) -> Any:
     """Return what `dump_part` was given, without running any code in it."""
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return load_tensors(data)
 
 
 def copy_to_memory(content: Any) -> Any:
