@@ -1,6 +1,7 @@
 # make demo   set up, then run the whole job on the embedded defaults
 # make test   set up, then run the tests
-# make drills  what takes longer: whole runs in odd places, every combination of signals and processes
+# make drills  what takes longer: whole runs in odd places, every combination of signals, kills, hostile files
+# make audit   asks for known weaknesses of the pinned versions; make sbom  lists what each image is made of
 # A Linux machine without NVIDIA's driver takes PyTorch's CPU build where its index answers; another index, with CUDA's
 # builds too:  make demo TORCH_INDEX=https://download.pytorch.org/whl/cu128
 # make images TORCH=cpu IMAGE_TAG=1.0    container images, with docker, podman or buildah; see docs/images.md
@@ -18,7 +19,7 @@ BASE_IMAGE ?=
 TORCH ?= cuda
 IMAGE_FLAGS ?=
 
-.PHONY: setup demo test drills test-cluster lint format compile golden images constraints clean
+.PHONY: setup demo test drills audit sbom test-cluster lint format compile golden images constraints clean
 
 setup: .venv/installed
 
@@ -51,6 +52,21 @@ test: setup
 # One after another: each may take all cores.
 drills: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/drills -rs $(DRILLS)
+
+# pip-audit gets an environment of its own, as it brings other versions; it asks PyPI's or OSV's service, so it needs one.
+audit:
+	@test -x build/audit/bin/pip-audit || { "$(PYTHON)" -m venv build/audit && build/audit/bin/pip install --quiet pip-audit; }
+	build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip $(AUDIT_FLAGS)
+
+# Of each image that is here; of .venv without a container engine.
+sbom:
+	@mkdir -p build/sbom
+	@if test -z "$(ENGINE)"; then $(BIN)/python images/sbom.py stabn > build/sbom/stabn.json; else \
+	  for role in $(IMAGES); do \
+	    $(ENGINE) run --rm --interactive --entrypoint /opt/stabn/bin/python $(IMAGE_PREFIX)$$role:$(IMAGE_TAG) - \
+	      $(IMAGE_PREFIX)$$role < images/sbom.py > build/sbom/$$role.json || exit 1; \
+	  done; fi
+	@ls build/sbom/*.json
 
 lint: setup
 	$(BIN)/ruff check .

@@ -97,8 +97,9 @@ def test_no_body_and_no_address_is_more_than_refused(editor_round: Round) -> Non
                 continue
             for address in addresses(route):
                 for method in METHODS:
+                    is_real = address == route.path.replace("{video_id}", "10")
                     sends = method in (route.methods or ()) and method not in ("GET", "HEAD")
-                    for body in bodies(route.path) if sends else RAW[:1]:
+                    for body in bodies(route.path) if sends and is_real else RAW[:1]:
                         headers = {"Content-Type": "application/json"}
                         answer = lead.request(method, address, content=body, headers=headers)
                         said = (method, address[:60], body[:60], answer.status_code, answer.text[:200])
