@@ -341,6 +341,7 @@ def effects_of(gain, edits):
 def test_the_verdict_is_no_stronger_than_the_numbers(gain, edits, tone, said):
     verdict = judge(effects_of(gain, edits))
     assert verdict.tone == tone and said in " ".join(verdict.sentences)
+    assert "another seed" in verdict.sentences[-1], "an interval over videos covers no other training"
 
 
 def test_tables_of_other_networks_or_attention_are_refused(tmp_path):

@@ -10,6 +10,10 @@ from stabn.evaluation.tables import Comparison
 
 SAMPLES = 2000
 Effects = dict[str, dict[str, Difference]]
+OTHER_SEEDS = (
+    "Intervals are over these videos: they do not cover that another seed trains another network, which may differ by "
+    "more; `stabn compare` takes several seeds of each."
+)
 EDITED, CONTROL, OF_EDITS = "after − before", "control − before", "after − control"
 
 
@@ -77,6 +81,7 @@ def judge(effects: Effects, is_retrained: bool = False) -> Verdict:
         if groups:
             text = "; ".join(groups)
             sentences.append(f"{text[0].upper()}{text[1:]}.")
+    sentences.append(OTHER_SEEDS)
     if gain.high < 0:
         return Verdict("bad", "Worse than before by more than noise", tuple(sentences))
     if gain.low <= 0:
