@@ -1,18 +1,14 @@
 """Saved states: whole or not there, the newest whole one is found, old ones go."""
 
 import json
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from stabn.errors import RetryableError, StabnError
 from stabn.storage import open_storage
 from stabn.training.checkpoint import CheckpointError
-from stabn.training.states import BackgroundWriter, StateStore, copy_to_memory, dump_part, load_part
+from stabn.training.states import StateStore
 
 
 def accept(content: dict[str, Any], uri: str) -> None:
@@ -81,33 +77,3 @@ def test_an_interrupted_write_leaves_the_state_before(store: StateStore, tmp_pat
     assert state is not None and state.name == "00002"
     store.write("00003", {"epoch": 3}, {"network": b"weights 4", "optimizer": b"the same"})
     assert len(list(tmp_path.glob("states/parts/*.pt"))) == 3, "what the interrupted write left is gone too"
-
-
-def test_writing_goes_on_beside_and_failures_are_told() -> None:
-    told: list[str] = []
-    release = threading.Event()
-    with BackgroundWriter(told.append) as writer:
-        started = time.monotonic()
-        writer.submit(lambda: release.wait(10) and None)
-        assert writer.busy and time.monotonic() - started < 1
-        release.set()
-        writer.finish()
-
-        def fail() -> None:
-            raise RetryableError("no route")
-
-        writer.submit(fail)
-        writer.submit(fail)
-        writer.submit(lambda: None)
-        assert told == ["not saved: no route; training goes on, the next state is tried again"] * 2
-        for _ in range(3):
-            writer.submit(fail)
-        with pytest.raises(StabnError, match="no route"):
-            writer.submit(fail)
-
-
-def test_a_copy_does_not_follow_the_original() -> None:
-    original = {"a": [torch.zeros(2), {"b": torch.ones(1)}], "c": 3}
-    copied = copy_to_memory(original)
-    original["a"][0].fill_(7)  # type: ignore[index]
-    assert copied["a"][0].tolist() == [0, 0] and load_part(dump_part(copied))["a"][1]["b"].tolist() == [1]

@@ -2,17 +2,48 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
-from stabn.storage import ObjectNotFound, Storage
+import torch
+
+from stabn.errors import StabnError
+from stabn.storage import ClaimLost, ObjectNotFound, Storage
+from stabn.training.background import BackgroundWriter, copies_done, copy_to_memory
 from stabn.training.checkpoint import CheckpointError, dump_checkpoint, parse_checkpoint, read_checkpoint, serialize
 from stabn.training.divergence import is_finite
 from stabn.training.recipes import Recipe
 from stabn.training.resuming import MAY_CHANGE, Comparison, compare, run_identity
 from stabn.training.schedule import best_epoch
-from stabn.training.states import BackgroundWriter, State, StateStore, copy_to_memory, dump_part
+from stabn.training.states import State, StateStore, dump_part
 
 BEST = "best.pt"
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """A copy of everything at one moment, in memory that a later moment may take again.
+
+    Attributes:
+        position: JSON values: where the run is.
+        weights: state dicts, `network` and, if weights are averaged, `average`.
+        optimizer: state dict.
+        copied: waits until the copies are complete.
+        best: the snapshot with the best network until then; None: it is stored, or there is none.
+        best_is_stored: whether this one's network is in the output as the best.
+    """
+
+    position: Mapping[str, Any] = field(default_factory=dict)
+    weights: dict[str, Any] = field(default_factory=dict)
+    optimizer: Any = None
+    copied: Callable[[], None] = lambda: None
+    best: "Snapshot | None" = None
+    best_is_stored: bool = False
+
+    @property
+    def to_use(self) -> Mapping[str, Any]:
+        """Return the weights of the network to use: the averaged ones, if there are any."""
+        return self.weights.get("average", self.weights["network"])
 
 
 class Saving:
@@ -34,8 +65,9 @@ class Saving:
         self._say = lambda text: say(f"{recipe.name}: {text}")
         self.identity = run_identity(recipe.settings, recipe.videos.config, recipe.model.config, **recipe.inputs)
         self._store = StateStore(storage, recipe.settings.keep_states)
-        self._writer = BackgroundWriter(self._say)
-        self._unwritten_best = b""
+        self._writer = BackgroundWriter(self._write, self._say)
+        self._snapshots: list[Snapshot] = []  # one as a rule; more while the storage is slow
+        self._best: Snapshot | None = None  # as long as it is not stored
         self._saved_at = time.monotonic()
         self.confirm: Callable[[], None] = lambda: None
 
@@ -93,7 +125,9 @@ class Saving:
         optimizer: Mapping[str, Any],
         best: bool,
     ) -> None:
-        """Take a copy of everything and write it beside the training, the best network before the state.
+        """Take a copy of everything and let it be written beside the training, the best network before the state.
+
+        Nothing waits for the storage: a copy that still waits to be written gives way to this one.
 
         Args:
             position: JSON values: where the run is.
@@ -101,34 +135,39 @@ class Saving:
             average: state dict of the averaged weights, if there are any; they are then the network to use.
             optimizer: state dict.
             best: whether this network is the best so far.
+
+        Raises:
+            StorageError, RetryableError: the last writes failed one after the other.
+            ClaimLost: the output is another run's by now.
         """
         self._saved_at = time.monotonic()
-        content = {**position, "identity": self.identity}
-        weights = {"network": copy_to_memory(network)}
-        if average is not None:
-            weights["average"] = copy_to_memory(average)
-        optimizer = copy_to_memory(optimizer)
-
-        def write() -> None:
-            self.confirm()
-            parts = {name: self._dump(tensors, position["history"]) for name, tensors in weights.items()}
-            if best:
-                self._unwritten_best = parts.get("average", parts["network"])
-            if self._unwritten_best:  # that of an epoch before, too, if it could not be written then
-                self.storage.write(BEST, self._unwritten_best)
-                self._unwritten_best = b""
-            parts["optimizer"] = dump_part(optimizer)
-            self._store.write(f"{position['epoch']:05}-{position['seen']:09}", content, parts)
-
-        self._writer.submit(write)
+        self._writer.withdraw()
+        self._best = self._unstored_best
+        snapshot = self._unused_snapshot()
+        snapshot.position = {**position, "identity": self.identity}
+        weights = {"network": network} if average is None else {"network": network, "average": average}
+        snapshot.weights = copy_to_memory(weights, snapshot.weights)
+        snapshot.optimizer = copy_to_memory(optimizer, snapshot.optimizer)
+        device = next((value.device for value in network.values()), torch.device("cpu"))
+        snapshot.copied, snapshot.best_is_stored = copies_done(device), False
+        if best:
+            self._best = snapshot
+        snapshot.best = self._best
+        self._writer.submit(snapshot)
 
     def finish(self) -> None:
         """Wait for the last write.
 
         Raises:
-            StorageError, RetryableError: it failed.
+            StorageError, RetryableError: it failed; the message says what is not saved.
         """
-        self._writer.finish()
+        try:
+            self._writer.finish()
+        except ClaimLost:
+            raise
+        except StabnError as error:
+            what = "the last state" if self._unstored_best is None else "the best network and the last state"
+            raise type(error)(f"{self._recipe.name}: {what} could not be saved: {error}") from error
 
     def add_history_to_best(self, history: list[dict[str, float]]) -> None:
         """Let the best network carry the metrics of the epochs after it too."""
@@ -136,6 +175,34 @@ class Saving:
         content = read_checkpoint(self.storage.locate(BEST))
         if content["history"] != history:
             self.storage.write(BEST, serialize({**content, "history": history}))
+
+    @property
+    def _unstored_best(self) -> Snapshot | None:
+        return None if self._best is None or self._best.best_is_stored else self._best
+
+    def _unused_snapshot(self) -> Snapshot:
+        """Return one that is neither being written nor holds a best network that still is to be."""
+        writing = self._writer.writing
+        used = {id(writing), id(writing.best if writing else None), id(self._best)}
+        for snapshot in self._snapshots:
+            if id(snapshot) not in used:
+                return snapshot
+        self._snapshots.append(Snapshot())
+        return self._snapshots[-1]
+
+    def _write(self, snapshot: Snapshot) -> None:
+        """Write a snapshot, and the best network until then if it could not be written yet; in the thread."""
+        self.confirm()
+        snapshot.copied()
+        position, best = snapshot.position, snapshot.best
+        parts = {name: self._dump(tensors, position["history"]) for name, tensors in snapshot.weights.items()}
+        if best is not None and not best.best_is_stored:
+            own = parts.get("average", parts["network"])
+            data = own if best is snapshot else self._dump(best.to_use, best.position["history"])
+            self.storage.write(BEST, data)
+            best.best_is_stored = True
+        parts["optimizer"] = dump_part(snapshot.optimizer)
+        self._store.write(f"{position['epoch']:05}-{position['seen']:09}", position, parts)
 
     def _dump(self, weights: Mapping[str, Any], history: list[dict[str, float]]) -> bytes:
         manifest = self._recipe.videos.manifest

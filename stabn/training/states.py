@@ -12,21 +12,19 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 
 from stabn.errors import StabnError
 from stabn.models.weights import load_tensors
-from stabn.storage import ClaimLost, ObjectNotFound, Storage
+from stabn.storage import ObjectNotFound, Storage
 from stabn.text import parse_json
 from stabn.training.checkpoint import CheckpointError
 
 FORMAT = 1
 FOLDER, PARTS = "states", "states/parts"
-MAX_FAILED_WRITES = 3  # one after the other, before training stops
 
 
 @dataclass(frozen=True)
@@ -171,63 +169,6 @@ class _DamagedError(StabnError):
     """A state is not whole."""
 
 
-class BackgroundWriter:
-    """Write beside the training, one thing after the other; a failed write is told and tried again with the next.
-
-    Used as a context: leaving it waits for what is being written.
-    """
-
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="stabn-checkpoint")
-        self._running: Future[None] | None = None
-        self._failed = 0
-
-    @property
-    def busy(self) -> bool:
-        """Tell whether something is being written."""
-        return self._running is not None and not self._running.done()
-
-    def submit(self, write: Callable[[], None]) -> None:
-        """Start a write, after the one before has ended.
-
-        Raises:
-            StorageError, RetryableError: the last writes failed one after the other.
-            ClaimLost: the output is another run's by now.
-        """
-        self._collect(MAX_FAILED_WRITES)
-        self._running = self._pool.submit(write)
-
-    def finish(self) -> None:
-        """Wait for the last write.
-
-        Raises:
-            StorageError, RetryableError: it failed.
-        """
-        self._collect(1)
-
-    def _collect(self, limit: int) -> None:
-        running, self._running = self._running, None
-        if running is None:
-            return
-        try:
-            running.result()
-            self._failed = 0
-        except ClaimLost:
-            raise
-        except StabnError as error:
-            self._failed += 1
-            if self._failed >= limit:
-                raise
-            self._report(f"not saved: {error}; training goes on, the next state is tried again")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(wait=True)
-
-
 def dump_part(content: Any) -> bytes:
     """Return tensors and plain values as the bytes of a part."""
     buffer = io.BytesIO()
@@ -238,14 +179,3 @@ def dump_part(content: Any) -> bytes:
 def load_part(data: bytes) -> Any:
     """Return what `dump_part` was given, without running any code in it."""
     return load_tensors(data)
-
-
-def copy_to_memory(content: Any) -> Any:
-    """Copy all tensors in nested dicts and lists to memory, so that training can change the originals meanwhile."""
-    if isinstance(content, torch.Tensor):
-        return content.detach().to("cpu", copy=True)
-    if isinstance(content, Mapping):
-        return {key: copy_to_memory(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return type(content)(copy_to_memory(value) for value in content)
-    return content
