@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stabn import presets
-from stabn.config import LOADING, SECTIONS, ConfigError, check_value, parse_overrides
+from stabn.config import LOADING, SECTIONS, TESTING, ConfigError, check_value, parse_overrides
 from stabn.errors import StabnError
 from stabn.storage import check_object_uri, open_storage
 from stabn.text import is_unicode
@@ -362,6 +362,7 @@ DATASET = (VIDEOS_URI, LABELS_URI)
 EXTRACTION = (*DATASET, STORAGE_URI, *SETTINGS, DATASET_VERSION)
 COMPUTING = ("train.device", "train.precision")
 LOADING_SETTINGS = tuple(f"data.{name}" for name in LOADING)
+TESTING_SETTINGS = tuple(f"data.{name}" for name in TESTING)
 
 _DATA = (*DATASET, STORAGE_URI, *SETTINGS, DATASET_VERSION, NUM_PARTS, *CHOICE)
 _COMPARISON = (ROUTE, GAMMA, SPLIT, *PROMOTION, APPROVAL)
@@ -403,7 +404,14 @@ STAGES = {
             Parameter("name", "which network this is, in MLflow, such as before or after", "baseline"),
             *ON_NODES,
         ),
-        settings=(*LOADING_SETTINGS, *COMPUTING, "train.batch_size", "train.micro_batch_size", "train.processes"),
+        settings=(
+            *LOADING_SETTINGS,
+            *TESTING_SETTINGS,
+            *COMPUTING,
+            "train.batch_size",
+            "train.micro_batch_size",
+            "train.processes",
+        ),
         writes=(PREDICTIONS, METRICS, File("confusion", "ClassificationMetrics", "confusion matrix")),
     ),
     "select-classes": Stage(

@@ -13,17 +13,15 @@ from tiny_run import EDITED, last_weights, newest_state, same, settings, without
 import stabn.training.recipes as stage
 from stabn import presets
 from stabn.config import ConfigError, FinetuneConfig, RunConfig, TrainConfig
-from stabn.errors import RetryableError, StabnError
+from stabn.errors import StabnError
 from stabn.models import STABN, build_model
-from stabn.storage import FolderStorage
-from stabn.training import schedule
 from stabn.training import step as step_module
 from stabn.training.checkpoint import read_checkpoint
 from stabn.training.flops import forward_flops, training_flops
 from stabn.training.launch import launch
 from stabn.training.losses import Losses
 from stabn.training.recipes import TrainingError
-from stabn.training.schedule import Schedule, make_optimizer, plan_batches
+from stabn.training.schedule import Schedule, make_optimizer, plan_batches, rate_multiples, set_rate
 from stabn.training.stage import finetune, train
 
 
@@ -131,6 +129,44 @@ def test_decay_leaves_norms_and_biases_alone(optimizer: str) -> None:
         assert [bool((parameter < 1).all()) for parameter in copies] == expected
 
 
+@pytest.mark.parametrize("decay_norms", [True, False])
+def test_each_part_learns_at_its_multiple_of_the_rate(decay_norms: bool) -> None:
+    torch.manual_seed(0)
+    model: Any = build_model(settings().model)
+    config = TrainConfig(extractor_rate=0.1, attention_rate=3.0, learning_rate=0.5, decay_norms=decay_norms)
+    multiples = rate_multiples(config, model)
+    made = make_optimizer(config, list(model.parameters()), 0.5, multiples)
+    for rate in (None, 0.2):
+        if rate is not None:
+            set_rate(made, rate)
+        found = {parameter: group for group in made.param_groups for parameter in group["params"]}
+        assert len(found) == len(list(model.parameters()))
+        for part, multiple in (("feature_extractor", 0.1), ("attention_branch", 3.0), ("perception_branch", 1.0)):
+            for parameter in getattr(model, part).parameters():
+                assert found[parameter]["lr"] == pytest.approx((rate or 0.5) * multiple)
+                decays = decay_norms or parameter.ndim > 1
+                assert found[parameter]["weight_decay"] == (config.weight_decay if decays else 0.0)
+    assert made.param_groups[0]["lr"] == 0.2, "what the log shows"
+    assert not rate_multiples(TrainConfig(), model)
+    assert len(make_optimizer(TrainConfig(), list(model.parameters())).param_groups) == 1
+
+
+def test_an_extractor_with_rate_zero_stays_and_a_run_goes_on_with_its_rates(manifest_path: str, tmp_path: Path) -> None:
+    """A whole run, and one of two parts, with all settings that are off by default."""
+    changes = {"train__extractor_rate": 0.0, "train__attention_rate": 2.0, "train__class_balance": 0.5}
+    changes |= {"train__label_smoothing": 0.1, "train__decay_norms": False, "train__batch_size": 9}
+    config = settings(**changes, train__epochs=2)
+    whole = train(manifest_path, config, str(tmp_path / "whole")).history
+    train(manifest_path, settings(**changes, train__epochs=1), str(tmp_path / "parts"))
+    assert without_times(train(manifest_path, config, str(tmp_path / "parts")).history) == without_times(whole)
+    same(last_weights(tmp_path / "parts"), last_weights(tmp_path / "whole"))
+    torch.manual_seed(0)
+    start = build_model(dataclasses.replace(config.model, num_classes=3)).state_dict()
+    end = last_weights(tmp_path / "whole")
+    unchanged = {n for n, v in start.items() if v.ndim > 1 and torch.equal(v, end[n].reshape(v.shape))}
+    assert unchanged == {n for n, v in start.items() if v.ndim > 1 and n.startswith("feature_extractor.")}
+
+
 def test_early_stop_and_rarer_validation() -> None:
     schedule = Schedule(TrainConfig(early_stop=2, epochs=100), 0.1)
     rows = [{"validation_top1": top1, "validation_loss": 1.0} for top1 in (0.1, 0.3, 0.2, 0.2)]
@@ -201,25 +237,6 @@ def test_compiling_and_activation_checkpointing_go_together(
     for expected, row in zip(plain.history, found.history, strict=True):
         for name in ("train_loss", "validation_loss"):  # the second of running statistics that were updated once a step
             assert row[name] == pytest.approx(expected[name], rel=1e-4), name
-
-
-def test_the_best_network_is_written_with_the_next_state_if_it_could_not_be_before(
-    manifest_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    best = 2
-    monkeypatch.setattr(schedule, "score", lambda row: -abs(row["epoch"] - best))
-    write, written = FolderStorage.write, []
-
-    def fail_at_the_best(self: FolderStorage, key: str, data: bytes, **options: Any) -> None:
-        if key == "best.pt":
-            written.append(key)
-            if len(written) == best:
-                raise RetryableError("no answer")
-        write(self, key, data, **options)
-
-    monkeypatch.setattr(FolderStorage, "write", fail_at_the_best)
-    result = train(manifest_path, settings(train__epochs=best + 1), str(tmp_path / "out"))
-    assert read_checkpoint(result.best_uri)["epoch"] == best and len(written) > best
 
 
 def test_an_error_in_a_loading_process_says_what_it_says_in_this_one(tmp_path: Path) -> None:

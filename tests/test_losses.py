@@ -1,8 +1,10 @@
 """The losses: equations 4 to 6 against loops, and what fine-tuning moves."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from stabn.config import ModelConfig
 from stabn.models import STABN, Baseline, Output
 from stabn.models.output import ShapeError
 from stabn.training.losses import finetuning_loss, temporal_attention_loss, training_loss
+from stabn.training.recipes import class_weights
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 NAN = float("nan")
@@ -194,3 +197,33 @@ def test_smoothed_labels_leave_a_share_to_every_class() -> None:
     found = training_loss(Output(logits, logits), target, 0.3)
     torch.testing.assert_close(found.perception, expected)
     torch.testing.assert_close(found.total, 2 * expected)
+
+
+def test_class_weights_count_each_video_by_its_class_however_the_batch_is_shared() -> None:
+    output, target = output_of(), torch.tensor([0, 4, 2, 2])
+    weights = torch.tensor([2.0, 1, 0.5, 1, 3], dtype=torch.float64)
+    alone = [cross_entropy(output.logits[i : i + 1], target[i : i + 1]) for i in range(4)]
+    expected = sum(float(weights[t]) * loss for t, loss in zip(target, alone, strict=True)) / 4
+    losses = training_loss(output, target, class_weights=weights)
+    assert float(losses.perception) == pytest.approx(expected, rel=1e-12)
+    halves = [
+        training_loss(Output(output.logits[part], output.attention_logits[part]), target[part], 0.1, weights)  # type: ignore[index]
+        for part in (slice(0, 1), slice(1, 4))
+    ]
+    whole = training_loss(output, target, 0.1, weights)
+    assert float(halves[0].total + 3 * halves[1].total) / 4 == pytest.approx(float(whole.total), rel=1e-12)
+    same = training_loss(output, target, 0.1, torch.ones(5, dtype=torch.float64))
+    assert float(same.total) == pytest.approx(float(training_loss(output, target, 0.1).total), rel=1e-12)
+
+
+@pytest.mark.parametrize(("balance", "ratio"), [(1.0, 4.0), (0.5, 2.0), (0.0, 1.0)])
+def test_classes_are_balanced_by_a_power_of_their_videos(balance: float, ratio: float) -> None:
+    classes = [0, 0, 0, 0, 2]
+    manifest: Any = SimpleNamespace(
+        classes=("a", "b", "c"),
+        indices=lambda split: np.arange(len(classes)),
+        video=lambda row: SimpleNamespace(class_index=classes[row]),
+    )
+    weights = class_weights(manifest, balance)
+    assert float(weights[2] / weights[0]) == pytest.approx(ratio) and weights[1] == weights[2]
+    assert float(weights[classes].mean()) == pytest.approx(1.0)

@@ -7,6 +7,7 @@ from stabn.config.sections import (
     LOADING,
     RUNNING,
     SECTIONS,
+    TESTING,
     DataConfig,
     EditorConfig,
     ExtractConfig,

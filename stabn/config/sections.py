@@ -65,6 +65,15 @@ class DataConfig(Settings):
     )
     mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), "mean of red, green and blue, in [0, 1]")
     std: tuple[float, ...] = setting((0.229, 0.224, 0.225), "standard deviation of red, green and blue", low=1e-6)
+    test_clips: int = setting(
+        1, "clips of other frames of each video whose probabilities evaluate averages", low=1, later=True
+    )
+    test_crops: int = setting(
+        1,
+        "squares of each clip whose probabilities evaluate averages: 1, the middle, or 3, along the longer side",
+        choices=(1, 3),
+        later=True,
+    )
     cache_mb: int = setting(
         0, "memory for compressed frames, in MB, in training and again in validation; loading processes share it", low=0
     )
@@ -105,11 +114,25 @@ class FitConfig(Settings):
     reference_batch_size: int = setting(
         64, "batch_size that learning_rate is for; with another the rate changes in proportion; 0: never", low=0
     )
+    extractor_rate: float = setting(
+        1.0, "the feature extractor's learning rate, as a multiple of learning_rate", low=0.0, later=True
+    )
+    attention_rate: float = setting(
+        1.0, "the attention branch's learning rate, as a multiple of learning_rate", low=0.0, later=True
+    )
     momentum: float = setting(0.9, "momentum of SGD", low=0.0, high=1.0)
     nesterov: bool = setting(True, "Nesterov momentum, as in the released settings")
     weight_decay: float = setting(5e-4, "weight decay", low=0.0)
     label_smoothing: float = setting(
         0.0, "share of each label that is spread evenly over all classes, 0 to 1", low=0.0, high=1.0, later=True
+    )
+    class_balance: float = setting(
+        0.0,
+        "how much more the videos of rare classes count in the losses: 0: all alike; 1: every class counts the same; "
+        "between: by that power of its number of videos",
+        low=0.0,
+        high=1.0,
+        later=True,
     )
     decay_norms: bool = setting(True, "weight decay of BatchNorm and biases too, as in the paper", later=True)
     clip_norm: float = setting(20.0, "largest norm of the gradient; 0: no clipping", low=0.0)
@@ -409,6 +432,7 @@ SECTIONS: dict[str, type[Settings]] = {
 }
 
 
+TESTING = ("test_clips", "test_crops")  # of DataConfig: what evaluate looks at, never what is learnt
 LOADING = ("workers", "cache_mb", "cache_dir", "cache_gb")  # of DataConfig: where and how fast, never what
 
 

@@ -1,6 +1,7 @@
 """Clips for the network, from packed JPEG frames in object storage."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from stabn.data.packed_frames import PackedFrames
 from stabn.data.presence import frames_gone
 from stabn.data.sampling import evaluation_sample, training_sample
 from stabn.data.ssv2 import flip_map
-from stabn.data.transforms import Crop, color_matrix, crop_and_resize, evaluation_crop, random_crop
+from stabn.data.transforms import Crop, color_matrix, crop_and_resize, evaluation_crops, random_crop
 from stabn.storage import ObjectNotFound, Storage, open_storage
 
 
@@ -83,6 +84,35 @@ def read_frames(manifest: Manifest, index: int) -> PackedFrames:
     return FrameReader(manifest).packed(index)
 
 
+class View(NamedTuple):
+    """One of the looks at a video whose probabilities an evaluation averages.
+
+    Attributes:
+        clip: number of the clip, from 0.
+        num_clips: clips that lie evenly between each other in the video.
+        crop: number of the square, from 0.
+        num_crops: squares along the longer side.
+    """
+
+    clip: int = 0
+    num_clips: int = 1
+    crop: int = 0
+    num_crops: int = 1
+
+    @property
+    def is_middle(self) -> bool:
+        """Tell whether this is the look that a network without further ones has."""
+        return 2 * self.clip + 1 == self.num_clips and 2 * self.crop + 1 == self.num_crops
+
+
+MIDDLE = View()
+
+
+def all_views(num_clips: int, num_crops: int) -> list[View]:
+    """Return every clip's every square."""
+    return [View(i, num_clips, j, num_crops) for i in range(num_clips) for j in range(num_crops)]
+
+
 class ClipDataset(Dataset):
     """Clips of some videos of a manifest.
 
@@ -104,8 +134,10 @@ class ClipDataset(Dataset):
         train: bool,
         seed: int = 0,
         edits: Mapping[str, np.ndarray] | None = None,
+        view: View = MIDDLE,
     ) -> None:
         self.manifest = manifest
+        self.view = view  # in evaluation
         self.indices = np.asarray(indices, dtype=np.int64)
         self.config = config
         self.train = train
@@ -128,8 +160,10 @@ class ClipDataset(Dataset):
         video = self.manifest.video(index)
         rng = np.random.default_rng([self.seed, self.epoch, index]) if self.train else None
         if rng is None:
-            sample = evaluation_sample(video.num_frames, config.num_frames, config.num_clips)
-            crop, flip = evaluation_crop(video.width, video.height, config), False
+            view = self.view
+            sample = evaluation_sample(video.num_frames, config.num_frames, config.num_clips * view.num_clips)
+            sample = sample[view.clip :: view.num_clips]
+            crop, flip = evaluation_crops(video.width, video.height, config, view.num_crops)[view.crop], False
         else:
             sample = training_sample(video.num_frames, config.num_frames, config.num_clips, rng)
             crop = random_crop(video.width, video.height, config, rng)

@@ -1,5 +1,6 @@
 """Crop, flip and colour of clips: one set of parameters for all frames of a clip."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -39,6 +40,17 @@ def evaluation_crop(width: int, height: int, config: DataConfig) -> Crop:
     """Return the square in the middle of a frame that the network sees in evaluation."""
     side = max(1, round(min(width, height) * config.evaluation_scale))
     return Crop((width - side) // 2, (height - side) // 2, side)
+
+
+def evaluation_crops(width: int, height: int, config: DataConfig, count: int) -> list[Crop]:
+    """Return squares of the size of `evaluation_crop`, evenly along the longer side; with an odd count it is one."""
+    middle = evaluation_crop(width, height, config)
+    if count == 1:
+        return [middle]
+    room_x, room_y = width - middle.side, height - middle.side
+    if width >= height:
+        return [dataclasses.replace(middle, left=room_x * i // (count - 1)) for i in range(count)]
+    return [dataclasses.replace(middle, top=room_y * i // (count - 1)) for i in range(count)]
 
 
 def random_crop(width: int, height: int, config: DataConfig, rng: np.random.Generator) -> Crop:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stabn.config import ConfigError, DataConfig, RunConfig, spec_of, with_loading
-from stabn.data.dataset import ClipDataset
+from stabn.data.dataset import MIDDLE, ClipDataset, all_views
 from stabn.data.manifest import Manifest
 from stabn.data.presence import check_frames
 from stabn.data.sampler import shard
@@ -31,6 +31,7 @@ from stabn.storage import fetch
 from stabn.tracking import StageRun, stage_run
 from stabn.training.checkpoint import check_classes, load_model, require_attention
 from stabn.training.device import (
+    Batch,
     autocast,
     average_clips,
     batch_input,
@@ -46,6 +47,7 @@ from stabn.training.loading import ClipLoader, in_batches
 from stabn.training.validation import evaluation_batch
 
 DISPLAYED_CLASSES = 30
+PROBABILITY = "probability_"
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def evaluate(
         split: one of SPLITS, or auto: see Manifest.reported_split.
         attention: how the attention is changed, one of ATTENTION_MODES; see attention_modes.py.
         output_path: Parquet file to write, a path or URI.
-        config: batch size, loading processes, device and precision.
+        config: batch size, loading processes, device and precision, and how many views of a video are averaged.
         name: which network this is, such as `before`; part of the run's name in MLflow.
         segments_uri: for temporal_segments, JSON of video id to [first, last) frame of the action.
 
@@ -127,7 +129,7 @@ def evaluate(
             "manifest_fingerprint": manifest.fingerprint,
             "model": checkpoint.model_config.name,
             "backbone": spec_of(checkpoint.model_config).describe(),
-            "frames": describe_frames(checkpoint.data_config),
+            "frames": describe_frames(checkpoint.data_config) + _describe_views(config.data),
             **settings,
         }
         predictions = Predictions(**columns, metadata=metadata)
@@ -164,15 +166,16 @@ def predict(
 ) -> dict[str, Any]:
     """Return the columns of `Predictions` for some rows of a manifest, each row once.
 
-    Of ST-ABN as it is they have its temporal attention, and the best class under each of FRAME_MODES too, which costs
-    only the perception branch.
+    With `test_clips` or `test_crops` the scores are the mean of the probabilities of all views of a video, under each
+    attention. Of ST-ABN as it is the columns have its temporal attention too, that of the middle view, and the best
+    class under each of FRAME_MODES, which costs only the perception branch.
 
     Args:
         model: the network, in evaluation mode.
         manifest: the videos.
         rows: int64 (N,) rows of the manifest.
         data: how clips are sampled: the checkpoint's.
-        config: batch size, loading processes, device and precision.
+        config: batch size, loading processes, device and precision, views.
         attention: see `evaluate`.
         world: the processes that share the rows; all get the whole result.
         segments_uri: see `evaluate`.
@@ -185,46 +188,36 @@ def predict(
     mode = AttentionMode(attention)
     other = [AttentionMode(name) for name in FRAME_MODES] if attention == "as_is" else []
     known = known_curves(manifest, rows, segments_uri) if segments_uri else None
-    dataset = ClipDataset(manifest, mine, with_loading(data, config.data), train=False, edits=known)
-    parts: dict[str, list[Tensor]] = {}
-    progress = Progress(len(mine), "evaluate", stream=None if world.is_main else io.StringIO())
+    views = all_views(config.data.test_clips, config.data.test_crops)
+    looks = [MIDDLE, *(view for view in views if not view.is_middle)]
+    clips = with_loading(data, config.data)
+    datasets = [ClipDataset(manifest, mine, clips, train=False, edits=known, view=view) for view in looks]
     size = evaluation_batch(config.train, world.size)
-    workers = world.agree(lambda: loading_processes(dataset.config, size, world.local_size, device))
+    workers = world.agree(lambda: loading_processes(clips, size, world.local_size, device))
     control = Control(world)
-    with ClipLoader([dataset], device, workers) as loader:
-        batches = loader.batches(dataset, in_batches(range(len(dataset)), size))
-        for _ in range(-(-len(rows) // world.size // size)):
-            # After each batch: who has done its share would else wait for the slowest no longer than one message may
-            # take.
-            control.exchange(False, False)
-            batch = next(batches, None)
-            if batch is None:
-                continue
-            clips = batch_input(batch, data, device)
-            with autocast(device, dtype):
-                if other and isinstance(model, STABN):
-                    output, best = _with_other_attention(model, clips, other)
-                    for name, classes in best.items():
-                        parts.setdefault(f"{UNDER}{name}", []).append(classes.cpu())
-                else:
-                    output = forward_clips(model, clips, **mode.options(batch["temporal_target"].flatten(0, 1)))
-            for branch, logits in (("", output.logits), ("attention_", output.attention_logits)):
-                if logits is not None:
-                    top = logits.float().softmax(1).topk(min(TOP, logits.shape[1]), dim=1)
-                    parts.setdefault(f"{branch}top5", []).append(top.indices.cpu())
-                    parts.setdefault(f"{branch}scores", []).append(top.values.cpu())
-            if attention == "as_is" and output.temporal_attention is not None:
-                values = output.temporal_attention.float().flatten(1)
-                temporal = to_frames(values, data.num_frames).reshape(len(clips), -1)
-                parts.setdefault("temporal", []).append(temporal.cpu())
-            target = batch["target"]
-            loss = nn.functional.cross_entropy(output.logits.float(), target, reduction="none", ignore_index=-1)
-            parts.setdefault("loss", []).append(torch.where(target < 0, torch.nan, loss).cpu())
-            parts.setdefault("class_index", []).append(target.cpu())
-            progress.update(len(target))
-    progress.close()
+    seen: dict[str, Tensor] = {}
+    stream = None if world.is_main else io.StringIO()
+    with ClipLoader(datasets, device, workers) as loader:
+        for number, dataset in enumerate(datasets):
+            what = "evaluate" + (f", view {number + 1} of {len(datasets)}" if len(datasets) > 1 else "")
+            progress = Progress(len(mine), what, stream=stream)
+            batches = loader.batches(dataset, in_batches(range(len(dataset)), size))
+            parts: dict[str, list[Tensor]] = {}
+            for _ in range(-(-len(rows) // world.size // size)):
+                # After each batch: who has done its share would else wait for the slowest no longer than one message
+                # may take.
+                control.exchange(False, False)
+                batch = next(batches, None)
+                if batch is None:
+                    continue
+                for name, values in _recognise(model, batch, data, dtype, mode, other).items():
+                    parts.setdefault(name, []).append(values.cpu())
+                progress.update(len(batch["target"]))
+            progress.close()
+            look = {name: torch.cat(tensors) for name, tensors in parts.items()}
+            seen = _added(seen, look, counts=number > 0 or len(views) % 2 == 1)
     control.finish()
-    shares = world.gather({name: torch.cat(tensors).numpy() for name, tensors in parts.items()})
+    shares = world.gather({name: values.numpy() for name, values in _best(seen, len(views)).items()})
     order = np.argsort(np.concatenate([shard(np.arange(len(rows)), rank, world.size) for rank in range(world.size)]))
     names = next(share for share in shares if share)
     columns: dict[str, Any] = {
@@ -237,19 +230,77 @@ def predict(
     return {"video_ids": tuple(manifest.video_id(row) for row in rows), "under": under, **columns}
 
 
+def _recognise(
+    model: nn.Module,
+    batch: Batch,
+    data: DataConfig,
+    dtype: torch.dtype,
+    mode: AttentionMode,
+    other: Sequence[AttentionMode],
+) -> dict[str, Tensor]:
+    """Return probabilities float32 (B, K), by branch and other attention, with loss, true class, attention (B, T)."""
+    device = next(model.parameters()).device
+    clips = batch_input(batch, data, device)
+    under: dict[str, Tensor] = {}
+    with autocast(device, dtype):
+        if other and isinstance(model, STABN):
+            output, under = _with_other_attention(model, clips, other)
+        else:
+            output = forward_clips(model, clips, **mode.options(batch["temporal_target"].flatten(0, 1)))
+    logits = {"": output.logits, "attention_": output.attention_logits}
+    logits |= {f"{UNDER}{name}": values for name, values in under.items()}
+    found = {f"{PROBABILITY}{name}": v.float().softmax(1) for name, v in logits.items() if v is not None}
+    if mode.name == "as_is" and output.temporal_attention is not None:
+        values = output.temporal_attention.float().flatten(1)
+        found["temporal"] = to_frames(values, data.num_frames).reshape(len(clips), -1)
+    target = batch["target"]
+    loss = nn.functional.cross_entropy(output.logits.float(), target, reduction="none", ignore_index=-1)
+    return {**found, "loss": torch.where(target < 0, torch.nan, loss), "class_index": target}
+
+
 def _with_other_attention(
     model: STABN, clips: Tensor, modes: Sequence[AttentionMode]
 ) -> tuple[Output, dict[str, Tensor]]:
-    """Recognise clips (B, num_clips, 3, T, H, W), and return the best class (B,) under other Mt too, by mode."""
+    """Recognise clips (B, num_clips, 3, T, H, W), and return the scores (B, K) under other Mt too, by mode."""
     features = model.extract_features(clips.flatten(0, 1))
     own = model(features=features)
     assert own.spatial_attention is not None and own.temporal_attention is not None
-    best = {}
+    under = {}
     for mode in modes:
         replaced = mode.replace(own.temporal_attention.flatten(1))[:, None, :, None, None]
-        logits = model.perceive(features, own.spatial_attention, replaced)
-        best[mode.name] = logits.unflatten(0, clips.shape[:2]).mean(1).argmax(1)
-    return average_clips(own, *clips.shape[:2]), best
+        scores = model.perceive(features, own.spatial_attention, replaced)
+        under[mode.name] = scores.unflatten(0, clips.shape[:2]).mean(1)
+    return average_clips(own, *clips.shape[:2]), under
+
+
+def _added(seen: dict[str, Tensor], look: dict[str, Tensor], counts: bool) -> dict[str, Tensor]:
+    """Add the probabilities of a look at the videos to those before; all else is that of the first, the middle."""
+    if not seen:
+        nothing = {} if counts else {n: torch.zeros_like(look[n]) for n in look if n.startswith(PROBABILITY)}
+        return look | nothing
+    return seen | {name: seen[name] + values for name, values in look.items() if name.startswith(PROBABILITY)}
+
+
+def _best(seen: dict[str, Tensor], num_views: int) -> dict[str, Tensor]:
+    """Return the columns of what was seen: instead of probabilities, summed over the views, the best classes."""
+    columns = {name: values for name, values in seen.items() if not name.startswith(PROBABILITY)}
+    for name in seen.keys() - columns.keys():
+        mean, branch = seen[name] / num_views, name.removeprefix(PROBABILITY)
+        if branch.startswith(UNDER):
+            columns[branch] = mean.argmax(1)
+            continue
+        columns[f"{branch}scores"], columns[f"{branch}top5"] = mean.topk(min(TOP, mean.shape[1]), dim=1)
+        if num_views > 1 and not branch:
+            target = columns["class_index"]
+            own = mean.gather(1, target.clamp(min=0)[:, None])[:, 0]
+            columns["loss"] = torch.where(target < 0, torch.nan, -own.clamp(min=1e-12).log())
+    return columns
+
+
+def _describe_views(data: DataConfig) -> str:
+    if data.test_clips == data.test_crops == 1:
+        return ""
+    return f", {data.test_clips} x {data.test_crops} views"
 
 
 def summarize(predictions: Predictions) -> dict[str, float]:

@@ -26,7 +26,7 @@ from stabn.training.losses import Losses
 from stabn.training.meter import Meter, line, profiler
 from stabn.training.recipes import Recipe
 from stabn.training.saving import Saving
-from stabn.training.schedule import Schedule, best_epoch, make_optimizer, plan_batches, set_rate
+from stabn.training.schedule import Schedule, best_epoch, make_optimizer, plan_batches, rate_multiples, set_rate
 from stabn.training.states import load_part
 from stabn.training.step import COLUMNS, Measured, Stepper
 from stabn.training.validation import validate
@@ -61,7 +61,8 @@ class Loop:
         self.model = _place(recipe, self.device, self.world)
         self.plan = plan_batches(self.settings, self.world.size)
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(self.settings, trained, self.plan.learning_rate)
+        multiples = rate_multiples(self.settings, self.model)
+        self.optimizer = make_optimizer(self.settings, trained, self.plan.learning_rate, multiples)
         self.schedule = Schedule(self.settings, self.plan.learning_rate)
         self.stepper = Stepper(
             self.model,

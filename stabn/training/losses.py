@@ -19,19 +19,22 @@ class Losses(NamedTuple):
     temporal: Tensor
 
 
-def training_loss(output: Output, target: Tensor, smoothing: float = 0.0) -> Losses:
+def training_loss(
+    output: Output, target: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Losses:
     """Return the cross-entropy of the perception branch plus that of the attention branch (eq. 4).
 
     Args:
         output: of the network; the baseline has no attention branch, whose part is then 0.
         target: int64 (B,), true classes.
         smoothing: share of each label that is spread evenly over all classes, 0 to 1.
+        class_weights: float (K,), how much a video of each class counts; None: 1.
     """
-    perception = F.cross_entropy(_at_least_float32(output.logits), target, label_smoothing=smoothing)
+    perception = _cross_entropy(output.logits, target, smoothing, class_weights)
     if output.attention_logits is None:
         attention = torch.zeros_like(perception)
     else:
-        attention = F.cross_entropy(_at_least_float32(output.attention_logits), target, label_smoothing=smoothing)
+        attention = _cross_entropy(output.attention_logits, target, smoothing, class_weights)
     return Losses(perception + attention, perception, attention, torch.zeros_like(perception))
 
 
@@ -64,7 +67,14 @@ def temporal_attention_loss(temporal_attention: Tensor, edited: Tensor) -> Tenso
     return per_video.sum() / len(edited)
 
 
-def finetuning_loss(output: Output, target: Tensor, edited: Tensor, gamma: float, smoothing: float = 0.0) -> Losses:
+def finetuning_loss(
+    output: Output,
+    target: Tensor,
+    edited: Tensor,
+    gamma: float,
+    smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Losses:
     """Return L + gamma * L_temp (eq. 5 and 6).
 
     Args:
@@ -72,16 +82,24 @@ def finetuning_loss(output: Output, target: Tensor, edited: Tensor, gamma: float
         target: int64 (B,), true classes.
         edited: float (B, T), see `temporal_attention_loss`.
         gamma: weight of the temporal part; the paper's is 10.
-        smoothing: see `training_loss`.
+        smoothing, class_weights: see `training_loss`.
 
     Raises:
         ShapeError: the network has no temporal attention, or the edits do not have its shape.
     """
     if output.temporal_attention is None:
         raise ShapeError("the network has no temporal attention to fine-tune; use model.name = st_abn")
-    base = training_loss(output, target, smoothing)
+    base = training_loss(output, target, smoothing, class_weights)
     temporal = temporal_attention_loss(output.temporal_attention, edited)
     return base._replace(total=base.total + gamma * temporal, temporal=temporal)
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, smoothing: float, class_weights: Tensor | None) -> Tensor:
+    """Return the mean over the videos; with weights too, so that it does not depend on which share a step."""
+    if class_weights is None:
+        return F.cross_entropy(_at_least_float32(logits), target, label_smoothing=smoothing)
+    losses = F.cross_entropy(_at_least_float32(logits), target, label_smoothing=smoothing, reduction="none")
+    return (losses * class_weights[target]).mean()
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

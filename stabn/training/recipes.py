@@ -3,9 +3,11 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from stabn.config import FitConfig, RunConfig, with_loading
 from stabn.data.dataset import ClipDataset
@@ -81,7 +83,7 @@ def st_abn(
     _edited_rows(edits, manifest)
     recipe.videos.edits = edits
     inputs = {**recipe.inputs, "edits": edits.fingerprint}
-    return dataclasses.replace(recipe, loss=_edited_loss(config.train), inputs=inputs)
+    return dataclasses.replace(recipe, loss=_edited_loss(config.train, manifest), inputs=inputs)
 
 
 def finetuning(
@@ -125,22 +127,51 @@ def finetuning(
         ),
         validation=ClipDataset(manifest, manifest.indices("validation"), clips, train=False, edits=known),
         epoch_rows=epoch_rows,
-        loss=_edited_loss(settings),
+        loss=_edited_loss(settings, manifest),
         inputs={"manifest": manifest.fingerprint, "parent": checkpoint.fingerprint, "edits": edits.fingerprint},
         cache=FeatureCache(settings.feature_cache_mb) if settings.feature_cache_mb else None,
     )
 
 
-def _edited_loss(settings: FitConfig) -> Callable[[Output, Batch], Losses]:
+def _edited_loss(settings: FitConfig, manifest: Manifest) -> Callable[[Output, Batch], Losses]:
     """Return the loss of eq. 5: that of eq. 4, and the distance of Mt from the edits of those videos that have one."""
-    options = {"gamma": settings.gamma, **_smoothing(settings)}
+    options = _loss_options(settings, manifest)
     return lambda output, batch: finetuning_loss(
-        output, batch["target"], batch["temporal_target"].flatten(0, 1), **options
+        output, batch["target"], batch["temporal_target"].flatten(0, 1), settings.gamma, **options(batch)
     )
 
 
-def _smoothing(settings: FitConfig) -> dict[str, float]:
-    return {"smoothing": settings.label_smoothing} if settings.label_smoothing else {}
+def _plain_loss(settings: FitConfig, manifest: Manifest) -> Callable[[Output, Batch], Losses]:
+    """Return the loss of eq. 4."""
+    options = _loss_options(settings, manifest)
+    return lambda output, batch: training_loss(output, batch["target"], **options(batch))
+
+
+def _loss_options(settings: FitConfig, manifest: Manifest) -> Callable[[Batch], dict[str, Any]]:
+    """Return what gives the further arguments of the losses, for a batch: none by default."""
+    options: dict[str, Any] = {"smoothing": settings.label_smoothing} if settings.label_smoothing else {}
+    if settings.class_balance:
+        options["class_weights"] = class_weights(manifest, settings.class_balance)
+
+    def on_device(batch: Batch) -> dict[str, Any]:
+        if "class_weights" in options:
+            options["class_weights"] = options["class_weights"].to(batch["target"].device)
+        return options
+
+    return on_device
+
+
+def class_weights(manifest: Manifest, balance: float) -> Tensor:
+    """Return float32 (K,): how much a video of each class counts, 1 on average over the training videos.
+
+    Args:
+        manifest: its training videos are counted.
+        balance: see the setting class_balance; a class without videos counts as one with one.
+    """
+    targets = [manifest.video(int(row)).class_index for row in manifest.indices("train")]
+    counts = np.bincount(targets, minlength=len(manifest.classes))
+    weights = np.maximum(counts, 1.0) ** -balance
+    return torch.from_numpy(weights * counts.sum() / (weights * counts).sum()).float()
 
 
 def _train(manifest: Manifest, config: RunConfig, say: Callable[[str], None]) -> Recipe:
@@ -162,7 +193,7 @@ def _train(manifest: Manifest, config: RunConfig, say: Callable[[str], None]) ->
         videos=ClipDataset(manifest, rows, clips, train=True, seed=settings.seed),
         validation=ClipDataset(manifest, manifest.indices("validation"), clips, train=False),
         epoch_rows=lambda epoch: rows,
-        loss=lambda output, batch: training_loss(output, batch["target"], **_smoothing(settings)),
+        loss=_plain_loss(settings, manifest),
         inputs={"manifest": manifest.fingerprint},
     )
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from stabn.config import LOADING, RUNNING, DataConfig, FitConfig, ModelConfig, to_dict
+from stabn.config import LOADING, RUNNING, TESTING, DataConfig, FitConfig, ModelConfig, to_dict
 from stabn.config.model import FORMER_BASELINE
 
-# Besides where it runs, how fast it loads, what it saves and shows (RUNNING and LOADING), which never count.
+# Besides where it runs, how fast it loads, what it saves and shows, how it is tested (RUNNING, LOADING, TESTING).
 MAY_CHANGE = (
     "clip_norm",
     "early_stop",
@@ -49,7 +49,7 @@ class Comparison:
 
 def run_identity(settings: FitConfig, data: DataConfig, model: ModelConfig, **inputs: str) -> dict[str, Any]:
     """Return what decides a run's result, by setting; where it runs and how fast it loads do not count."""
-    neutral = {*LOADING, *RUNNING}
+    neutral = {*LOADING, *RUNNING, *TESTING}
     sections = {"": settings, "data.": data, "model.": model}
     values = {
         prefix + item.name: value

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from stabn.config import FitConfig
 
+MULTIPLE = "multiple"  # of the learning rate, in a group of an optimiser's parameters
 IMPROVEMENT = 1e-4  # share by which a loss must be lower to count as lower
 
 
@@ -57,19 +59,33 @@ def plan_batches(settings: FitConfig, world_size: int) -> BatchPlan:
     )
 
 
+def rate_multiples(settings: FitConfig, model: nn.Module) -> dict[nn.Parameter, float]:
+    """Return which of a network's parameters learn at another rate than `learning_rate`, and at which multiple."""
+    parts = {"feature_extractor": settings.extractor_rate, "attention_branch": settings.attention_rate}
+    found = {name: multiple for name, multiple in parts.items() if multiple != 1.0 and hasattr(model, name)}
+    return {parameter: found[name] for name in found for parameter in getattr(model, name).parameters()}
+
+
 def make_optimizer(
-    settings: FitConfig, parameters: list[nn.Parameter], learning_rate: float | None = None
+    settings: FitConfig,
+    parameters: list[nn.Parameter],
+    learning_rate: float | None = None,
+    multiples: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.Optimizer:
     """Return the optimiser of the settings: the paper's SGD, or AdamW; one kernel for all parameters.
 
     SGD's momentum is there, as zeros, from the start: a first step that is skipped would leave it undefined.
+
+    Args:
+        settings: kind of optimiser, momentum, decay.
+        parameters: those that learn.
+        learning_rate: at the start; None: the setting.
+        multiples: see `rate_multiples`; other parameters learn at the rate itself.
     """
     rate = settings.learning_rate if learning_rate is None else learning_rate
     groups: Any = parameters
-    if not settings.decay_norms:
-        plain = [parameter for parameter in parameters if parameter.ndim <= 1]  # of BatchNorm, and biases
-        others = [parameter for parameter in parameters if parameter.ndim > 1]
-        groups = [{"params": others}, {"params": plain, "weight_decay": 0.0}]
+    if multiples or not settings.decay_norms:
+        groups = _parameter_groups(parameters, rate, multiples or {}, settings.decay_norms)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, rate, weight_decay=settings.weight_decay, fused=True)
     optimizer = torch.optim.SGD(
@@ -84,6 +100,20 @@ def make_optimizer(
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _parameter_groups(
+    parameters: list[nn.Parameter], rate: float, multiples: Mapping[nn.Parameter, float], decay_norms: bool
+) -> list[dict[str, Any]]:
+    """Return groups of parameters that share rate and decay; the first has the rate itself, and may be empty."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): []}
+    for parameter in parameters:
+        decays = decay_norms or parameter.ndim > 1  # else of BatchNorm, or a bias
+        groups.setdefault((multiples.get(parameter, 1.0), decays), []).append(parameter)
+    return [
+        {"params": members, "lr": rate * multiple, MULTIPLE: multiple, **({} if decays else {"weight_decay": 0.0})}
+        for (multiple, decays), members in groups.items()
+    ]
 
 
 class Schedule:
@@ -162,6 +192,6 @@ def one_cycle(peak: float, progress: float) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all parameters."""
+    """Set the learning rate; each group of parameters has its multiple of it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(MULTIPLE, 1.0)
