@@ -61,16 +61,24 @@ def report(tables: Sequence[Table], output: Path | None) -> None:
     """Print what was measured, and keep it if a file is given."""
     print("\n\n".join(map(str, tables)), flush=True)
     if output:
-        record = {
-            "date": datetime.date.today().isoformat(),
-            "command": shlex.join(["python", *sys.argv]),
-            "commit": git_commit(),
-            "machine": machine(),
-            "versions": versions(),
-            "tables": [table._asdict() for table in tables],
-        }
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        keep(tables, output)
+
+
+def keep(tables: Sequence[Table], output: Path, **more: Any) -> None:
+    """Write the record of what was measured, whole or not at all; `more` are further facts."""
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": git_commit(),
+        "machine": machine(),
+        "versions": versions(),
+        **more,
+        "tables": [table._asdict() for table in tables],
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f"{output.name}.partial")
+    partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    partial.replace(output)
 
 
 def machine() -> dict[str, Any]:

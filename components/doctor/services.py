@@ -86,7 +86,7 @@ def check_kfp(places: Places) -> str:
 
 
 def check_gpu_here(places: Places) -> str:
-    """Compute on the GPU of this machine, if it has one."""
+    """Compute on the GPU of this machine, if it has one, and compare its bf16 convolutions with those in fp32."""
     has_driver = any(Path("/dev").glob("nvidia[0-9]*"))
     try:
         import torch
@@ -94,13 +94,18 @@ def check_gpu_here(places: Places) -> str:
         raise Skipped("PyTorch is not installed here; the trainer image has it") from None
     if not torch.cuda.is_available():
         if not has_driver:
-            raise Skipped("no GPU on this machine; training runs on the CPU")
+            raise Skipped("no GPU on this machine, and so no cuDNN to check; training runs on the CPU")
         remedy = "build the trainer image with TORCH=cuda" if torch.version.cuda is None else "update the driver"
         raise Wrong(f"there is a GPU, but PyTorch {torch.__version__} cannot use it: {remedy}")
     total = float(torch.ones(64, 64, device="cuda").matmul(torch.ones(64, 64, device="cuda")).sum())
     if total != 64.0**3:
         raise Wrong(f"{torch.cuda.get_device_name()}: a matrix product is wrong ({total}); take the machine out")
-    return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
+    from stabn.training.arithmetic import check_bf16, cudnn_version, fitting_shapes
+
+    device = torch.device("cuda")
+    worst = max(check_bf16(device, fitting_shapes(device)).values())
+    found = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
+    return f"{found}, {cudnn_version()}, conv3d in bf16 within {worst:.1%} of fp32"
 
 
 def _mlflow_headers(uri: str) -> dict[str, str]:
