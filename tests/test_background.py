@@ -11,7 +11,7 @@ from tiny_run import last_weights, newest_state, same, settings, without_times
 
 from stabn.errors import RetryableError, StabnError
 from stabn.storage import ClaimLost, FolderStorage
-from stabn.training import loop
+from stabn.training import schedule
 from stabn.training.background import BackgroundWriter, copy_to_memory
 from stabn.training.checkpoint import read_checkpoint
 from stabn.training.loop import Loop
@@ -121,7 +121,7 @@ def test_training_does_not_wait_for_the_storage_and_loses_nothing(
 ) -> None:
     """All epochs run while the first save hangs; its end leaves the best network, of an epoch between, and the last."""
     best, epochs = 2, 3
-    monkeypatch.setattr(loop, "score", lambda row: -abs(row["epoch"] - best))
+    monkeypatch.setattr(schedule, "score", lambda row: -abs(row["epoch"] - best))
     finish, done = Saving.finish, []
 
     def storage_comes_back(self: Saving) -> None:
@@ -163,7 +163,7 @@ def test_the_best_network_is_written_with_the_next_state_if_it_could_not_be_befo
     manifest_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = 2
-    monkeypatch.setattr(loop, "score", lambda row: -abs(row["epoch"] - best))
+    monkeypatch.setattr(schedule, "score", lambda row: -abs(row["epoch"] - best))
     write, written, save = FolderStorage.write, [], Loop._save
 
     def fail_at_the_best(self: FolderStorage, key: str, data: bytes, **options: Any) -> None:
