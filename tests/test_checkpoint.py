@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +206,15 @@ def test_settings_survive_as_plain_values() -> None:
 def _content(data: bytes) -> dict[str, Any]:
     content: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
     return content
+
+
+@pytest.mark.parametrize("preset", ["mini", "c3d_16", "videomae_b_16"])
+def test_checking_a_network_s_size_imports_no_compiler(preset: str) -> None:
+    """It takes a second, and makes a folder where nothing else of ours writes."""
+    code = (
+        "import sys\nfrom stabn.models import build_model\nfrom stabn.presets import resolve\n"
+        "from stabn.models.network import without_memory\n"
+        f"with without_memory(): build_model(resolve({preset!r}, 'model.num_classes=5').model)\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

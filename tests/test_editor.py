@@ -410,7 +410,7 @@ def test_a_save_is_a_document_that_fine_tuning_reads(editor_round: Round, tmp_pa
             load_edit_table(tmp_path / "edits.parquet")["10"], np.float32([0, 0.25, np.nan, 1] * 3)
         )
         progress = ann.get("/api/round").json()
-        assert (progress["counts"]["edited"], progress["mine"]["skipped"]) == (1, 1)
+        assert (progress["counts"]["edited"], progress["mine"]["done"]) == (1, 2)
 
 
 def test_a_stale_save_gets_both_versions_and_nothing_is_overwritten(editor_round: Round) -> None:

@@ -1,11 +1,12 @@
 """What ST-ABN and the baseline have in common: a feature extractor that can be frozen."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
-from typing import ClassVar, Self
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from stabn.config import ModelConfig
 from stabn.models.backbone import EXTRACTOR
@@ -62,6 +63,22 @@ class Network(nn.Module):
         check_video(video, self.config)
         with torch.no_grad() if self.frozen else nullcontext():
             return self.feature_extractor(video)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out random numbers, for which PyTorch imports its compiler where tensors have no memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in ("normal_", "uniform_", "erfinv_"):  # tensors' own, and those of nn.init
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Let networks that are built meanwhile have shapes alone, whatever their size."""
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 def initialize(modules: Iterable[nn.Module]) -> None:

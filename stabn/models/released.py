@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stabn.config import ModelConfig
 from stabn.models.load_report import LoadReport, WeightsError
+from stabn.models.network import without_memory
 from stabn.models.resnet3d import IMAGENET_PARTS, count_blocks
 from stabn.models.st_abn import STABN
 
@@ -123,7 +124,7 @@ def convert_released(weights: Mapping[str, Tensor], source: str) -> Converted:
     """
     layout = MMACTION if any(name.startswith(MMACTION.prefix) for name in weights) else PLAIN
     config = _config(weights, layout, source)
-    with torch.device("meta"):
+    with without_memory():
         own = STABN(config).state_dict()
     report = LoadReport(source)
     mapped: dict[str, Tensor] = {}

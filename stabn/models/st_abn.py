@@ -72,7 +72,8 @@ class AttentionBranch(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.dirac_(module.weight)
             elif isinstance(module, nn.Linear):
-                nn.init.eye_(module.weight)
+                nn.init.zeros_(module.weight)
+                module.weight.data.fill_diagonal_(1)  # init.eye_ imports the compiler where there is no memory (meta)
                 nn.init.zeros_(module.bias)
         last = self.temporal[2]
         assert isinstance(last, nn.Linear)

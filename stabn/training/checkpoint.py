@@ -17,6 +17,7 @@ from stabn.data.label_table import TABLE_FILE
 from stabn.data.ssv2 import load_labels
 from stabn.errors import StabnError
 from stabn.models import build_model
+from stabn.models.network import without_memory
 from stabn.models.released import convert_released
 from stabn.models.weights import load_tensors, read_weights_file
 from stabn.storage import open_storage, read_uri, write_uri
@@ -197,7 +198,7 @@ def load_model(uri: str, device: torch.device | str = "cpu") -> tuple[nn.Module,
     content = read_checkpoint(uri)
     try:
         checkpoint = describe(content)
-        with torch.device("meta"):  # without memory: whatever size the settings ask for
+        with without_memory():  # whatever size the settings ask for
             build_model(checkpoint.model_config).load_state_dict(content["model"], assign=True)
     except (ConfigError, RuntimeError) as error:
         reason = " ".join(str(error).split())
