@@ -12,6 +12,7 @@ settings were chosen on seed 0, so the tables leave it out of their means.
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -58,10 +59,10 @@ class Seed:
         """Return where the predictions of a network lie."""
         return self.folder / f"{name} {split} {mode}.parquet"
 
-    def make(self) -> None:
-        """Make the dataset, the network without edits, the corrections, and the other networks."""
+    def make(self, names: Sequence[str]) -> None:
+        """Make the dataset, the network without edits, the corrections, and the networks named."""
         os.environ["STABN_RUN_ID"] = f"demo-seeds-{self.seed}"
-        wanted = [self.predictions(name, mode=mode) for name in (BEFORE, *ROUTES) for mode in MODES]
+        wanted = [self.predictions(name, mode=mode) for name in (BEFORE, *names) for mode in MODES]
         if all(path.exists() for path in wanted):
             return
         dataset = make_mini_dataset(self.folder / "dataset", self.size or "demo", self.seed)
@@ -71,7 +72,8 @@ class Seed:
         self._evaluate(BEFORE, network)
         train_split, validation = (self._predict(BEFORE, network, split) for split in ("train", "validation"))
         select_classes(train_split, validation, self.config.select, self.selection)
-        for name, (route, source, gamma) in ROUTES.items():
+        for name in names:
+            route, source, gamma = ROUTES[name]
             edits = self._edits(network, source, str(dataset.segments_path))
             late = dataclasses.replace(self.config.finetune, gamma=gamma)
             config = dataclasses.replace(
@@ -105,9 +107,9 @@ class Seed:
             self._predict(name, network, "held_out", mode)
 
 
-def work(folder: Path, size: int, overrides: str, seed: int) -> None:
+def work(folder: Path, size: int, overrides: str, names: Sequence[str], seed: int) -> None:
     """Make one seed's networks, in a process of its own."""
-    Seed(folder, seed, size, overrides).make()
+    Seed(folder, seed, size, overrides).make(names)
 
 
 def differences(seed: Seed, one: str, other: str) -> tuple[np.ndarray, np.ndarray]:
@@ -197,9 +199,10 @@ def main() -> None:
     flags.add_argument("--size", type=int, default=0, metavar="N", help="videos of each dataset; 0: the demo's number")
     flags.add_argument("--workers", type=int, default=1, metavar="N", help="seeds at a time; default: %(default)s")
     flags.add_argument("--overrides", default="", help="settings that differ, section.name=value")
+    flags.add_argument("--edits-only", action="store_true", help="without the controls and the paper's route")
     args = flags.parse_args()
-    folder = args.dir.absolute()
-    for_each(list(range(args.seeds)), partial(work, folder, args.size, args.overrides), args.workers)
+    folder, names = args.dir.absolute(), (EDITS,) if args.edits_only else tuple(ROUTES)
+    for_each(list(range(args.seeds)), partial(work, folder, args.size, args.overrides, names), args.workers)
     seeds = [Seed(folder, number, args.size, args.overrides) for number in range(args.seeds)]
     record.report([make(seeds) for make in (seeds_table, routes_table, inverted_table)], args.output)
 

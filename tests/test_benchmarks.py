@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import gpu  # noqa: E402
 import record  # noqa: E402
 import tables  # noqa: E402
 
@@ -50,3 +51,15 @@ def test_a_record_says_where_its_numbers_are_from(tmp_path: Path, capsys: pytest
     assert record.load(tmp_path / "results" / "x.json") == [
         table._replace(columns=[*table.columns], formats=[*table.formats], rows=[[*row] for row in table.rows])
     ]
+
+
+def test_what_a_gpu_decides_is_kept_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine cannot measure is in the file with the reason, and takes nothing else away."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    out = tmp_path / "gpu.json"
+    gpu.run(("several", "guard", "loop"), gpu.SMALL, 60, out)
+    kept = json.loads(out.read_text())
+    assert "needs two" in kept["parts"]["several"] and kept["parts"]["loop"].startswith("done")
+    assert [table["columns"][0] for table in kept["tables"]] == ["convolution", "videos"] and kept["device"]["torch"]
+    gpu.run(("loop",), gpu.FULL, 1, out)
+    assert "it takes at least" in json.loads(out.read_text())["parts"]["loop"]
