@@ -317,7 +317,7 @@ def test_no_stray_key_makes_a_video_done_or_takes_it_back(editor_round: Round, b
         press(page, "e v Control+s")
         saved(page)
         assert newest(editor_round, "14").status == "draft"
-        page.get_by_role("link", name="Review").click()
+        page.get_by_role("region", name="Video").get_by_role("link", name="Review").click()
         page.locator(".compare").wait_for()
 
 

@@ -68,7 +68,7 @@ def end(process: subprocess.Popen[str], number: signal.Signals) -> str:
     time.sleep(0.1)
     if process.poll() is None:
         os.killpg(process.pid, number)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=300)[0]
     psutil.wait_procs(of_group(process), 10)
     assert of_group(process) == [], "processes are left behind"
     return output
