@@ -137,7 +137,10 @@ def test_training_does_not_wait_for_the_storage_and_loses_nothing(
     assert read_checkpoint(result.best_uri)["epoch"] == best and result.fingerprint == quick.fingerprint
     same(last_weights(tmp_path / "slow"), last_weights(tmp_path / "quick"))
     states, others = newest_state(tmp_path / "slow"), newest_state(tmp_path / "quick")
-    assert states is not None and others is not None and states.name == others.name and states.keys == others.keys
+    assert states is not None and others is not None and states.name == others.name
+    assert states.keys["optimizer"] == others.keys["optimizer"], (
+        "the network's part also tells how long each epoch took"
+    )
     assert len(list((tmp_path / "slow" / "states").glob("*.json"))) == 2, "the first and the newest"
 
 
