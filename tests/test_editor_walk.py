@@ -76,13 +76,15 @@ def test_without_a_sign_in_no_route_tells_anything(editor_round: Round, accounts
     with server(editor_round, config) as person:
         before = stored(editor_round)
         stranger = Person(person.app, base_url=ORIGIN, raise_server_exceptions=True)
+        page = stranger.get("/").text  # the same at every round's address, which tells no round from another
         for route in routes(person.app):
             for address in addresses(route):
                 for method in METHODS:
                     answer = stranger.request(method, address, content=b"{}")
-                    wanted = (
-                        (200,) if route.path in public and method in ("GET", "HEAD") else (400, 401, 403, 404, 405, 415)
-                    )
+                    reads = method in ("GET", "HEAD")
+                    if reads and address.startswith("/rounds/") and answer.text in ("", page):
+                        continue
+                    wanted = (200,) if route.path in public and reads else (400, 401, 403, 404, 405, 415)
                     assert answer.status_code in wanted, (method, address, answer.status_code, answer.text[:200])
         assert stored(editor_round) == before
 
