@@ -17,6 +17,7 @@ from stabn.failures import SHARED_MEMORY_REMEDY
 from stabn.machine import num_cores
 from stabn.memory import free_shared_memory, memory_limit
 from stabn.models import build_model
+from stabn.models.network import without_memory
 
 PREFETCH = 2  # batches that each loading process has ready: PyTorch's own number
 MOST_LOADING = 16  # processes for each training process, if the number is not set
@@ -69,7 +70,7 @@ def estimate(
 def _kept_activations(config: ModelConfig, data: DataConfig, checkpointing: bool, frozen: set[str]) -> int:
     """Return the bytes that the backward pass of one clip keeps in float32, without the weights themselves."""
     kept: dict[int, int] = {}
-    with torch.device("meta"):
+    with without_memory():
         network = build_model(config).train()
         video = torch.empty(1, 3, data.num_frames, data.crop_size, data.crop_size)
     for name, parameter in network.named_parameters():

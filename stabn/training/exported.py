@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from stabn.config import to_dict
 from stabn.models import build_model
+from stabn.models.network import without_memory
 from stabn.models.weights import read_weights
 from stabn.storage import Storage, open_storage, read_uri, uri_exists, write_uri
 from stabn.text import parse_json
@@ -73,7 +73,7 @@ def import_exported(folder: str, output_uri: str) -> str:
     if weights_fingerprint(weights) != content["fingerprint"]:
         raise CheckpointError(f"{weights_uri}: not the weights that {CONFIG_FILE} is of, or damaged; export again")
     checkpoint = describe(content)
-    with torch.device("meta"):  # without memory: whatever size the settings ask for
+    with without_memory():  # whatever size the settings ask for
         own = build_model(checkpoint.model_config).state_dict()
     shapes = [{name: tuple(value.shape) for name, value in tensors.items()} for tensors in (own, weights)]
     for name in sorted({*own, *weights}):

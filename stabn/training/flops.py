@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stabn.config import DataConfig, ModelConfig
 from stabn.models import build_model
+from stabn.models.network import without_memory
 
 BACKWARD = 2  # times the arithmetic of the forward pass: gradients of the inputs and of the weights
 
@@ -18,7 +19,7 @@ def forward_flops(model: ModelConfig, data: DataConfig) -> dict[str, float]:
     Returns:
         By part of the network (`feature_extractor`, `attention_branch`, …), and `total`.
     """
-    with torch.device("meta"):
+    with without_memory():
         network = build_model(model).eval().requires_grad_(False)  # the counter follows gradients where it sees any
         video = torch.empty(1, 3, data.num_frames, data.crop_size, data.crop_size)
     counter = FlopCounterMode(display=False)
