@@ -17,7 +17,7 @@ from stabn.data.edit_table import EditError
 from stabn.data.labels import LabelsError
 from stabn.data.ssv2 import load_labels
 from stabn.editor.auth import _proxy_name
-from stabn.editor.finish import Finish, FinishError
+from stabn.editor.finish import FinishError, check_finish
 from stabn.forms import parse_form
 from stabn.masking import _MaskedStream
 
@@ -103,7 +103,7 @@ def test_what_argo_would_fill_in_is_refused_at_submission(text: str) -> None:
     with pytest.raises(ConfigError, match=r"data_storage_uri = .*Argo and KFP fill in"):
         parse_form("finetune", {**PLACES, "data_storage_uri": text})
     with pytest.raises(FinishError, match="Argo"):
-        Finish(None, EditorConfig(kfp_host="http://h", kfp_parameters=f"data_storage_uri={text}"))  # type: ignore[arg-type]
+        check_finish(EditorConfig(kfp_host="http://h", kfp_parameters=f"data_storage_uri={text}"), "s3://a/rounds/1")
 
 
 @pytest.mark.parametrize(
