@@ -19,7 +19,7 @@ from stabn.masking import masked
     preset="mini",
 )
 def demo(args: Namespace, config: RunConfig) -> None:
-    """Run the whole job on a generated mini dataset: no cluster, no GPU, no account, about six minutes.
+    """Run the whole job on a generated mini dataset: no cluster, no GPU, no account, about five minutes.
 
     Renders a small video dataset, starts a local S3 server and an MLflow database, and runs the KFP pipeline `full`
     with KFP's local runner. Run again, it goes on where it was interrupted and reuses what is done.
