@@ -28,7 +28,7 @@ def run(step: Step) -> str:
         "as_is",
         output,
         config,
-        "resnet3d",
+        "baseline",
         step.storage_uri,
         step.placement,
     )

@@ -3,8 +3,8 @@
 from stabn.tracking import Stage, compare_link, stages_of
 from stabn.tracking.names import ERROR
 
-BESIDE = "3D ResNet"  # in few runs
-ROWS = (("resnet3d", BESIDE), ("before", "before"), ("after", "after"), ("control", "control (gamma 0)"))
+BESIDE = "baseline"  # in few runs
+ROWS = ((BESIDE, BESIDE), ("before", "before"), ("after", "after"), ("control", "control (gamma 0)"))
 
 
 def summary(run_id: str, link: str, state: str = "", experiment: str = "") -> str:

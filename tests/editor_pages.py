@@ -64,6 +64,13 @@ def newest(item: Round, video_id: str) -> Edit:
     return read_edits(item)[video_id]
 
 
+def kept(page: Page, item: Round, video_id: str) -> tuple[float | None, ...]:
+    """Save, and return the curve as the storage has it."""
+    page.keyboard.press("Control+s")
+    saved(page)
+    return newest(item, video_id).edited_attention
+
+
 def value(page: Page) -> str:
     """Return what the strip tells screen readers of the present frame."""
     return page.get_by_role("slider").get_attribute("aria-valuetext") or ""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from editor_pages import Enter, drag, lanes, newest, press, ready, running, saved
+from editor_pages import Enter, drag, kept, lanes, newest, press, ready, running
 from playwright.sync_api import Browser, Page, expect
 
 from stabn.attention.rounds import Round
@@ -22,10 +22,6 @@ def key(name: str) -> Do:
 def pull(lane: str, first: float, last: float) -> Do:
     """Return a drag from a frame to another in a lane of the timeline."""
     return lambda page: drag(page, (first / LENGTH, lanes(page)[lane]), (last / LENGTH, lanes(page)[lane]))
-
-
-def level(item: Round) -> list[int]:
-    return [frame for frame, value in enumerate(newest(item, "14").edited_attention) if value == 1]
 
 
 def told(edit: str) -> int:
@@ -46,27 +42,25 @@ def test_common_edits_take_as_few_actions_as_the_table_says(
             for action in actions:
                 action(page)
 
-        def kept() -> list[int]:
-            page.keyboard.press("Control+s")
-            saved(page)
-            return level(editor_round)
+        def high() -> list[int]:
+            return [frame for frame, level in enumerate(kept(page, editor_round, "14")) if level == 1]
 
         act("one segment, with the mouse", pull("track", 10.5, 19.5))
-        assert kept() == [*range(10, 20)]
+        assert high() == [*range(10, 20)]
         act("make it longer or shorter", pull("track", 20, 24.9))
-        assert kept() == [*range(10, 25)]
+        assert high() == [*range(10, 25)]
         act("move it", pull("track", 17, 20))
-        assert kept() == [*range(13, 28)]
+        assert high() == [*range(13, 28)]
         act("a second segment", pull("track", 32.5, 35.5))
-        assert kept() == [*range(13, 28), *range(32, 36)]
+        assert high() == [*range(13, 28), *range(32, 36)]
         act("take the last change back", key("z"))
-        assert kept() == [*range(13, 28)]
+        assert high() == [*range(13, 28)]
         act("go back to a former revision", key("p"), lambda page: page.get_by_label("Restore revision 1").click())
         expect(page.get_by_role("dialog")).to_have_count(0)
-        assert kept() == [*range(10, 20)]
+        assert high() == [*range(10, 20)]
         press(page, "Home ArrowRight")
         act("one segment, with keys, at the frame where it begins", key("i"), key("End"), key("o"))
-        assert kept() == [*range(1, LENGTH)]
+        assert high() == [*range(1, LENGTH)]
         act("done, and the next video", key("Enter"))
         expect(page.get_by_text("Video 14 ")).to_have_count(0)
         page.locator(".editor[data-ready]").wait_for()

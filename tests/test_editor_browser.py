@@ -8,7 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from editor_pages import Enter, drag, lanes, newest, open_video, press, ready, reopened, running, saved, shows, value
+from editor_pages import (
+    Enter,
+    drag,
+    kept,
+    lanes,
+    newest,
+    open_video,
+    press,
+    ready,
+    reopened,
+    running,
+    saved,
+    shows,
+    value,
+)
 from playwright.sync_api import Browser, expect
 from round_factory import LENGTHS, copy_round, make_round
 
@@ -86,9 +100,7 @@ def test_the_mouse_paints_draws_and_moves_edges(editor_round: Round, browser: Br
         expect(page.get_by_text("The network is not at hand: switched off")).to_be_visible()
 
         def curve() -> tuple[float | None, ...]:
-            page.keyboard.press("Control+s")
-            saved(page)
-            return newest(editor_round, "14").edited_attention
+            return kept(page, editor_round, "14")
 
         at = lanes(page)
         drag(page, (0.201, at["track"]), (0.599, at["track"]))
@@ -129,9 +141,7 @@ def test_a_drag_does_what_its_place_says_and_nothing_else_is_lost(
         ready(page, "14")
 
         def curve() -> tuple[float | None, ...]:
-            page.keyboard.press("Control+s")
-            saved(page)
-            return newest(editor_round, "14").edited_attention
+            return kept(page, editor_round, "14")
 
         def deed(x: float, y: float) -> str | None:
             box = page.locator(".timeline").bounding_box()

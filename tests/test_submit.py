@@ -326,6 +326,6 @@ def test_the_summary_has_the_table_the_decision_and_the_links(
     assert submit("--once", "--wait", "--summary", str(path), "--settings", str(tmp_path / "settings.yaml")) == 0
     text = path.read_text()
     assert "| before | 50.0 | 90.0 |" in text and "| after | 62.5 | 90.0 |" in text
-    assert "| control (gamma 0) | 51.0 | 90.0 |" in text and "3D ResNet" not in text
+    assert "| control (gamma 0) | 51.0 | 90.0 |" in text and "baseline" not in text
     assert "**The alias `champion` did not move.** Not better by more than noise." in text
     assert f"/#/runs/details/{made['run_id']}" in text and "https://mlflow.example/#/compare-runs" in text

@@ -522,10 +522,10 @@ def test_the_3d_resnet_is_trained_beside_st_abn_where_that_is_wanted(
     table = Predictions.load(uri)
     assert table.metadata["model"] == "baseline" and table.attention_top5 is None and table.temporal is None
     assert table.split == "validation" and len(table) == 6
-    assert (table.metadata["frames"], table.metadata["name"]) == ("4", "resnet3d")
+    assert (table.metadata["frames"], table.metadata["name"]) == ("4", "baseline")
     client = tracking_client()
     runs = client.search_runs([item.experiment_id for item in client.search_experiments()])
-    assert {run.info.run_name for run in runs} == {"train-baseline", "evaluate/resnet3d/validation/as_is"}
+    assert {run.info.run_name for run in runs} == {"train-baseline", "evaluate/baseline/validation/as_is"}
     assert run_step("train-baseline", train_beside, {**given, "train_baseline": "yes"}) == uri, "nothing is repeated"
 
 
