@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from stabn.attention.edits import EditConflict, import_round, read_edits, save_e
 from stabn.attention.export import PASSES_AT_ONCE, attend, export_round, panel
 from stabn.attention.render import attention_figure, preview_frames
 from stabn.attention.rounds import Round, RoundError, load_round, model_attention
+from stabn.attention.waiting import WaitingRecord, read_waiting
 from stabn.config import DataConfig, ModelConfig
 from stabn.data.edit_table import EditError, load_edit_table
 from stabn.data.manifest import build_manifest
@@ -27,7 +29,7 @@ from stabn.errors import RetryableError
 from stabn.models import STABN
 from stabn.presets import mini
 from stabn.stages import EDIT_SOURCES
-from stabn.storage import StorageError, open_storage
+from stabn.storage import FolderStorage, StorageError, open_storage
 from stabn.training.checkpoint import dump_checkpoint
 
 CLASSES = ("Moving something up", "Moving something down", "Something falling like a rock")
@@ -248,3 +250,17 @@ def test_waiting_ends_when_people_are_done_or_time_is_up(round_: Round) -> None:
         wait_for_edits(round_, 1.0, timeout_seconds=0.05, poll_seconds=0.01)
     save_edit(round_, edit_of(round_, "10", [0.5] * 8))
     assert wait_for_edits(round_, 0.3, timeout_seconds=5).edited == ("10",)
+
+
+def test_who_waits_is_seen_though_the_clocks_of_two_machines_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times are the storage's: the run that waits is an hour behind, the editor that reads is not."""
+    storage, hour = open_storage(str(tmp_path)), 3600
+    behind = time.time() - hour
+    monkeypatch.setattr(FolderStorage, "now", lambda self: behind + hour)
+    with monkeypatch.context() as machine:
+        machine.setattr(time, "time", lambda: behind)
+        WaitingRecord(storage, 3, 60.0).tell()
+    (found,) = read_waiting(storage)
+    assert found.needed == 3 and found.until - found.since == 60

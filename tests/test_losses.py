@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 import torch
 from torch import Tensor
@@ -222,7 +223,7 @@ def test_classes_are_balanced_by_a_power_of_their_videos(balance: float, ratio: 
     manifest: Any = SimpleNamespace(
         classes=("a", "b", "c"),
         indices=lambda split: np.arange(len(classes)),
-        video=lambda row: SimpleNamespace(class_index=classes[row]),
+        table=pa.table({"class_index": classes}),
     )
     weights = class_weights(manifest, balance)
     assert float(weights[2] / weights[0]) == pytest.approx(ratio) and weights[1] == weights[2]

@@ -23,7 +23,8 @@ class Waiting:
 
     Attributes:
         run_id: the pipeline's run; empty: a stage that somebody started by hand.
-        since, seen_at, until: when it began, was last seen, and gives up, in seconds since 1970.
+        since, seen_at, until: when it began, was last seen, and gives up, in seconds since 1970 by the
+            storage's clock, since those of the run and of the editor may differ.
         needed: videos that have to be done before it goes on.
     """
 
@@ -40,7 +41,7 @@ class WaitingRecord:
     def __init__(self, storage: Storage, needed: int, timeout_seconds: float) -> None:
         self.storage, self.needed = storage, needed
         self.run_id = os.environ.get("STABN_RUN_ID", "")
-        self.since = time.time()
+        self.since = storage.now()
         self.until = self.since + timeout_seconds
         self._told_at = float("-inf")
 
@@ -53,7 +54,7 @@ class WaitingRecord:
         """Write the record unless that was done a moment ago."""
         if time.monotonic() - self._told_at < TELL_SECONDS:
             return
-        record = Waiting(self.run_id, self.since, time.time(), self.until, self.needed)
+        record = Waiting(self.run_id, self.since, self.storage.now(), self.until, self.needed)
         self.storage.write(self.key, json.dumps(asdict(record)).encode())
         self._told_at = time.monotonic()
 
@@ -71,6 +72,6 @@ def read_waiting(storage: Storage) -> list[Waiting]:
             record = Waiting(**parse_json(storage.read(key)))
         except (ObjectNotFound, ValueError, TypeError):
             continue  # it ended just now, or is no record
-        if time.time() - record.seen_at < STALE_SECONDS:
+        if storage.now() - record.seen_at < STALE_SECONDS:
             found.append(record)
     return sorted(found, key=lambda record: record.since)

@@ -59,7 +59,7 @@ class MetricBuffer:
             del self._pending[: len(batch)]
 
 
-class Waiting:
+class Outbox:
     """What a stage wants of the server besides metrics, in order; used for tags and the like, and again for files."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from stabn.errors import Preempted, RetryableError, StabnError
 from stabn.masking import first_line, masked
 from stabn.signals import Terminated, exit_on_signals
-from stabn.tracking.buffer import RETRY_SECONDS, MetricBuffer, Refused, Waiting
+from stabn.tracking.buffer import RETRY_SECONDS, MetricBuffer, Outbox, Refused
 from stabn.tracking.client import (
     experiment_and_parent,
     find_experiment,
@@ -63,7 +63,7 @@ class StageRun:
         self._client: Any = None
         self._open_run = open_run
         self._open_again_at = 0.0
-        self._waiting, self._files = Waiting(), Waiting()
+        self._waiting, self._files = Outbox(), Outbox()
         self._warned = False
         self._buffer = MetricBuffer(self._send, self._drop)
 
@@ -254,7 +254,7 @@ class StageRun:
                 self.log_text(value, file)
         return kind(name, value[:length])
 
-    def _do(self, what: str, action: Callable[[], Any], waiting: Waiting | None = None) -> bool:
+    def _do(self, what: str, action: Callable[[], Any], waiting: Outbox | None = None) -> bool:
         """Do something with the run after all that waits, now or when the server answers; return whether it is done."""
         if self._open_run is None:
             return True

@@ -168,7 +168,7 @@ def class_weights(manifest: Manifest, balance: float) -> Tensor:
         manifest: its training videos are counted.
         balance: see the setting class_balance; a class without videos counts as one with one.
     """
-    targets = [manifest.video(int(row)).class_index for row in manifest.indices("train")]
+    targets = manifest.table["class_index"].to_numpy()[manifest.indices("train")]
     counts = np.bincount(targets, minlength=len(manifest.classes))
     weights = np.maximum(counts, 1.0) ** -balance
     return torch.from_numpy(weights * counts.sum() / (weights * counts).sum()).float()
