@@ -187,3 +187,24 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, container: str) -> No
     for decoder in DECODERS:
         with pytest.raises(VideoError, match="truncated"):
             list(decode(tmp_path / f"half.{container}", decoder))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_codec_that_nobody_knows_is_refused(tmp_path: Path, decoder: str) -> None:
+    path = make(tmp_path / "1.avi", QUICK["mpeg4"])
+    data = path.read_bytes()
+    assert data.count(b"FMP4") == 2
+    path.write_bytes(data.replace(b"FMP4", b"QQQQ"))
+    with pytest.raises(VideoError, match=r"1\.avi: its video is in a codec that FFmpeg does not know"):
+        list(decode(path, decoder=decoder))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_what_a_decoder_says_of_a_damaged_video_is_one_line(tmp_path: Path, decoder: str) -> None:
+    path = make(tmp_path / "1.mkv", QUICK["vp9"])
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3 : len(data) // 2] = bytes(range(256)) * (len(data) // 1536 + 1)
+    path.write_bytes(data[: path.stat().st_size])
+    with pytest.raises(VideoError) as refused:
+        list(decode(path, decoder=decoder))
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 500

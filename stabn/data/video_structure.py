@@ -112,6 +112,8 @@ def open_container(file: IO[bytes], name: str) -> Iterator[tuple[Any, Any]]:
         if stream is None or stream.disposition & Disposition.attached_pic:
             kinds = ", ".join(stream.type for stream in container.streams if stream.type != "video") or "nothing"
             raise VideoError(f"{name}: no video in the file, only {kinds}; leave it out", "no video")
+        if stream.codec_context is None:
+            raise VideoError(f"{name}: its video is in a codec that FFmpeg does not know; convert it or leave it out")
         stream.thread_type = "NONE"
         stream.codec_context.flags |= Flags.unaligned  # or a codec's own cropping is rounded, and a strip stays
         yield container, stream
