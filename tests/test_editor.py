@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
@@ -891,6 +892,77 @@ def test_the_first_what_if_is_computed_when_the_video_is_opened(
         for level in (0.0, 0.5, 1.0):
             assert ann.post("/api/videos/12/what-if", json={"edited_attention": [level] * 33}).status_code == 200
         assert made == ["once"], "later ones use what is kept"
+
+
+def test_nobody_waits_for_a_video_that_somebody_else_opens(
+    editor_round: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, made, go_on = threading.Event(), CachedClips.__init__, threading.Event()
+
+    def make(self: CachedClips, model: Any, perceivers: Any, num_frames: int, *others: Any) -> None:
+        if num_frames == LENGTHS["11"]:
+            opened.set()
+            assert go_on.wait(30)
+        made(self, model, perceivers, num_frames, *others)
+
+    monkeypatch.setattr(CachedClips, "__init__", make)
+    with server(editor_round, dataclasses.replace(OPEN, what_if=True)) as person, ThreadPoolExecutor(3) as pool:
+        ann, ben, services = person("ann"), person("ben"), person.services
+        wait(lambda: services.what_if.state == "ready")
+        ask = {"edited_attention": [0.5] * 33}
+        assert ann.open("12").status_code == ben.open("11").status_code == 200
+        assert opened.wait(30), "the network runs when a video is opened"
+        try:
+            assert ann.post("/api/videos/12/what-if", json=ask).status_code == 200
+            asked = [
+                pool.submit(ben.post, "/api/videos/11/what-if", json={"edited_attention": [level] * 24})
+                for level in (0.1, 0.2, 0.9)
+                if time.sleep(0.2) is None
+            ]
+            assert ann.post("/api/videos/12/what-if", json=ask).status_code == 200
+        finally:
+            go_on.set()
+        answers = [future.result(30) for future in asked]
+        assert [answer.status_code for answer in answers] == [503, 503, 200], "only the newest curve is recognised"
+        assert {answer.json().get("code") for answer in answers[:2]} == {"superseded"}
+        assert services._waiting == 0 and not services._warming and not services._newest
+
+
+def test_a_video_that_was_left_before_its_turn_is_not_recognised(
+    editor_round: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server(editor_round, dataclasses.replace(OPEN, what_if=True)) as person:
+        ann, services = person("ann"), person.services
+        wait(lambda: services.what_if.state == "ready")
+        hold = threading.Event()
+        services.shared.opening.submit(hold.wait, 30)
+        assert ann.open("12").status_code == 200
+        assert ann.request("DELETE", "/api/videos/12/lease", json={"slot": 1}).status_code == 200
+        assert ann.open("11").status_code == 200
+        hold.set()
+        wait(lambda: services.what_if.is_warm("11"))
+        assert not services.what_if.is_warm("12")
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.02, torch.bfloat16), (-1.0, torch.float32)])
+def test_the_quick_arithmetic_is_used_where_it_says_the_same(
+    editor_round: Round, monkeypatch: pytest.MonkeyPatch, limit: float, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr("stabn.training.device.choose_precision", lambda name, device: torch.bfloat16)
+    monkeypatch.setattr("stabn.editor.whatif.MAX_DIFFERENCE", limit)
+    what_if = Services(editor_round.uri, dataclasses.replace(OPEN, what_if=True)).what_if
+    what_if.load()
+    frames, curve = what_if.frames, np.linspace(0, 1, 8, dtype=np.float32)[None]
+    for video_id in LENGTHS:
+        of_video = (frames.num_frames(video_id), partial(frames.frames, video_id), what_if._data)
+        exact = CachedClips(what_if._model, what_if._perceivers[:1], *of_video)
+        chosen = CachedClips(what_if._model, what_if._perceivers, *of_video)
+        assert exact.dtype == torch.float32 and chosen.dtype == expected
+        np.testing.assert_array_equal(exact.temporal, chosen.temporal)
+        for temporal, tolerance in ((exact.temporal, 1e-5), (curve, 0.01)):
+            np.testing.assert_allclose(
+                chosen.probabilities(temporal), exact.probabilities(temporal), rtol=0, atol=tolerance
+            )
 
 
 def test_without_a_network_the_page_says_so_and_works(editor_round: Round) -> None:

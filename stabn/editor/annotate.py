@@ -119,7 +119,7 @@ class Annotate:
         info = await run_in_threadpool(self.board.info, video.video_id)
         await run_in_threadpool(self.queue.reload, video.video_id)
         place, lease, edit = await run_in_threadpool(self.curves.enter, video, user, body["slot"], body["take_over"])
-        self.services.warm(video.video_id)
+        self.services.warm(video.video_id, place.slot)
         return JSONResponse(
             {
                 **self._row(place, user),
@@ -210,6 +210,7 @@ class Annotate:
 
     async def what_if(self, request: Request) -> Response:
         """Recognise a video again with this attention."""
+        user: User = request.state.user
         video = self._video(request)
         curve = (await read_json(request, edited_attention=list))["edited_attention"]
         if len(curve) != video.num_frames or not all(
@@ -218,8 +219,7 @@ class Annotate:
         ):
             raise ApiError(400, "bad_request", f"give {video.num_frames} values from 0 to 1, or null")
         own = (await run_in_threadpool(self.board.info, video.video_id)).curve
-        result = await self.services.run_network(self.services.what_if.recognise, video.video_id, curve, own)
-        return JSONResponse(result)
+        return JSONResponse(await self.services.recognise(user.name, video.video_id, curve, own))
 
     async def frame(self, request: Request) -> Response:
         """Return one frame as it is stored; it never changes."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,20 +23,27 @@ from stabn.storage import ClaimLost, sole_writer
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 64  # recognitions that wait for the network; a page asks again after each edit anyway
+MAX_WARMING = 8  # videos whose network waits to be run before somebody asks; more would be left before their turn
 STALE_SECONDS = 60.0  # without a look at the storage for so long, the server says that it is not ready
 
 
 class Shared:
-    """What the rounds of one server share: memory for frames and features, and the thread of their networks."""
+    """What the rounds of one server share: memory for frames and features, and the threads of their networks.
+
+    A network uses all its cores for one video, so they run one at a time; but the seconds that one takes of a video
+    that was just opened are no reason to let everybody else wait who changes a curve.
+    """
 
     def __init__(self, config: EditorConfig) -> None:
         self.frames: Cache[bytes] = Cache(config.frame_cache_mb * 2**20)
         self.features: Cache[CachedClips] = Cache(config.feature_cache_mb * 2**20)
-        self.network = ThreadPoolExecutor(1, "network")  # a network uses all cores for one video
+        self.network = ThreadPoolExecutor(1, "network")  # edits of videos that are known
+        self.opening = ThreadPoolExecutor(1, "opening")  # networks that are loaded, and run once for a video
 
     def close(self) -> None:
-        """Stop the networks' thread."""
-        self.network.shutdown(wait=False, cancel_futures=True)
+        """Stop the networks' threads."""
+        for executor in (self.network, self.opening):
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 class Services:
@@ -60,6 +67,8 @@ class Services:
         )
         self._owns_shared = shared is None
         self._waiting = 0
+        self._warming: set[str] = set()
+        self._newest: dict[tuple[str, str], object] = {}
         self._refreshed_at = 0.0
         self._tasks: set[asyncio.Future] = set()
         self.refresh()
@@ -92,7 +101,7 @@ class Services:
     async def run(self) -> None:
         """Load the network and then refresh again and again, until cancelled."""
         loop = asyncio.get_running_loop()
-        self._keep(loop.run_in_executor(self.shared.network, self.what_if.load))
+        self._keep(loop.run_in_executor(self.shared.opening, self.what_if.load))
         while True:
             await asyncio.sleep(self.config.refresh_seconds)
             try:
@@ -112,30 +121,52 @@ class Services:
         if self._owns_shared:
             self.shared.close()
 
-    async def run_network(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function in the network's thread, so that many who wait do not take the threads of others.
+    async def recognise(
+        self, user: str, video_id: str, curve: Sequence[float | None], own: Sequence[float]
+    ) -> dict[str, Any]:
+        """Return what the network says of a video under a person's curve; arguments and errors as `WhatIf.recognise`.
+
+        Who asked first is answered first. Of the curves that one person has waiting for a video, the newest is.
 
         Raises:
-            ApiError: too many wait.
+            ApiError: too many wait, or the person asked again meanwhile.
         """
         if self._waiting >= MAX_WAITING:
             raise ApiError(503, "busy", "many people ask the network at once; the next edit asks again")
+        key, mine = (user, video_id), object()
+        self._newest[key] = mine
         self._waiting += 1
+
+        def turn(function: Callable[..., Any], *arguments: Any) -> Any:
+            if self._newest.get(key) is not mine:
+                raise ApiError(503, "superseded", "a later curve of yours is being recognised")
+            return function(video_id, *arguments)
+
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.shared.network, function, *arguments)
+            if self.what_if.state == "ready" and not self.what_if.is_warm(video_id):
+                await loop.run_in_executor(self.shared.opening, turn, self.what_if.warm)
+            return await loop.run_in_executor(self.shared.network, turn, self.what_if.recognise, curve, own)
         finally:
             self._waiting -= 1
+            if self._newest.get(key) is mine:
+                del self._newest[key]
 
-    def warm(self, video_id: str) -> None:
-        """Compute a video's features in the background, if the network has nothing else to do."""
-        if self.what_if.state == "ready" and self._waiting == 0:
-            self._keep(asyncio.get_running_loop().run_in_executor(self.shared.network, self._warm, video_id))
+    def warm(self, video_id: str, slot: int) -> None:
+        """Run the network once for a video that was opened, in the background."""
+        if self.what_if.state != "ready" or len(self._warming) >= MAX_WARMING or video_id in self._warming:
+            return
+        self._warming.add(video_id)
+        self._keep(asyncio.get_running_loop().run_in_executor(self.shared.opening, self._warm, video_id, slot))
 
-    def _warm(self, video_id: str) -> None:
+    def _warm(self, video_id: str, slot: int) -> None:
         try:
-            self.what_if.warm(video_id)
+            if self.leases.active(video_id, slot) is not None:  # else it was left before its turn came
+                self.what_if.warm(video_id)
         except StabnError as error:
             log.warning("video %s: %s", video_id, error)
+        finally:
+            self._warming.discard(video_id)
 
     def confirm(self) -> None:
         """Return if this server may write to the round; to be asked before each change.

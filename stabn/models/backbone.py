@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stabn.config import ModelConfig, spec_of
 from stabn.models.load_report import LoadReport
+from stabn.models.perceiver import Perceiver
 
 EXTRACTOR, TRUNK, PERCEPTION = "feature_extractor", "trunk", "perception_branch"  # the parts, in Placed
 
@@ -39,11 +40,13 @@ class Backbone(ABC):
         trunk_channels: of what the trunk returns.
         reads_channels: the perception branch reads the channels as the feature extractor wrote them, as in a residual
             stream that goes on: the attention mechanism then starts as the identity instead of at random.
+        perceiver: runs the perception branch for one Mt after the other: whole, or as little of it as a change reaches.
     """
 
     channels: int
     trunk_channels: int
     reads_channels = False
+    perceiver: type[Perceiver] = Perceiver
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config

@@ -5,7 +5,7 @@ Cut before layer 4; the trunk of the attention branch is layer 4 without stride.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -13,6 +13,7 @@ from stabn.config import ModelConfig
 from stabn.models.backbone import EXTRACTOR, PERCEPTION, TRUNK, Backbone, Placed
 from stabn.models.checkpointing import Layer
 from stabn.models.load_report import LoadReport, WeightsError
+from stabn.models.resnet3d_frames import FramePerceiver
 
 # Our names of the extractor's parts, by the names of torchvision's and the released modules.
 IMAGENET_PARTS = {"conv1": "stem.conv1", "bn1": "stem.bn1", "layer1": "layer1", "layer2": "layer2", "layer3": "layer3"}
@@ -24,6 +25,10 @@ class Block(nn.Module, ABC):
     expansion: int
     relu: nn.ReLU
     downsample: nn.Module | None
+
+    @abstractmethod
+    def convolutions(self) -> Sequence[tuple[nn.Conv3d, nn.BatchNorm3d]]:
+        """Return the convolutions in a row, the first over frames, each with the BatchNorm behind it."""
 
     @abstractmethod
     def residual(self, x: Tensor) -> Tensor:
@@ -52,6 +57,9 @@ class Basic(Block):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = shortcut(channels, width, stride, momentum)
 
+    def convolutions(self) -> Sequence[tuple[nn.Conv3d, nn.BatchNorm3d]]:
+        return (self.conv1, self.bn1), (self.conv2, self.bn2)
+
     def residual(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         return self.bn2(self.conv2(x))
@@ -72,6 +80,9 @@ class Bottleneck(Block):
         self.bn3 = nn.BatchNorm3d(width * 4, momentum=momentum)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = shortcut(channels, width * 4, stride, momentum)
+
+    def convolutions(self) -> Sequence[tuple[nn.Conv3d, nn.BatchNorm3d]]:
+        return (self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)
 
     def residual(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
@@ -159,6 +170,8 @@ class Classifier(nn.Module):
 
 class ResNet3D(Backbone):
     """See the head of this file."""
+
+    perceiver = FramePerceiver
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

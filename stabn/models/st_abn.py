@@ -22,6 +22,7 @@ from stabn.config import ModelConfig
 from stabn.models.backbone import PERCEPTION, TRUNK, Backbone
 from stabn.models.network import Network, initialize
 from stabn.models.output import Output, ShapeError
+from stabn.models.perceiver import Perceiver
 
 # Of the last layer before Mt's sigmoid at the start: a normalised map after ReLU has mean 0.4, which becomes 0.5.
 TEMPORAL_GAIN, TEMPORAL_BIAS = 4.0, -1.6
@@ -159,6 +160,10 @@ class STABN(Network):
         constant = norm(F.conv3d((1 + spatial) * features, for_spatial))
         slope = norm(F.conv3d(features, for_temporal))
         return constant, slope - norm(torch.zeros_like(slope[:1, :, :1, :1, :1]))
+
+    def perceiver(self, dtype: torch.dtype, storage: torch.dtype = torch.float16) -> Perceiver:
+        """Return what recognises clips from their `attend_parts`, for one Mt after the other."""
+        return self.backbone.perceiver(self.perception_branch, self.activation, dtype, storage)
 
     def classify(self, attended: Tensor) -> Tensor:
         """Return logits (B, K) of the perception branch from what `attend` returns."""
