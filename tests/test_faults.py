@@ -38,7 +38,7 @@ def test_a_read_survives_two_faults(store: Storage, faults: Faults, kind: str, h
     assert faults.happened == 2
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FAULTS if kind != "truncated"])
+@pytest.mark.parametrize("kind", FAULTS)
 def test_writes_and_listings_survive_two_faults(store: Storage, faults: Faults, kind: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(CONTENT)
     steps = {
@@ -48,6 +48,9 @@ def test_writes_and_listings_survive_two_faults(store: Storage, faults: Faults, 
     }
     if kind == "expired":
         del steps["HEAD"]  # its answer has no body and so no code
+    if kind == "truncated":
+        del steps["PUT"], steps["HEAD"]  # nothing to cut off
+        store.write("8.mjpeg", CONTENT), store.write("9.mjpeg", CONTENT)
     for method, operations in steps.items():
         for operation in operations:
             faults.kind, faults.count, faults.happened = kind, 2, 0

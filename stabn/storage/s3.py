@@ -34,7 +34,7 @@ from stabn.storage.interface import (
 from stabn.storage.local import write_file
 from stabn.storage.s3_client import MAX_ATTEMPTS, clock_offset, forget_clients
 from stabn.storage.s3_client import client as _client
-from stabn.storage.s3_errors import ExpiredCredentials, s3_errors, status_of
+from stabn.storage.s3_errors import AnswerCut, ExpiredCredentials, s3_errors, status_of
 
 Result = TypeVar("Result")
 
@@ -134,7 +134,7 @@ class S3Storage(Storage):
                 for item in page.get("Contents", ())
             ]
 
-        found = _call(f"{self.uri}/{prefix}", collect)
+        found = _call(f"{self.uri}/{prefix}", collect, reads=True)
         # SeaweedFS lists by folder, AWS by bytes
         yield from sorted(info for info in found if not info.key.endswith("/"))
 
@@ -147,7 +147,7 @@ class S3Storage(Storage):
             pages = _client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=place, Delimiter="/")
             return [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", ())]
 
-        found = _call(f"{self.uri}/{prefix}", collect)
+        found = _call(f"{self.uri}/{prefix}", collect, reads=True)
         return tuple(sorted(name.removeprefix(place).removesuffix("/") for name in found))
 
     def delete(self, key: str) -> None:
@@ -202,13 +202,18 @@ class S3Storage(Storage):
                     restart()
 
 
-def _call(uri: str, operation: Callable[[], Result]) -> Result:
-    """Run an operation on the client; with expired credentials again, with those that are there by then."""
+def _call(uri: str, operation: Callable[[], Result], *, reads: bool = False) -> Result:
+    """Run an operation on the client; with expired credentials again, with those that are there by then.
+
+    What only reads is also run again if its answer was cut off.
+    """
     for attempt in range(OWN_ATTEMPTS):
         try:
             with s3_errors(uri):
                 return operation()
-        except ExpiredCredentials as error:
+        except (ExpiredCredentials, AnswerCut) as error:
+            if isinstance(error, AnswerCut) and not reads:
+                raise
             _prepare_again(error, attempt)
     raise AssertionError("unreachable")
 

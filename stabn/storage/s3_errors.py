@@ -8,6 +8,7 @@ from typing import Any
 
 import botocore.exceptions as aws
 from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
 from stabn.endpoint import own_endpoint
 from stabn.errors import RetryableError, StabnError
@@ -22,6 +23,10 @@ WRONG_REGION = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintExcept
 
 class ExpiredCredentials(StorageError):
     """The credentials are no longer valid; new ones may be there at the next attempt."""
+
+
+class AnswerCut(RetryableError):
+    """An answer ended in its middle, which botocore does not ask again for; a write may have been done."""
 
 
 def status_of(error: Any) -> int:
@@ -48,6 +53,8 @@ def s3_errors(uri: str) -> Iterator[None]:
         raise RetryableError(
             f"{uri}: {error}; is AWS_ENDPOINT_URL ({endpoint}) right and the store running?"
         ) from error
+    except HTTPError as error:
+        raise AnswerCut(f"{uri}: the answer was cut off ({error}); is the way to {endpoint} sound?") from error
     except ResponseParserError as error:
         said = " ".join(str(error).split())[:200]
         raise StorageError(
