@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from old_store import OldStore, old_store
@@ -20,7 +21,7 @@ from components.cluster.pods import Pod
 from pipelines import github_identity
 from stabn.attention.rounds import Round
 from stabn.editor import auth
-from stabn.editor.leases import LeaseHeld, Leases
+from stabn.editor.leases import Lease, LeaseHeld, Leases
 from stabn.storage import StorageError, open_storage, s3_client
 
 HOURS = 7200.0
@@ -109,3 +110,33 @@ def test_an_identity_is_renewed_in_time_with_a_clock_behind(clock: Clock, monkey
     passed = 280.0
     identity.refresh_api_key_hook(config)
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_lease_is_not_prolonged_where_another_has_it_by_then(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    """A server that stands still between looking and writing tells nobody that they hold what another was given."""
+    storage = open_storage(str(tmp_path))
+    server, other = Leases(storage, 60), Leases(storage, 60)
+    server.take("10", 1, "ann")
+    write = server._write
+
+    def stand_still(lease: Lease, **options: Any) -> Lease:
+        monkeypatch.setattr(server, "_write", write)
+        clock.off = 61.0
+        if ended:
+            assert other.take("10", 1, "bob").holder == "bob"
+        else:  # but was prolonged through the other server
+            other.take("10", 1, "ann")
+        return write(lease, **options)
+
+    monkeypatch.setattr(server, "_write", stand_still)
+    if ended:
+        with pytest.raises(LeaseHeld, match="by bob"):
+            server.take("10", 1, "ann")
+    else:
+        assert server.take("10", 1, "ann").expires_at > time.time() + 50
+    found = Leases(storage, 60).look("10", 1)
+    assert found is not None and found.holder == ("bob" if ended else "ann")
+    assert len(list(storage.list("leases/"))) == 1

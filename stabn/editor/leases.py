@@ -1,8 +1,9 @@
 """Leases: who is editing which video, so that two people do not do so unknowingly. They expire by themselves.
 
 A lease is `leases/<video id>/<slot>/<generation>.json`. The highest generation counts; a new one is made by a
-conditional write, so of several people or servers exactly one gets it. Only its holder writes to it again, to prolong
-or end it. Times are the store's: the clocks of two servers may differ.
+conditional write, to prolong a lease too, so that of several people or servers exactly one gets it, however long one of
+them stands still between looking and writing. A lease is written to again only to end it. Times are the store's: the
+clocks of two servers may differ.
 """
 
 import contextlib
@@ -84,11 +85,8 @@ class Leases:
         for _ in range(ATTEMPTS):
             newest = self._newest(name, slot, holder)
             now = self.storage.now()
-            if newest is not None and newest.expires_at > now:
-                if newest.holder == holder:
-                    return self._write(replace(newest, expires_at=now + self.seconds))
-                if not force:
-                    raise LeaseHeld(newest)
+            if newest is not None and newest.expires_at > now and newest.holder != holder and not force:
+                raise LeaseHeld(newest)
             lease = Lease(name, slot, newest.generation + 1 if newest else 1, holder, now + self.seconds)
             try:
                 self._write(lease, if_absent=True)
@@ -124,22 +122,34 @@ class Leases:
 
     def _newest(self, name: str, slot: int, holder: str) -> Lease | None:
         """Return the lease that counts, from storage; one's own was last written by this server."""
-        keys = [match for key in self.storage.list(_folder(name, slot)) if (match := _KEY.fullmatch(key))]
-        if not keys:
-            return None
-        generation = max(int(match["generation"]) for match in keys)
-        known = self.active(name, slot)
-        if known is not None and known.generation == generation and known.holder == holder:
-            return known
-        return self._read(name, slot, generation)
-
-    def _read(self, name: str, slot: int, generation: int) -> Lease:
-        lease = Lease(name, slot, generation, "", 0.0)
-        with contextlib.suppress(ObjectNotFound, ValueError, TypeError):
-            lease = Lease(**parse_json(self.storage.read(lease.key)))
-        with self._lock:
-            self._known[name, slot] = lease
+        lease = None
+        for _ in range(ATTEMPTS):
+            keys = [match for key in self.storage.list(_folder(name, slot)) if (match := _KEY.fullmatch(key))]
+            if not keys:
+                return None
+            generation = max(int(match["generation"]) for match in keys)
+            known = self.active(name, slot)
+            if known is not None and known.generation == generation and known.holder == holder:
+                return known
+            lease, is_there = self._read(name, slot, generation)
+            if is_there:
+                break  # else there is a newer one by now
         return lease
+
+    def _read(self, name: str, slot: int, generation: int) -> tuple[Lease, bool]:
+        """Return a lease, of nobody if it is unreadable or gone, and whether it is there."""
+        lease, is_there = Lease(name, slot, generation, "", 0.0), True
+        try:
+            lease = Lease(**parse_json(self.storage.read(lease.key)))
+        except ObjectNotFound:
+            is_there = False
+        except (ValueError, TypeError):
+            pass
+        with self._lock:
+            known = self._known.get((name, slot))
+            if is_there or known is None or known.generation < generation:
+                self._known[name, slot] = lease
+        return lease, is_there
 
     def _write(self, lease: Lease, if_absent: bool = False) -> Lease:
         self.storage.write(lease.key, json.dumps(asdict(lease)).encode(), if_absent=if_absent)
