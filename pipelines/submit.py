@@ -149,11 +149,11 @@ def _run_name(request: Request, prepared: _Prepared) -> str:
     """Return a name that is the same for the same work: for a round, its corrections are part of it."""
     about = [request.pipeline]
     if round_uri := prepared.parameters.get("data_round_uri"):
-        from stabn.attention.edits import read_edits, summarize
+        from stabn.attention.edits import read_learnt, summarize
         from stabn.attention.rounds import load_round
 
         item = load_round(round_uri)
-        about += [item.round_id, summarize(item, read_edits(item)).fingerprint]
+        about += [item.round_id, summarize(item, read_learnt(item)).fingerprint]
     return " ".join([*about, prepared.version[2], fingerprint(prepared.parameters)[:8]])[:MAX_NAME]
 
 

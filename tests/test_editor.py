@@ -30,7 +30,7 @@ from starlette.testclient import TestClient
 
 from stabn.attention.automatic import collect_edits
 from stabn.attention.edit_document import parse_edit
-from stabn.attention.edits import import_edits, read_edits
+from stabn.attention.edits import EditError, import_edits, read_edits
 from stabn.attention.rounds import Round, RoundError, model_attention
 from stabn.cli import main
 from stabn.config import ConfigError, EditorConfig
@@ -1093,6 +1093,23 @@ def test_a_finished_round_tells_the_webhook_once(
         assert again.json()["code"] == "finished" and again.json()["finished"]["started"] == headers["X-Stabn-Delivery"]
         other.services.refresh()
         assert max_.get("/api/round").json()["finished"]["by"] in ("lea", "max")
+
+
+def test_what_is_saved_after_finishing_is_not_learnt_from(editor_round: Round, tmp_path: Path) -> None:
+    with server(editor_round) as person:
+        lea = person("lea")
+        assert lea.save("12", [0.5] * 33).status_code == 200
+        assert lea.post("/api/lead/finish", json={"anyway": True}).status_code == 200
+        record = json.loads(editor_round.storage.read("editor/finished.json"))
+        assert record["revisions"] == {"12": 1}
+        assert lea.save("12", [0.9] * 33, based_on=1).status_code == 200, "the page says that it is not learnt from"
+        assert lea.save("10", [0.9] * 12).status_code == 200
+    summary = import_edits(editor_round.uri, tmp_path / "edits.parquet")
+    assert summary.fingerprint == record["edits_fingerprint"] and summary.edited == ("12",)
+    assert read_edits(editor_round)["12"].revision == 2, "for whoever looks at the newest"
+    editor_round.storage.write("editor/finished.json", json.dumps({**record, "revisions": {"12": 3}}).encode())
+    with pytest.raises(EditError, match="edits/12: revision 3 of 3 is missing"):
+        import_edits(editor_round.uri, tmp_path / "edits.parquet")
 
 
 def test_a_finished_round_starts_the_pipeline_once(editor_round: Round, receiver: Receiver) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +21,12 @@ from stabn.attention.rounds import (
     model_attention,
 )
 from stabn.data.edit_table import EditError, save_edit_table
-from stabn.storage import ObjectExists, Storage
+from stabn.storage import ObjectExists, ObjectNotFound, Storage
+from stabn.text import parse_json
 from stabn.tracking import stage_run
 
 READERS = 16  # documents read at once
+FINISHED_FILE = "editor/finished.json"  # who finished a round, and the revision of each video then
 
 
 class EditConflict(EditError):
@@ -87,12 +90,15 @@ def check_edit(item: Round, edit: Edit, where: str, own: Sequence[float] | None 
         raise EditError(f"{where}: model_attention is not the network's own of this round; save the edit again")
 
 
-def latest_edits(storage: Storage, known: Mapping[str, Edit] | None = None) -> Iterator[Edit]:
+def latest_edits(
+    storage: Storage, known: Mapping[str, Edit] | None = None, chosen: Mapping[str, int] | None = None
+) -> Iterator[Edit]:
     """Yield the newest revision of each edited video, by id.
 
     Args:
         storage: the round's.
         known: documents read before, by key; a revision never changes, so they are not read again.
+        chosen: these revisions of these videos instead, and no other video.
 
     Raises:
         EditError: a document is unusable, lies under another's name, or a revision before it is missing.
@@ -104,10 +110,11 @@ def latest_edits(storage: Storage, known: Mapping[str, Edit] | None = None) -> I
             revisions.setdefault(video_id, []).append(revision)
         elif key.endswith(".json"):
             raise EditError(f"{key}: is not edits/<video id>/<revision, four digits>.json; move it elsewhere")
-    for video_id, found in revisions.items():
-        if missing := sorted(set(range(1, max(found))) - set(found)):
-            raise EditError(f"edits/{video_id}: revision {missing[0]} of {max(found)} is missing; put it back")
-    keys = [edit_key(video_id, max(found)) for video_id, found in sorted(revisions.items())]
+    newest = {video_id: max(found) for video_id, found in revisions.items()} if chosen is None else chosen
+    for video_id, last in newest.items():
+        if missing := sorted(set(range(1, last + 1)) - set(revisions.get(video_id, ()))):
+            raise EditError(f"edits/{video_id}: revision {missing[0]} of {last} is missing; put it back")
+    keys = [edit_key(video_id, last) for video_id, last in sorted(newest.items())]
     known = known or {}
 
     def read(key: str) -> Edit:
@@ -151,20 +158,37 @@ def summarize(item: Round, edits: Mapping[str, Edit]) -> EditSummary:
     return EditSummary(**{kind: tuple(ids) for kind, ids in groups.items()}, fingerprint=digest.hexdigest()[:16])  # type: ignore[arg-type]
 
 
-def read_edits(item: Round) -> dict[str, Edit]:
-    """Return the newest edit of each video, all checked.
+def read_finished(storage: Storage) -> dict[str, Any] | None:
+    """Return who finished a round, when, the revisions then, and what was started; None: it is not finished."""
+    try:
+        return parse_json(storage.read(FINISHED_FILE))
+    except ObjectNotFound:
+        return None
+
+
+def read_learnt(item: Round) -> dict[str, Edit]:
+    """Return the edits that are learnt from: of a finished round those of that moment, whatever was saved since.
 
     Raises:
         EditError: a document does not fit the round; names it.
     """
-    edits = list(latest_edits(item.storage))
+    return read_edits(item, (read_finished(item.storage) or {}).get("revisions"))
+
+
+def read_edits(item: Round, chosen: Mapping[str, int] | None = None) -> dict[str, Edit]:
+    """Return the newest edit of each video, or the chosen revisions, all checked.
+
+    Raises:
+        EditError: a document does not fit the round; names it.
+    """
+    edits = list(latest_edits(item.storage, chosen=chosen))
     with ThreadPoolExecutor(READERS) as readers:
         list(readers.map(lambda edit: check_edit(item, edit, edit.key), edits))
     return {edit.video_id: edit for edit in edits}
 
 
 def import_edits(round_uri: str, output_path: str | Path) -> EditSummary:
-    """Stage import-edits: check all edits of a round and write them as one table.
+    """Stage import-edits: check the edits of a round that are learnt from and write them as one table.
 
     Args:
         round_uri: the round.
@@ -177,7 +201,7 @@ def import_edits(round_uri: str, output_path: str | Path) -> EditSummary:
     check_round(item)
     inputs = {"dataset": item.manifest_fingerprint, "checkpoint": item.checkpoint_fingerprint}
     with stage_run("import-edits", settings={"round": round_uri}, inputs=inputs) as run:
-        edits = read_edits(item)
+        edits = read_learnt(item)
         summary = summarize(item, edits)
         if not summary.edited:
             raise EditError(

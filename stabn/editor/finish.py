@@ -1,8 +1,8 @@
 """A finished round starts the fine-tuning pipeline, once: through a signed webhook or as a KFP run.
 
-A lease, taken by a conditional write, lets one server at a time try; `editor/finished.json` records that it succeeded.
-A server that dies between the two leaves a second attempt possible: the webhook's delivery id and the KFP run's name
-are the same then, so that a receiver, and we ourselves, recognise it.
+A lease, taken by a conditional write, lets one server at a time try; `editor/finished.json` records that it succeeded,
+and which revisions are learnt from. A server that dies between the two leaves a second attempt possible: the webhook's
+delivery id and the KFP run's name are the same then, so that a receiver, and we ourselves, recognise it.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from stabn.attention.edits import read_edits, summarize
+from stabn.attention.edits import FINISHED_FILE, read_edits, read_finished, summarize
 from stabn.config import ConfigError, EditorConfig, parse_overrides
 from stabn.editor.board import Board
 from stabn.editor.exchange import now
@@ -29,13 +29,11 @@ from stabn.endpoint import basic_authorization, without_user
 from stabn.errors import StabnError
 from stabn.forms import parse_form
 from stabn.masking import masked
-from stabn.storage import ObjectNotFound, Storage
 from stabn.text import parse_json
 
 log = logging.getLogger(__name__)
 
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")  # of a KFP run
-FINISHED_KEY = "editor/finished.json"
 SECRET_VARIABLE = "STABN_WEBHOOK_SECRET"
 TOKEN_VARIABLE = "STABN_KFP_TOKEN"
 TOKEN_PATH_VARIABLE = "KF_PIPELINES_SA_TOKEN_PATH"
@@ -91,7 +89,8 @@ class Finish:
         try:
             if done := self.record():
                 raise ApiError(409, "finished", f"{done['by']} finished the round at {done['at']}", finished=done)
-            summary = summarize(self.board.round, read_edits(self.board.round))
+            edits = read_edits(self.board.round)
+            summary = summarize(self.board.round, edits)
             if not summary.edited:
                 raise ApiError(409, "nothing", f"no corrected video to learn from ({summary})")
             undone = len(summary.second_opinion) + len(summary.draft) + len(summary.missing)
@@ -108,7 +107,8 @@ class Finish:
                 "target": self.target,
             }
             content["started"] = self._start(content)
-            self.board.storage.write(FINISHED_KEY, json.dumps(content, indent=1).encode(), if_absent=True)
+            content["revisions"] = {video_id: edit.revision for video_id, edit in edits.items()}
+            self.board.storage.write(FINISHED_FILE, json.dumps(content, indent=1).encode(), if_absent=True)
             shown = shown_finish(self.config, content) or {}
             what = f"; started {describe(self.config)}: {shown['link'] or shown['started']}" if shown["started"] else ""
             print(f"editor: {person} finished round {content['round_id']}{what}", flush=True)
@@ -213,14 +213,6 @@ def describe(config: EditorConfig) -> str:
     if config.kfp_host:
         return f"pipeline {config.kfp_pipeline} at {without_user(config.kfp_host)}"
     return f"webhook {masked(config.webhook_url)}" if config.webhook_url else "nothing"
-
-
-def read_finished(round_storage: Storage) -> dict[str, Any] | None:
-    """Return who finished a round, when, and what was started; None: it is not finished."""
-    try:
-        return parse_json(round_storage.read(FINISHED_KEY))
-    except ObjectNotFound:
-        return None
 
 
 def shown_finish(config: EditorConfig, record: dict[str, Any] | None, state: str = "") -> dict[str, Any] | None:

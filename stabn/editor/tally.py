@@ -11,10 +11,10 @@ from typing import Any
 
 from stabn.attention.automatic import EDITOR as AUTOMATIC
 from stabn.attention.edit_document import Edit, edit_key, parse_edit, parse_edit_key
+from stabn.attention.edits import read_finished
 from stabn.attention.rounds import load_round
 from stabn.attention.waiting import Waiting, read_waiting
 from stabn.data.edit_table import EditError
-from stabn.editor.finish import read_finished
 from stabn.editor.queue import FINISHED, state_of
 from stabn.storage import ObjectNotFound, Storage
 
