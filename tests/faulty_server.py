@@ -5,6 +5,7 @@ import http.client
 import http.server
 import socket
 import struct
+import sys
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -96,8 +97,14 @@ def faulty_server(endpoint: str) -> Iterator[Faults]:
             with contextlib.suppress(OSError, ValueError):
                 super().finish()
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(http.server.ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            if not isinstance(sys.exc_info()[1], ConnectionError):  # of a client that was killed
+                super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+    server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     faults.endpoint = f"http://127.0.0.1:{server.server_port}"
     try:
