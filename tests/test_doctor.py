@@ -14,7 +14,7 @@ import yaml
 
 from components.cluster.config import ClusterConfig
 from components.doctor import Places, examine
-from components.doctor.cluster import ARGO_SETTINGS, PERMISSIONS, SECURITY_LABEL
+from components.doctor.cluster import ARGO_SETTINGS, CLUSTER_RUNTIMES, PERMISSIONS, SECURITY_LABEL
 from components.trainjob import Work, build_trainjob
 from stabn.cli import main
 from stabn.local_services import LocalStore
@@ -66,6 +66,9 @@ class FakeCluster:
         if path.endswith("/selfsubjectaccessreviews"):
             asked = body["spec"]["resourceAttributes"]
             resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+            if resource == CLUSTER_RUNTIMES[1]:
+                assert not asked.get("namespace"), "they are in no namespace"
+                return 201, {"spec": body["spec"], "status": {"allowed": f"get {resource}" not in self.denied}}
             assert asked["namespace"] == NAMESPACE
             is_known = any((asked["group"], resource) == (group, name) for group, name, _ in PERMISSIONS)
             allowed = is_known and f"{asked['verb']} {resource}" not in self.denied
@@ -272,6 +275,21 @@ def test_missing_permissions_are_named(cluster: FakeCluster) -> None:
     is_well, lines = run()
     assert not is_well and "may not create trainjobs, get pods/log in namespace research" in lines["permissions"]
     assert "stabn-pipeline" in lines["permissions"]
+
+
+def test_reading_a_runtime_of_the_whole_cluster_needs_a_role_of_the_cluster(cluster: FakeCluster) -> None:
+    place = f"{TRAINER}/clustertrainingruntimes/stabn-torch"
+    cluster.answers[place] = cluster.answers[RUNTIME_PATH]
+    is_well, lines = run(runtime_kind="ClusterTrainingRuntime")
+    assert is_well and "all 16 " in lines["permissions"]
+    cluster.denied = {"get clustertrainingruntimes"}
+    is_well, lines = run(runtime_kind="ClusterTrainingRuntime")
+    assert not is_well and "may not get clustertrainingruntimes" in lines["permissions"]
+    page = (Path(__file__).parent.parent / "docs" / "cluster-training.md").read_text()
+    assert "cluster role stabn-runtimes (docs/cluster-training.md)" in lines["permissions"]
+    assert "create clusterrole stabn-runtimes --verb=get --resource=clustertrainingruntimes." in page
+    is_well, lines = run()
+    assert is_well and "all 15 " in lines["permissions"], "a runtime of the namespace needs none"
 
 
 def test_a_step_that_may_not_list_nodes_is_no_failure(cluster: FakeCluster) -> None:

@@ -24,6 +24,8 @@ GRACE_SECONDS = (
     "terminationGracePeriodSeconds"
 )
 ARGO_SETTINGS = "workflow-controller-configmap"
+# Beside them, where the jobs build on a runtime of the whole cluster, which no role in a namespace can allow to read.
+CLUSTER_RUNTIMES = (GROUP, "clustertrainingruntimes", "get")
 SECURITY_LABEL = "pod-security.kubernetes.io/enforce"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 NO_CLUSTER = "neither in a cluster nor KUBECONFIG set"
@@ -84,6 +86,19 @@ def check_permissions(places: Places) -> str:
                 answer = api.create_self_subject_access_review(review, _request_timeout=TIMEOUT_SECONDS)
                 missing += [] if answer.status.allowed else [f"{verb} {resource}"]
                 count += 1
+        if places.runtime_kind == "ClusterTrainingRuntime":
+            group, resource, verb = CLUSTER_RUNTIMES
+            everywhere = kube.V1ResourceAttributes(verb=verb, group=group, resource=resource)
+            review = kube.V1SelfSubjectAccessReview(
+                spec=kube.V1SelfSubjectAccessReviewSpec(resource_attributes=everywhere)
+            )
+            answer = api.create_self_subject_access_review(review, _request_timeout=TIMEOUT_SECONDS)
+            if not answer.status.allowed:
+                raise Wrong(
+                    f"may not {verb} {resource}, which STABN_TRAINJOB_RUNTIME_KIND asks for: create and bind the "
+                    "cluster role stabn-runtimes (docs/cluster-training.md)"
+                )
+            count += 1
         if missing:
             raise Wrong(
                 f"may not {', '.join(missing)} in namespace {namespace}: bind the role stabn-pipeline "
