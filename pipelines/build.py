@@ -27,8 +27,9 @@ DEFINITIONS = {
 def build(name: str, settings: CompileSettings | None = None) -> BaseComponent:
     """Return the pipeline `name` for a cluster, or without settings for this machine."""
     define, title = DEFINITIONS[name]
+    limits = settings.run_limits() if settings else None
     with compiled_with(name, settings) if settings else nullcontext():
-        return dsl.pipeline(name=f"st-abn-{name}", display_name=title)(define)
+        return dsl.pipeline(name=f"st-abn-{name}", display_name=title, pipeline_config=limits)(define)
 
 
 def compile_pipeline(pipeline: BaseComponent, settings: CompileSettings, path: Path) -> None:

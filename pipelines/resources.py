@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from kfp import kubernetes
-from kfp.dsl import PipelineTask
+from kfp.dsl import PipelineConfig, PipelineTask
 
 from components.images import DATA_IMAGE, TRAINER_IMAGE
 from components.mounted import SECRET_DIR, STORAGE_DIR
@@ -25,6 +25,7 @@ from stabn.config import ConfigError, Settings, setting
 MUTABLE_TAG = "latest"
 BACKOFF_FACTOR = 2.0
 NO_LIMIT_SECONDS = 365 * 24 * 3600
+MAX_DAYS = 10_000.0  # in seconds still a number that Kubernetes takes
 RUN_ID_FIELD = "metadata.labels['pipeline/runid']"
 
 
@@ -86,6 +87,21 @@ class CompileSettings(Settings):
         "servers before 2.16, which refuse them",
     )
     commit: str = setting("", "git commit of the images' code, for MLflow; empty: unknown")
+    success_days: float = setting(
+        7.0,
+        "days after which what a run that succeeded left in Kubernetes (its workflow and pods, with their logs) is "
+        "deleted; storage, MLflow and KFP's record stay; 0: as the server has it, also for servers before 2.17",
+        low=0.0,
+        high=MAX_DAYS,
+    )
+    failure_days: float = setting(30.0, "the same for a run that failed", low=0.0, high=MAX_DAYS)
+    deadline_days: float = setting(
+        0.0,
+        "days after which a run that has not ended is ended as failed, with the time that people take for their "
+        "corrections; 0: each step has its own limit, the run none",
+        low=0.0,
+        high=MAX_DAYS,
+    )
     backoff_seconds: int = setting(30, "wait before the first retry, doubled each time", low=1)
     patience_minutes: float = setting(
         30.0,
@@ -126,6 +142,18 @@ class CompileSettings(Settings):
         """Return the same settings with KFP's cache off for some stages."""
         changed = {name: dataclasses.replace(self.stages[name], cache=False) for name in stages}
         return dataclasses.replace(self, stages={**self.stages, **changed})
+
+    def run_limits(self) -> PipelineConfig:
+        """Return when a run is ended, and when it is cleared away: Argo's `activeDeadlineSeconds` and `ttlStrategy`."""
+
+        def seconds(days: float) -> int | None:
+            return math.ceil(days * 24 * 3600) or None
+
+        return PipelineConfig(
+            ttl_seconds_after_success=seconds(self.success_days),
+            ttl_seconds_after_failure=seconds(self.failure_days),
+            active_deadline_seconds=seconds(self.deadline_days),
+        )
 
     @property
     def images_are_fixed(self) -> bool:

@@ -15,6 +15,12 @@ from stabn.storage import open_storage
 from tests.tiny_run import CLASSES, EDITED, write_dataset, write_edits
 
 NAMED = {"name": "Pushing boxes", "license": "CC-BY-4.0"}
+# The context that mlcroissant 1.1.1 expects; it warns of any other.
+CONTEXT_KEYS = (
+    "@language @vocab citeAs column conformsTo cr data dataType dct equivalentProperty examples extract field "
+    "fileObject fileProperty fileSet format includes isLiveDataset jsonPath key md5 parentField path rai "
+    "recordSet references regex repeated replace samplingRate sc separator source subField transform"
+)
 
 
 @pytest.fixture
@@ -26,10 +32,13 @@ def test_the_metadata_have_what_croissant_requires(manifest: str, tmp_path: Path
     """Specification 1.0: required properties of dataset, files, record sets and fields; ids that exist; checksums."""
     edits, output = write_edits(tmp_path / "edits.parquet", EDITED), tmp_path / "out"
     words = ["--manifest", manifest, "--edits", edits, "--output", str(output), "--url", "https://example.org/boxes"]
+    words += ["--cite", "@misc{boxes}"]
     main(["croissant", *words, *(word for name, text in NAMED.items() for word in (f"--{name}", text))])
     document = json.loads((output / "croissant.json").read_text())
     assert document["@type"] == "sc:Dataset" and document["conformsTo"] == "http://mlcommons.org/croissant/1.0"
     assert {"@context", "name", "description", "license", "url", "datePublished", "version"} <= document.keys()
+    assert " ".join(sorted(document["@context"], key=lambda key: (key[0] != "@", key))) == CONTEXT_KEYS
+    assert document["citeAs"] == "@misc{boxes}"
     assert document["@context"]["cr"] == "http://mlcommons.org/croissant/"
     assert document["@context"]["@vocab"] == "https://schema.org/"
     assert "9 train, 6 validation" in document["description"] and "corrections" in document["description"]
@@ -77,3 +86,15 @@ def test_a_later_export_without_corrections_leaves_none(manifest: str, storage_u
         export_dataset(manifest, given, storage_uri, **NAMED)
         assert len(json.loads(store.read("croissant.json"))["distribution"]) == count
         assert len(list(store.list())) == count + 1
+
+
+def test_mlcroissant_reads_it_without_a_word(manifest: str, tmp_path: Path) -> None:
+    """Where the library is installed; it is none of ours."""
+    mlcroissant = pytest.importorskip("mlcroissant")
+    edits = write_edits(tmp_path / "edits.parquet", EDITED)
+    told = {**NAMED, "url": "https://example.org/boxes", "cite": "@misc{boxes}"}
+    dataset = mlcroissant.Dataset(export_dataset(manifest, edits, str(tmp_path / "out"), **told))
+    issues = dataset.metadata.ctx.issues
+    assert not issues.errors and not issues.warnings
+    counts = {name: len(list(dataset.records(name))) for name in ("videos", "classes", "edits")}
+    assert counts == {"videos": 15, "classes": len(CLASSES), "edits": len(EDITED)}

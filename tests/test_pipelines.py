@@ -29,6 +29,7 @@ from pipelines.demo import TASKS, readable
 from pipelines.local import code_fingerprint, parse_parameters
 from pipelines.resources import STAGES as STAGE_SETTINGS
 from pipelines.resources import CompileSettings
+from stabn.config import ConfigError
 from stabn.data.sources import dataset_fingerprint
 from stabn.errors import StabnError
 from stabn.forms import offered
@@ -452,6 +453,25 @@ def test_compile_settings_reach_every_task(tmp_path: Path) -> None:
     assert retries["train"]["maxRetryCount"] == 9 and retries["report"]["maxRetryCount"] == 2
     assert all(policy["backoffDuration"] == "30s" and policy["backoffFactor"] == 2 for policy in retries.values())
     assert "activeDeadlineSeconds" not in pods["exec-edits"], "people take their time; edit_timeout_hours limits it"
+
+
+def test_a_run_is_ended_and_cleared_away_when_the_settings_say_so(tmp_path: Path) -> None:
+    """KFP 2.17 makes Argo's `activeDeadlineSeconds` and `ttlStrategy` of it; 0 days leave it to the server."""
+
+    def limits(text: str) -> dict[str, int]:
+        (tmp_path / "settings.yaml").write_text(text)
+        settings = CompileSettings.load(tmp_path / "settings.yaml")
+        compile_pipeline(build("finetune", settings), settings, tmp_path / "out.yaml")
+        _, platform = yaml.load_all((tmp_path / "out.yaml").read_text(), yaml.CSafeLoader)
+        return platform["platforms"]["kubernetes"].get("pipelineConfig", {})
+
+    day = 24 * 3600
+    assert limits("") == {"resourceTtlOnSuccess": 7 * day, "resourceTtlOnFailure": 30 * day}
+    given = limits("deadline_days: 1.5\nsuccess_days: 0.00001\nfailure_days: 0\n")
+    assert sorted(given.values()) == [1, 1.5 * day] and given["resourceTtlOnSuccess"] == 1
+    assert limits("{success_days: 0, failure_days: 0}") == {}
+    with pytest.raises(ConfigError, match=r"deadline_days = 30000\.0"):
+        limits("deadline_days: 30000")
 
 
 def test_the_last_retry_has_time_left(tmp_path: Path) -> None:

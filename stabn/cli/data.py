@@ -78,6 +78,7 @@ def merge_frames(args: Namespace, config: RunConfig) -> None:
     argument("--license", metavar="TEXT", help="address or SPDX name of the licence, such as CC-BY-4.0"),
     argument("--description", metavar="TEXT", default="", help="a few sentences; default: what the files tell"),
     argument("--url", metavar="URL", default="", help="page of the dataset, if it has one"),
+    argument("--cite", metavar="TEXT", default="", help="how a paper cites it, such as BibTeX"),
     argument("--output", metavar="DIR", help="folder or s3:// prefix for the files, to be published"),
 )
 def croissant(args: Namespace, config: RunConfig) -> None:
@@ -87,7 +88,7 @@ def croissant(args: Namespace, config: RunConfig) -> None:
     """
     from stabn.data.croissant import export_dataset
 
-    told = {"name": args.name, "license": args.license, "description": args.description, "url": args.url}
+    told = {name: getattr(args, name) for name in ("name", "license", "description", "url", "cite")}
     print(f"croissant: {export_dataset(args.manifest, args.edits, args.output, **told)}")
 
 

@@ -22,13 +22,13 @@ CONTEXT: dict[str, Any] = {
     "conformsTo": "dct:conformsTo", "cr": "http://mlcommons.org/croissant/",
     "rai": "http://mlcommons.org/croissant/RAI/", "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"}, "dct": "http://purl.org/dc/terms/",
-    "examples": {"@id": "cr:examples", "@type": "@json"}, "extract": "cr:extract", "field": "cr:field",
-    "fileProperty": "cr:fileProperty", "fileObject": "cr:fileObject", "fileSet": "cr:fileSet", "format": "cr:format",
-    "includes": "cr:includes", "isLiveDataset": "cr:isLiveDataset", "jsonPath": "cr:jsonPath", "key": "cr:key",
-    "md5": "cr:md5", "parentField": "cr:parentField", "path": "cr:path", "recordSet": "cr:recordSet",
-    "references": "cr:references", "regex": "cr:regex", "repeated": "cr:repeated", "replace": "cr:replace",
-    "sc": "https://schema.org/", "separator": "cr:separator", "source": "cr:source", "subField": "cr:subField",
-    "transform": "cr:transform",
+    "equivalentProperty": "cr:equivalentProperty", "examples": {"@id": "cr:examples", "@type": "@json"},
+    "extract": "cr:extract", "field": "cr:field", "fileProperty": "cr:fileProperty", "fileObject": "cr:fileObject",
+    "fileSet": "cr:fileSet", "format": "cr:format", "includes": "cr:includes", "isLiveDataset": "cr:isLiveDataset",
+    "jsonPath": "cr:jsonPath", "key": "cr:key", "md5": "cr:md5", "parentField": "cr:parentField", "path": "cr:path",
+    "recordSet": "cr:recordSet", "references": "cr:references", "regex": "cr:regex", "repeated": "cr:repeated",
+    "replace": "cr:replace", "samplingRate": "cr:samplingRate", "sc": "https://schema.org/",
+    "separator": "cr:separator", "source": "cr:source", "subField": "cr:subField", "transform": "cr:transform",
 }  # fmt: skip
 VIDEOS = {
     "video_id": "names the video in every table",
@@ -56,7 +56,15 @@ class CroissantError(StabnError):
 
 
 def export_dataset(
-    manifest_uri: str, edits_uri: str, output_uri: str, *, name: str, license: str, description: str = "", url: str = ""
+    manifest_uri: str,
+    edits_uri: str,
+    output_uri: str,
+    *,
+    name: str,
+    license: str,
+    description: str = "",
+    url: str = "",
+    cite: str = "",
 ) -> str:
     """Write a manifest, corrections if there are any, and Croissant metadata of both into one folder, to be published.
 
@@ -70,6 +78,7 @@ def export_dataset(
         license: address or SPDX name of the licence of what is published.
         description: a few sentences; empty: what the files tell.
         url: page of the dataset; empty: none yet.
+        cite: how a paper cites it, such as BibTeX; empty: not told, of which validators warn.
 
     Returns:
         Where the metadata are.
@@ -88,7 +97,7 @@ def export_dataset(
             raise CroissantError(f"{edits_uri}: video {unknown[0]!r} is not in {manifest_uri}; give those of one round")
         files[EDITS_FILE] = read_uri(edits_uri)
     storage = open_storage(output_uri)
-    document = _document(manifest, files, name, license, description, url)
+    document = _document(manifest, files, name, license, description, url, cite)
     with owned(storage, "croissant", {"files": _digests(files), "name": name}):
         storage.delete(METADATA_FILE)  # it comes last, and until then nothing here is whole
         if not edits_uri:
@@ -100,7 +109,7 @@ def export_dataset(
 
 
 def _document(
-    manifest: Manifest, files: Mapping[str, bytes], name: str, license: str, description: str, url: str
+    manifest: Manifest, files: Mapping[str, bytes], name: str, license: str, description: str, url: str, cite: str
 ) -> dict[str, Any]:
     splits = {split: len(manifest.indices(split)) for split in dict.fromkeys(manifest.table["split"].to_pylist())}
     told = ", ".join(f"{count:,} {split}" for split, count in splits.items())
@@ -118,6 +127,7 @@ def _document(
         "description": description or f"{said}.",
         "license": license,
         **({"url": url} if url else {}),
+        **({"citeAs": cite} if cite else {}),
         "version": f"1.0.0+{version}",
         "datePublished": f"{datetime.now(UTC):%Y-%m-%d}",
         "keywords": ["video", "action recognition", "attention"],
