@@ -25,6 +25,9 @@ class Progress:
         unit: plural name of the items.
         stream: where to write; standard error by default.
         interval: seconds between two lines; None: 0.1 on a terminal, 5 elsewhere.
+
+    Attributes:
+        numbers: the newest that are shown.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class Progress:
         self._terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         default = TERMINAL_SECONDS if self._terminal else float(os.environ.get("STABN_PROGRESS_SECONDS") or LOG_SECONDS)
         self._interval = default if interval is None else interval
-        self._numbers: dict[str, Any] = {}
+        self.numbers: dict[str, Any] = {}
         self._start = self._shown = time.monotonic()
         self._closed = False
 
@@ -48,7 +51,7 @@ class Progress:
     def update(self, n: int = 1, **numbers: float) -> None:
         """Count n more items and remember numbers to show, like `loss=1.23`."""
         self.count += n
-        self._numbers |= numbers
+        self.numbers |= numbers
         if time.monotonic() - self._shown >= self._interval:
             self._show(self.line())
 
@@ -75,7 +78,7 @@ class Progress:
             parts.append(f"{_duration(seconds)} taken")
         elif self.total and rate:
             parts.append(f"{_duration(max(0, self.total - self.count) / rate)} left")
-        parts += [f"{name} {_number(value)}" for name, value in self._numbers.items()]
+        parts += [f"{name} {_number(value)}" for name, value in self.numbers.items()]
         if self._terminal and self.total:
             filled = min(BAR_WIDTH, BAR_WIDTH * self.count // self.total)
             parts.insert(1, "█" * filled + "░" * (BAR_WIDTH - filled))

@@ -311,6 +311,29 @@ def test_a_job_that_works(cluster: KubeServer) -> None:
     cluster.wait_for(lambda: cluster.deleted == [WORK.name])
 
 
+def test_what_the_trainer_reports_to_kubernetes_is_shown(cluster: KubeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once each, instead of what the log's lines let guess."""
+    monkeypatch.setattr("components.cluster.follow.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("components.cluster.logs.PROGRESS_SECONDS", 0.0)
+
+    def controller(cluster: KubeServer, job: dict[str, Any]) -> None:
+        first, second = cluster.start_pods(job)
+        for percent in (10, 37):
+            with cluster.changed:
+                status = cluster.jobs[WORK.name].setdefault("status", {})
+                status["trainerStatus"] = {"progressPercentage": percent, "estimatedRemainingSeconds": 4200}
+                status["trainerStatus"]["metrics"] = [{"name": "loss", "value": "2.31"}]
+            time.sleep(0.4)
+            cluster.write(first, f"train epoch {1 + percent // 30}/2  10/20 videos  5/s  0:02 left  loss 1.2")
+        for name in (second, first):
+            cluster.end(name, 0)
+        cluster.condition(job, "Complete", "AllJobsCompleted")
+
+    lines = run(cluster, controller)
+    told = [line for line in lines if line.startswith(f"TrainJob {WORK.name}: ") and "%" in line]
+    assert told == [f"TrainJob {WORK.name}: {n}%, about 1:10:00 left, loss 2.31" for n in (10, 37)]
+
+
 def test_pending_says_why_and_ends_at_its_deadline(cluster: KubeServer) -> None:
     message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from components.cluster.api import KubeApi
 from components.cluster.config import ClusterConfig
-from components.cluster.logs import LogFollower, Overall, clock
+from components.cluster.logs import PROGRESS_SECONDS, LogFollower, Overall, clock
 from components.cluster.pods import (
     CONTAINER,
     HOPELESS,
@@ -22,6 +22,7 @@ from components.cluster.pods import (
     newest_of_each,
     read_pod,
 )
+from components.cluster.progress import describe_trainer
 from stabn.errors import StabnError
 
 KEPT_LINES = 400  # of each log, to find the reason of a failure in
@@ -57,6 +58,7 @@ class Follower:
         self._tails: dict[str, deque[str]] = {}
         self._stop = threading.Event()
         self._overall = Overall()
+        self._reported, self._reported_at = "", 0.0  # by the trainer, of its progress
         self._told: set[str] = set()
         self._stuck_since: dict[str, float] = {}
         self._failed_since: float | None = None
@@ -79,6 +81,7 @@ class Follower:
                 job = self.api.get("trainjobs", self.name)
                 if job is None:
                     raise StabnError(f"TrainJob {self.name} was deleted by somebody while it was followed")
+                self._tell_progress(job)
                 conditions = {item["type"]: item for item in job.get("status", {}).get("conditions", [])}
                 if _is_true(conditions.get("Complete")):
                     self._read_logs_to_the_end()
@@ -158,10 +161,19 @@ class Follower:
         index = self.pods[uid].index
         if index == 0:
             self.say(line)
-            if overall := self._overall.read(line, time.monotonic()):
+            overall = self._overall.read(line, time.monotonic())
+            if overall and not self._reported:
                 self.say(f"TrainJob {self.name}: {overall}")
         elif ERRORS.search(line) and not NOISE.search(line):
             self.say(f"node {index}: {line}")
+
+    def _tell_progress(self, job: dict[str, Any]) -> None:
+        """Say what the trainer itself reports to Kubernetes, once a minute; it knows better than its log's lines."""
+        reported = (job.get("status") or {}).get("trainerStatus")
+        text, now = describe_trainer(reported), time.monotonic()
+        if text and text != self._reported and (not self._reported or now - self._reported_at >= PROGRESS_SECONDS):
+            self._reported, self._reported_at = text, now
+            self.say(f"TrainJob {self.name}: {text}")
 
     def _judge_time(self, suspended: dict[str, Any] | None) -> Cause | None:
         """Say what the job waits for, and return a cause when it has waited or run too long or waits in vain."""

@@ -41,6 +41,7 @@ class Loop:
         history: one dict of metrics per epoch done, the same in every process.
         on_epoch: told each epoch's metrics, in process 0.
         on_log: told what was measured in every `log_steps` steps, with the step's number, in process 0.
+        on_progress: told after every step which share of the training is done, and the newest numbers.
     """
 
     def __init__(self, recipe: Recipe, storage: Storage, world: World | None = None, profile_path: str = "") -> None:
@@ -56,6 +57,7 @@ class Loop:
         self.history: list[dict[str, float]] = []
         self.on_epoch: Callable[[dict[str, float]], None] = lambda row: None
         self.on_log: Callable[[dict[str, float], int], None] = lambda numbers, step: None
+        self.on_progress: Callable[[float, dict[str, float]], None] = lambda share, numbers: None
         self.device = choose_device(self.settings.device, self.world.local_rank, self.world.size)
         self.dtype = choose_precision(self.settings.precision, self.device)
         self.model = _place(recipe, self.device, self.world)
@@ -191,6 +193,7 @@ class Loop:
                 sums = dict(zip(COLUMNS, self.stepper.sums.tolist(), strict=True))
                 progress.update(0, loss=sums["total"] / max(1.0, sums["videos"]))
             progress.update(size)
+            self.on_progress((epoch + self._seen / max(1, len(positions))) / settings.epochs, progress.numbers)
             if settings.log_steps and (step + 1) % settings.log_steps == 0:
                 shown = f"{what} step {step + 1}/{num_steps}"
                 logged = self._log(shown, epoch * num_steps + step + 1, meter, logged, measured)

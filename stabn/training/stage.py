@@ -14,6 +14,7 @@ from stabn.tracking import StageRun, stage_run
 from stabn.training.agreement import Known, known_frames
 from stabn.training.checkpoint import check_classes, describe, load_model, read_checkpoint, require_attention
 from stabn.training.distributed import World, join_world
+from stabn.training.job_progress import JobProgress
 from stabn.training.launch import launch, must_launch
 from stabn.training.loop import Loop
 from stabn.training.recipes import Recipe, TrainingError, baseline, finetuning, st_abn
@@ -200,11 +201,15 @@ def _run(
             run = stack.enter_context(tracked)
         loop.on_epoch = lambda row: run.log_metrics(_metrics(row), step=int(row["epoch"]))
         loop.on_log = lambda numbers, step: run.log_metrics({f"step/{k}": v for k, v in numbers.items()}, step=step)
+        progress = JobProgress(lambda numbers, percent: run.log_metrics(numbers, step=percent))
+        if world.is_main:
+            loop.on_progress = progress.tell
         world.on_main(lambda: _own(loop, recipe.name, stack))
         loop.run()
         result = world.on_main(lambda: read_result(output_uri))
         run.log_metrics({f"best_{name}": v for name, v in result.metrics.items() if name.startswith("validation")})
         if world.is_main:
+            progress.finish(result.metrics)
             best = describe(read_checkpoint(result.best_uri))
             run.set_tags({"checkpoint": best.fingerprint, "checkpoint_uri": result.best_uri})
     return result
