@@ -34,7 +34,7 @@ from stabn.data.edit_table import save_edit_table
 from stabn.data.frames import extract_frames
 from stabn.data.manifest import Manifest
 from stabn.data.mini import VARIANTS, make_mini_dataset
-from stabn.data.mini_motion import HELPED
+from stabn.data.mini_motion import EASY
 from stabn.data.segments import load_segments
 from stabn.data.ssv2 import template_to_class
 from stabn.evaluation.crossed import Interval, crossed_bootstrap
@@ -126,7 +126,7 @@ class Bench:
     @property
     def helped(self) -> list[int]:
         """Classes whose videos are corrected."""
-        names = {template_to_class(a.template) for a in VARIANTS[self.variant].actions if a.around is HELPED}
+        names = {template_to_class(a.template) for a in VARIANTS[self.variant].actions if a.around is not EASY}
         classes = Manifest.load(self.manifest_path).classes
         return [index for index, name in enumerate(classes) if name in names]
 

@@ -164,9 +164,9 @@ def mini() -> RunConfig:
     return dataclasses.replace(
         small,
         data=dataclasses.replace(small.data, evaluation_scale=1.0, flip=False),
-        train=dataclasses.replace(small.train, epochs=24, validate_every=6),
+        train=dataclasses.replace(small.train, epochs=30, attention_epochs=12, validate_every=10),
         finetune=dataclasses.replace(small.finetune, epochs=6),
-        select=dataclasses.replace(small.select, max_videos=48),
+        select=dataclasses.replace(small.select, max_videos=80),
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from tiny_run import last_weights, newest_state, same, settings, without_times
+from tiny_run import EDITED, last_weights, newest_state, same, settings, without_times, write_edits
 from torch import Tensor, nn
 
 from stabn.config import ConfigError, DataConfig, ModelConfig, TrainConfig
@@ -164,18 +164,18 @@ from stabn.training.stage import train
 
 if __name__ == "__main__":
     try:
-        train({manifest!r}, settings(**{changes!r}), {output!r})
+        train({manifest!r}, settings(**{changes!r}), {output!r}, edits_path={edits!r})
     except StabnError as error:
         print(error, flush=True)
         sys.exit(error.exit_code)
 """
 
 
-def start(manifest: str, output: Path, **changes: Any) -> subprocess.Popen[str]:
-    """Start training in a process of its own."""
+def start(manifest: str, output: Path, edits: str = "", **changes: Any) -> subprocess.Popen[str]:
+    """Start training in a process of its own, with edits where there are any."""
     script = output.with_suffix(".py")
     tests = str(Path(__file__).parent)
-    script.write_text(SCRIPT.format(tests=tests, manifest=manifest, changes=changes, output=str(output)))
+    script.write_text(SCRIPT.format(tests=tests, manifest=manifest, changes=changes, output=str(output), edits=edits))
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONUNBUFFERED": "1"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     return subprocess.Popen(
@@ -215,7 +215,10 @@ def test_sigterm_saves_the_step_and_resuming_changes_nothing(manifest_path: str,
 
 
 def test_a_killed_process_is_replaced(manifest_path: str, tmp_path: Path) -> None:
-    process = start(manifest_path, tmp_path / "out", **LONG, train__processes=2, train__timeout_seconds=30.0)
+    """Also while the attention is learnt alone, when much of the network has nothing to learn."""
+    edits = write_edits(tmp_path / "edits.parquet", EDITED)
+    changes = {**LONG, "train__processes": 2, "train__timeout_seconds": 30.0, "train__attention_epochs": 20}
+    process = start(manifest_path, tmp_path / "out", edits, **changes)
     wait_for_epoch(tmp_path / "out", 2, process)
     children = psutil.Process(process.pid).children(recursive=True)
     workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
@@ -230,6 +233,7 @@ def test_a_killed_process_is_replaced(manifest_path: str, tmp_path: Path) -> Non
     history = read_checkpoint(str(tmp_path / "out" / "best.pt"))["history"]
     assert [row["epoch"] for row in history] == list(range(1, 41))
     assert all(0 <= row["train_top1"] <= 1 and np.isfinite(row["train_loss"]) for row in history)
+    assert history[19]["train_loss"] < 1 < history[20]["train_loss"], "the recognition joins in epoch 21"
 
 
 def test_evaluation_in_two_processes_counts_every_video_once(manifest_path: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from stabn.training.flops import forward_flops, training_flops
 from stabn.training.launch import launch
 from stabn.training.losses import Losses
 from stabn.training.recipes import TrainingError
-from stabn.training.schedule import Schedule, make_optimizer, plan_batches, rate_multiples, set_rate
+from stabn.training.schedule import Schedule, best_epoch, make_optimizer, plan_batches, rate_multiples, set_rate
 from stabn.training.stage import finetune, train
 
 
@@ -114,6 +114,20 @@ def test_cosine_falls_to_zero_after_warm_up() -> None:
     for _ in range(3):
         schedule.validated(1.0)
     assert schedule.at(6.0) == pytest.approx(0.05), "a plateau changes nothing"
+
+
+def test_the_attention_alone_has_a_course_of_the_rate_of_its_own_and_its_validations_do_not_count() -> None:
+    for name in ("one_cycle", "cosine", "plateau"):
+        config = TrainConfig(schedule=name, epochs=12, warmup_epochs=1.0, early_stop=1)
+        first, second = (Schedule(dataclasses.replace(config, epochs=epochs), 0.1) for epochs in (4, 8))
+        both = Schedule(config, 0.1, attention_epochs=4)
+        for epoch in (0.0, 0.5, 3.0, 3.9):
+            assert both.at(epoch) == pytest.approx(first.at(epoch))
+        for epoch in (0.0, 0.5, 3.0, 7.9):
+            assert both.at(4 + epoch) == pytest.approx(second.at(epoch))
+        rows = [{"validation_top1": 0.3 - 0.1 * number, "validation_loss": 1.0} for number in range(3)]
+        assert not both.ended(rows) and Schedule(config, 0.1).ended(rows)
+        assert best_epoch(rows, "best", 1) == 2 and best_epoch(rows, "best", 3) == 0 and best_epoch(rows, "best") == 1
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -502,6 +502,46 @@ def test_forced_attention_takes_the_place_of_the_networks_own(manifest_path: str
     assert not torch.equal(read_checkpoint(free.best_uri)["model"][name], start)
 
 
+def test_the_attention_is_learnt_first_and_then_the_recognition(manifest_path: str, tmp_path: Path) -> None:
+    """In the first epochs what follows the attention stays as it was; a run of two parts is the whole one."""
+    edits = write_edits(tmp_path / "edits.parquet", EDITED)
+    changes = {"train__attention_epochs": 2, "train__weight_decay": 0.0, "train__keep": "best"}
+    early = train(manifest_path, settings(**changes, train__epochs=4), str(tmp_path / "early"), edits_path=edits)
+    for row, alone in zip(early.history, (True, True, False, False), strict=True):
+        both = 0 if alone else row["train_perception_loss"] + row["train_attention_loss"]
+        assert row["train_loss"] == pytest.approx(both + 10 * row["train_temporal_loss"], rel=1e-5)
+        assert row["train_perception_loss"] > 0, "it is measured all the same"
+    assert read_checkpoint(early.best_uri)["epoch"] > 2, "no network that cannot recognise yet is chosen"
+
+    parts = settings(**changes, train__epochs=4)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, "finetuning_loss", 6)
+        with pytest.raises(Interrupted):
+            train(manifest_path, parts, str(tmp_path / "parts"), edits_path=edits)
+    torch.manual_seed(parts.train.seed)
+    start = STABN(dataclasses.replace(parts.model, num_classes=3)).state_dict()
+    weights = last_weights(tmp_path / "parts")
+    changed = {name for name, value in weights.items() if value.ndim > 1 and not torch.equal(value, start[name])}
+    assert not any(name.startswith(("perception_branch", "attention_mechanism")) for name in changed)
+    assert {name.split(".")[0] for name in changed} == {"feature_extractor", "attention_branch"}
+    resumed = train(manifest_path, parts, str(tmp_path / "parts"), edits_path=edits)
+    assert without_times(resumed.history) == without_times(early.history)
+
+
+def test_without_anything_to_learn_from_there_is_no_time_for_the_attention(manifest_path: str, tmp_path: Path) -> None:
+    """So the network before and the control with gamma 0 are the same, and recognise from the first epoch on."""
+    edits = write_edits(tmp_path / "edits.parquet", EDITED)
+    usual = train(manifest_path, settings(train__epochs=2), str(tmp_path / "usual")).history
+    config = settings(train__epochs=2, train__attention_epochs=1)
+    assert without_times(train(manifest_path, config, str(tmp_path / "before")).history) == without_times(usual)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, gamma=0.0))
+    control = train(manifest_path, config, str(tmp_path / "control"), edits_path=edits).history
+    assert [row["train_loss"] for row in control] == pytest.approx([row["train_loss"] for row in usual])
+    config = settings(train__epochs=3, train__attention_epochs=12)
+    rows = train(manifest_path, config, str(tmp_path / "short"), edits_path=edits).history
+    assert [row["train_loss"] > row["train_attention_loss"] for row in rows] == [False, True, True], "at most half"
+
+
 def test_the_3d_resnet_is_trained_beside_st_abn_where_that_is_wanted(
     manifest_path: str, tmp_path: Path, mlflow_uri: str
 ) -> None:
@@ -560,7 +600,7 @@ def test_the_last_epoch_is_kept_where_nothing_may_be_chosen(
 def test_settings_that_came_later_do_not_part_a_run_from_its_states(manifest_path: str, tmp_path: Path) -> None:
     config = settings()
     identity = run_identity(config.train, config.data, config.model, manifest="m")
-    assert not {"keep", "gamma", "teacher_forcing"} & set(identity)
+    assert not {"keep", "gamma", "teacher_forcing", "attention_epochs"} & set(identity)
     changed = dataclasses.replace(config.train, keep="last", gamma=5.0)
     assert {"keep": "last", "gamma": 5.0}.items() <= run_identity(changed, config.data, config.model).items()
     assert "gamma" in run_identity(config.finetune, config.data, config.model), "it was there from the beginning"

@@ -181,6 +181,14 @@ class FitConfig(Settings):
     gamma: float = setting(
         10.0, "weight of the temporal attention loss (eq. 6) of edited videos; 0: the control run", low=0.0, later=True
     )
+    attention_epochs: int = setting(
+        0,
+        "of the epochs, the first in which only the attention is learnt from the edits (eq. 6), so that the "
+        "recognition is learnt under an attention that is right; at most half of the epochs. 0: both from the first "
+        "step, as in the paper, and as without edits or with gamma = 0",
+        low=0,
+        later=True,
+    )
     teacher_forcing: float = setting(
         0.0,
         "share of the edited clips in which the edit takes the place of Mt in the attention mechanism while learning, "

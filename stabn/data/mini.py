@@ -19,7 +19,7 @@ import numpy as np
 
 from stabn.config import fingerprint
 from stabn.data.mini_drawing import PHOTOGRAPHS, draw
-from stabn.data.mini_motion import ACTIONS, DEMO_ACTIONS, HELPED, Action, MiniError, plan_video
+from stabn.data.mini_motion import ACTIONS, DEMO_ACTIONS, EASY, Action, MiniError, plan_video
 from stabn.data.ssv2 import LABELS_FILE, SPLIT_FILES, template_to_class
 from stabn.data.video_encoding import encode
 from stabn.machine import num_cores
@@ -218,7 +218,7 @@ def entries_of(num_videos: int, seed: int, kind: Variant = VARIANTS["demo"]) -> 
     entries: list[Entry] = []
     for split in SPLITS:
         weights = [
-            action.weight * (kind.held_out_weight if split == "held_out" and action.around is HELPED else 1)
+            action.weight * (kind.held_out_weight if split == "held_out" and action.around is not EASY else 1)
             for action in kind.actions
         ]
         counts = _counts(sizes[split], weights, at_least=1 if split in ("train", "validation") else 0)

@@ -1,9 +1,9 @@
 """What moves in the mini dataset: its actions, and the paths of object, hand and camera in one video.
 
 Every video shows two objects and a camera; most show a hand. The action is a short segment `[first, last)`. Around it
-there is motion that means nothing: mild in EASY actions, long and as large as other classes' actions in HELPED ones.
-What tells the action from the misleading motion is that the hand touches the object in the segment and only there.
-In HELPED actions it comes into view for that.
+there is motion that means nothing: mild in EASY actions, long and as large as other classes' actions in HELPED ones,
+and in AMONG_OTHERS each of the other classes' actions once. What tells the action from the misleading motion is that
+the hand touches the object in the segment and only there. In HELPED and AMONG_OTHERS it comes into view for that.
 """
 
 import math
@@ -34,6 +34,9 @@ class Surroundings:
         shake: camera shake, in pixels.
         kinds: probabilities of a misleading motion: of the object, of the camera, a zoom, a turn of the object.
         hand_away: how far the hand rests from the object, shortest and longest, in pixels; from about 130 out of view.
+        each_way: the misleading motions are slides of the object, one in each direction but the action's own, in any
+            order. Then every video shows all four: which ones it has tells nothing, only when each of them is. These
+            three take the place of `idle_frames` and `kinds`.
     """
 
     action_frames: tuple[int, int]
@@ -43,6 +46,7 @@ class Surroundings:
     shake: float = 1.2
     kinds: tuple[float, float, float, float] = (0.5, 0.25, 0.15, 0.1)
     hand_away: tuple[float, float] = (70, 105)
+    each_way: bool = False
 
 
 EASY = Surroundings(action_frames=(18, 28), idle_frames=(8, 18), amplitude=(0.02, 0.07), move_frames=(5, 10))
@@ -55,6 +59,7 @@ HELPED = Surroundings(
     kinds=(0.9, 0.04, 0.03, 0.03),
     hand_away=(150, 190),
 )
+AMONG_OTHERS = replace(HELPED, each_way=True)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class Action:
 
 
 LEFT, RIGHT, UP, DOWN = (-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0)
+WAYS = (LEFT, RIGHT, UP, DOWN)
 ANY, IN, OUT = (0.0, 0.0), (1.0, 0.0), (-1.0, 0.0)
 SLIDE, ZOOM, FALL, TURNS, SHORT = (0.36, 0.5), (0.5, 0.75), (0.5, 0.6), (1.0, 1.8), (0.3, 0.4)
 
@@ -102,16 +108,16 @@ ACTIONS = (
 )
 
 
-# Here nothing but the time tells the hard actions: each is a slide in one of four directions, among other such slides.
+# Here nothing but the time tells the hard actions: each is a slide in one of four directions, among the three others.
 _TOLD_BY_TIME = {
     "Pulling [something] from left to right",
     "Pulling [something] from right to left",
     "Moving [something] up",
     "Moving [something] down",
 }
-_TOLD_AT_ONCE = ("pan", "zoom", "fall", "spin")  # motions
+_TOLD_AT_ONCE = ("pan", "zoom", "fall")  # motions
 DEMO_ACTIONS = tuple(
-    replace(action, weight=1, around=HELPED) if action.template in _TOLD_BY_TIME else replace(action, weight=1.5)
+    replace(action, weight=1.3, around=AMONG_OTHERS) if action.template in _TOLD_BY_TIME else replace(action, weight=1)
     for action in ACTIONS
     if action.template in _TOLD_BY_TIME or action.motion in _TOLD_AT_ONCE
 )
@@ -143,12 +149,14 @@ def plan_video(action: Action, rng: np.random.Generator) -> Plan:
     num_action = int(rng.integers(around.action_frames[0], around.action_frames[1] + 1))
     if action.motion == "fall":
         num_action = int(rng.integers(6, 10))
+    if around.each_way:
+        return _plan_among_others(action, num_action, rng)
     num_idle = int(rng.integers(around.idle_frames[0], around.idle_frames[1] + 1))
     num_idle += max(0, MIN_FRAMES - num_action - num_idle)
     num_idle -= max(0, num_action + num_idle - MAX_FRAMES)
     first = round(num_idle * rng.uniform(0.25, 0.75))
     last = first + num_action
-    radii = (float(rng.uniform(28, 38)), float(rng.uniform(26, 34)))
+    radii = _radii(rng)
 
     angle = rng.uniform(0, 2 * math.pi)
     direction = np.array(action.direction if any(action.direction) else (math.cos(angle), math.sin(angle)))
@@ -156,9 +164,46 @@ def plan_video(action: Action, rng: np.random.Generator) -> Plan:
     before = _misleading_path(segment[0], first, around, rng)[::-1]
     after = _misleading_path(segment[-1], num_idle - first, around, rng)
     path = np.concatenate([before, segment, after])
+    _shake(path, around, rng)
+    return Plan(first, last, path, anchor, radii, _hand_path(action, direction, path, (first, last), radii[0], rng))
+
+
+def _plan_among_others(action: Action, num_action: int, rng: np.random.Generator) -> Plan:
+    """Draw one video of a slide that lies among slides in the three other directions, anywhere in time."""
+    radii, direction = _radii(rng), np.array(action.direction)
+    segment, _ = _action_path(action, direction, num_action, radii, rng)
+    others = [np.array(way) for way in rng.permutation([way for way in WAYS if way != action.direction])]
+    earlier = int(rng.integers(0, len(others) + 1))
+    before = _slides(segment[0], [-way for way in others[:earlier]], action.around, rng)[::-1]
+    after = _slides(segment[-1], others[earlier:], action.around, rng)
+    first, last = len(before), len(before) + num_action
+    path = np.concatenate([before, segment, after])
+    path[:, :2] += rng.uniform((-16, -10), (16, 10)) - (path[:, :2].min(0) + path[:, :2].max(0)) / 2
+    _shake(path, action.around, rng)
+    anchor = _place_anchor(path, radii, rng)
+    return Plan(first, last, path, anchor, radii, _hand_path(action, direction, path, (first, last), radii[0], rng))
+
+
+def _slides(
+    start: np.ndarray, directions: list[np.ndarray], around: Surroundings, rng: np.random.Generator
+) -> np.ndarray:
+    """Continue from a state with one slide of the object in each direction; (num_frames, 6)."""
+    states = [start]
+    for direction in directions:
+        target = states[-1].copy()
+        target[:2] += direction * rng.uniform(*around.amplitude) * HEIGHT
+        states.extend(_move(states[-1], target, around, rng))
+    return np.array(states[1:]).reshape(-1, 6)
+
+
+def _radii(rng: np.random.Generator) -> tuple[float, float]:
+    return float(rng.uniform(28, 38)), float(rng.uniform(26, 34))
+
+
+def _shake(path: np.ndarray, around: Surroundings, rng: np.random.Generator) -> None:
+    """Let the hand that holds the camera tremble."""
     shake = cv2.GaussianBlur(rng.normal(size=(len(path), 2)), (1, 9), 2) * around.shake * 2
     path[:, 2:4] += shake.reshape(-1, 2)
-    return Plan(first, last, path, anchor, radii, _hand_path(action, direction, path, (first, last), radii[0], rng))
 
 
 def _action_path(
@@ -222,11 +267,16 @@ def _misleading_path(start: np.ndarray, num_frames: int, around: Surroundings, r
                 break
         else:
             target = states[-1]
-        length = int(rng.integers(around.move_frames[0], around.move_frames[1] + 1))
-        u = np.linspace(0, 1, length + 1)[1:, None]
-        states.extend(states[-1] + (target - states[-1]) * u * u * (3 - 2 * u))
-        states.extend([states[-1]] * int(rng.integers(0, 3)))
+        states.extend(_move(states[-1], target, around, rng))
     return np.array(states[1 : num_frames + 1]).reshape(-1, 6)
+
+
+def _move(start: np.ndarray, target: np.ndarray, around: Surroundings, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return the states of one smooth misleading motion, and of a short rest after it."""
+    length = int(rng.integers(around.move_frames[0], around.move_frames[1] + 1))
+    u = np.linspace(0, 1, length + 1)[1:, None]
+    states = list(start + (target - start) * u * u * (3 - 2 * u))
+    return states + [states[-1]] * int(rng.integers(0, 3))
 
 
 def _hand_path(

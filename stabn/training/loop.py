@@ -65,7 +65,7 @@ class Loop:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         multiples = rate_multiples(self.settings, self.model)
         self.optimizer = make_optimizer(self.settings, trained, self.plan.learning_rate, multiples)
-        self.schedule = Schedule(self.settings, self.plan.learning_rate)
+        self.schedule = Schedule(self.settings, self.plan.learning_rate, recipe.attention_epochs)
         self.stepper = Stepper(
             self.model,
             self.settings,
@@ -142,7 +142,8 @@ class Loop:
         if (epoch + 1) % self.settings.validate_every == 0 or epoch + 1 == self.settings.epochs:
             self._divergence.check_weights(self.model, self.stepper.average)
             row |= self._validate(epoch)
-            self.schedule.validated(row["validation_loss"])
+            if not self._attention_alone(epoch):
+                self.schedule.validated(row["validation_loss"])
         self.history.append(row)
         self._seen = 0
         self.stepper.load_totals(dict.fromkeys(COLUMNS, 0.0))
@@ -150,9 +151,12 @@ class Loop:
         if self.world.is_main:
             self.on_epoch(row)
 
+    def _attention_alone(self, epoch: int) -> bool:
+        return epoch < self.recipe.attention_epochs
+
     def _is_the_one(self, row: dict[str, float]) -> bool:
         """Tell whether the network of this epoch, the newest, is so far the one to use."""
-        return best_epoch(self.history, self.settings.keep) == row["epoch"]
+        return best_epoch(self.history, self.settings.keep, self.recipe.attention_epochs) == row["epoch"]
 
     def _train(self, epoch: int) -> dict[str, float]:
         """Take the epoch's steps that are still to take; return what they took."""
@@ -177,6 +181,11 @@ class Loop:
         logged = self.stepper.totals() if settings.log_steps else {}
         check_every = 1 if self.device.type == "cpu" else settings.log_steps or CHECK_STEPS
         what = f"{self.recipe.name} epoch {epoch + 1}/{settings.epochs}"
+        self.stepper.loss = self.recipe.loss
+        if self._attention_alone(epoch):
+            assert self.recipe.attention_loss is not None
+            what += ", attention alone"
+            self.stepper.loss = self.recipe.attention_loss
         progress = Progress(len(sampler.order), what, stream=None if world.is_main else io.StringIO())
         for number, batch in enumerate(meter.waiting(batches)):
             step, size = first + number, sampler.num_global(number)

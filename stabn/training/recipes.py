@@ -23,6 +23,8 @@ from stabn.training.device import Batch
 from stabn.training.features import FeatureCache
 from stabn.training.losses import Losses, finetuning_loss, training_loss
 
+Loss = Callable[[Output, Batch], Losses]
+
 
 class TrainingError(StabnError):
     """Training cannot begin, or cannot go on."""
@@ -41,6 +43,8 @@ class Recipe:
         epoch_rows: rows of the manifest to learn from in an epoch, in any order; the loop shuffles them.
         loss: of (output, batch on the device); its `total` is minimised.
         inputs: fingerprints of what the result depends on besides the settings.
+        attention_loss: minimised in the first `attention_epochs` in place of `loss`; None: there is nothing
+            to learn the attention from, and `loss` is minimised from the first epoch on.
         cache: keeps what the frozen feature extractor returns; None: it runs in every step.
     """
 
@@ -50,9 +54,17 @@ class Recipe:
     videos: ClipDataset
     validation: ClipDataset
     epoch_rows: Callable[[int], np.ndarray]
-    loss: Callable[[Output, Batch], Losses]
+    loss: Loss
     inputs: dict[str, str]
+    attention_loss: Loss | None = None
     cache: FeatureCache | None = None
+
+    @property
+    def attention_epochs(self) -> int:
+        """Return how many epochs learn the attention alone."""
+        if self.attention_loss is None:
+            return 0
+        return min(self.settings.attention_epochs, self.settings.epochs // 2)
 
 
 def baseline(manifest: Manifest, config: RunConfig, say: Callable[[str], None] = print) -> Recipe:
@@ -83,7 +95,8 @@ def st_abn(
     _edited_rows(edits, manifest)
     recipe.videos.edits = edits
     inputs = {**recipe.inputs, "edits": edits.fingerprint}
-    return dataclasses.replace(recipe, loss=_edited_loss(config.train, manifest), inputs=inputs)
+    loss, attention_loss = _edited_losses(config.train, manifest)
+    return dataclasses.replace(recipe, loss=loss, attention_loss=attention_loss, inputs=inputs)
 
 
 def finetuning(
@@ -118,6 +131,7 @@ def finetuning(
         drawn = rng.choice(others, round(len(others) * settings.unedited_share), replace=False)
         return np.concatenate([edited, drawn])
 
+    loss, attention_loss = _edited_losses(settings, manifest)
     return Recipe(
         name=name,
         model=model,
@@ -127,21 +141,33 @@ def finetuning(
         ),
         validation=ClipDataset(manifest, manifest.indices("validation"), clips, train=False, edits=known),
         epoch_rows=epoch_rows,
-        loss=_edited_loss(settings, manifest),
+        loss=loss,
+        attention_loss=attention_loss,
         inputs={"manifest": manifest.fingerprint, "parent": checkpoint.fingerprint, "edits": edits.fingerprint},
         cache=FeatureCache(settings.feature_cache_mb) if settings.feature_cache_mb else None,
     )
 
 
-def _edited_loss(settings: FitConfig, manifest: Manifest) -> Callable[[Output, Batch], Losses]:
-    """Return the loss of eq. 5: that of eq. 4, and the distance of Mt from the edits of those videos that have one."""
+def _edited_losses(settings: FitConfig, manifest: Manifest) -> tuple[Loss, Loss | None]:
+    """Return `loss` and `attention_loss` of a recipe with edits.
+
+    The first is that of eq. 5: that of eq. 4, and the distance of Mt from the edits of those videos that have one. The
+    second is the distance alone. Its other gradients are zeros: several processes wait for each of them.
+    """
     options = _loss_options(settings, manifest)
-    return lambda output, batch: finetuning_loss(
-        output, batch["target"], batch["temporal_target"].flatten(0, 1), settings.gamma, **options(batch)
-    )
+
+    def loss(output: Output, batch: Batch) -> Losses:
+        edited = batch["temporal_target"].flatten(0, 1)
+        return finetuning_loss(output, batch["target"], edited, settings.gamma, **options(batch))
+
+    def attention_loss(output: Output, batch: Batch) -> Losses:
+        losses = loss(output, batch)
+        return losses._replace(total=settings.gamma * losses.temporal + 0 * (losses.perception + losses.attention))
+
+    return loss, attention_loss if settings.gamma else None
 
 
-def _plain_loss(settings: FitConfig, manifest: Manifest) -> Callable[[Output, Batch], Losses]:
+def _plain_loss(settings: FitConfig, manifest: Manifest) -> Loss:
     """Return the loss of eq. 4."""
     options = _loss_options(settings, manifest)
     return lambda output, batch: training_loss(output, batch["target"], **options(batch))

@@ -102,7 +102,8 @@ class Saving:
                     "it to begin anew in its place, or give another output"
                 )
             return
-        best = best_epoch(state.content["history"], self._recipe.settings.keep)
+        recipe = self._recipe
+        best = best_epoch(state.content["history"], recipe.settings.keep, recipe.attention_epochs)
         if not why or not best:
             return
         if (state.content["epoch"], state.content["seen"]) != (best, 0):

@@ -119,25 +119,31 @@ def _parameter_groups(
 class Schedule:
     """The learning rate at every step, from the progress and the validation losses so far.
 
+    Epochs that learn the attention alone have a course of the rate of their own; then it begins anew. Their validations
+    say nothing of a recognition that has not begun, and do not count.
+
     Attributes:
         rate: of the plateau schedule, before warm-up.
         best_loss: lowest validation loss.
         waited: validations since it.
     """
 
-    def __init__(self, settings: FitConfig, learning_rate: float) -> None:
-        self.settings, self.peak = settings, learning_rate
+    def __init__(self, settings: FitConfig, learning_rate: float, attention_epochs: int = 0) -> None:
+        self.settings, self.peak, self.attention_epochs = settings, learning_rate, attention_epochs
         self.rate, self.best_loss, self.waited = learning_rate, math.inf, 0
 
     def at(self, epoch: float) -> float:
         """Return the rate at a time in epochs, 0 to `epochs`."""
+        epochs = self.attention_epochs
+        if epoch >= epochs:
+            epoch, epochs = epoch - epochs, self.settings.epochs - epochs
         if self.settings.schedule == "one_cycle":
-            return one_cycle(self.peak, epoch / self.settings.epochs)
+            return one_cycle(self.peak, epoch / epochs)
         warmup = self.settings.warmup_epochs
         if epoch < warmup:
             return self.rate * max(0.01, epoch / warmup)
         if self.settings.schedule == "cosine":
-            share = (epoch - warmup) / max(1e-9, self.settings.epochs - warmup)
+            share = (epoch - warmup) / max(1e-9, epochs - warmup)
             return self.peak * (0.5 + 0.5 * math.cos(math.pi * min(1.0, share)))
         return self.rate
 
@@ -156,6 +162,7 @@ class Schedule:
         settings = self.settings
         if len(history) >= settings.epochs:
             return True
+        history = history[self.attention_epochs :]
         scores = [score(row) for row in history if "validation_top1" in row]
         if settings.early_stop and scores and len(scores) - 1 - scores.index(max(scores)) >= settings.early_stop:
             return True
@@ -176,11 +183,18 @@ def score(row: dict[str, float]) -> tuple[float, float]:
     return row["validation_top1"], -loss if math.isfinite(loss) else -math.inf
 
 
-def best_epoch(history: list[dict[str, float]], keep: str) -> int:
-    """Return the epoch, counted from 1, whose network is the one to use; 0: none was validated yet."""
+def best_epoch(history: list[dict[str, float]], keep: str, attention_epochs: int = 0) -> int:
+    """Return the epoch, counted from 1, whose network is the one to use; 0: none was validated yet.
+
+    With keep = best none of the epochs that learn the attention alone is chosen.
+    """
     if keep == "last":
         return len(history)
-    scores = {epoch: score(row) for epoch, row in enumerate(history, 1) if "validation_top1" in row}
+    scores = {
+        epoch: score(row)
+        for epoch, row in enumerate(history, 1)
+        if epoch > attention_epochs and "validation_top1" in row
+    }
     return max((epoch for epoch in scores if scores[epoch] == max(scores.values())), default=0)
 
 
