@@ -44,7 +44,7 @@ def test_a_best_network_that_is_gone_is_written_again_from_the_state(
 def test_a_best_network_that_no_state_holds_is_named_before_anything_is_trained(
     finished: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stabn.training.saving.best_epoch", lambda history, keep: 1)
+    monkeypatch.setattr("stabn.training.saving.best_epoch", lambda history, keep, attention_epochs: 1)
     (output / "best.pt").unlink()
     with pytest.raises(CheckpointError, match=r"best\.pt: no such file; it was the network of epoch 1.*another output"):
         run(finished, output, epochs=3)
