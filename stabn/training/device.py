@@ -37,6 +37,8 @@ def choose_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.
                 f"process {local_rank} of this machine finds {torch.cuda.device_count()} GPUs: start one per GPU"
             )
         device = torch.device("cuda", local_rank)
+    if device.index is None:  # set_device refuses it
+        device = torch.device("cuda", 0)
     torch.cuda.set_device(device)
     return device
 
